@@ -1,0 +1,186 @@
+"""The org file: one YAML per organisation, checked in full before anything runs.
+
+Secrets never stand in it; they come from the environment or from files that it names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from crmray.errors import ConfigError
+
+CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge", "in", "matches", "missing")
+
+
+class Part(BaseModel):
+    """Base of every section: unknown keys are refused, values cannot be changed after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TableSource(Part):
+    """Where the rows of one canonical table come from, and how its columns are named there."""
+
+    files: list[str] = []
+    """paths or globs, relative to the org file (source `files`)"""
+    object: str = ""
+    """name of a raw object (sources `demo` and `salesforce`)"""
+    columns: dict[str, str] = {}
+    """canonical column -> source column"""
+    values: dict[str, str | float | bool] = {}
+    """canonical column -> one constant value for all rows"""
+    drop: list[dict[str, Any]] = []
+    """rows set aside: those that match all conditions of one entry; a condition is a value (equality) or one of
+    {eq|ne|lt|le|gt|ge|in|matches|missing: …}"""
+    attributes: list[str] | Literal["*"] = []
+    """further source columns that are kept as typed attributes; "*" keeps all that are not mapped"""
+    time_zone: str = "UTC"
+    """IANA name of the zone of times that carry none"""
+    date_format: str | None = None
+    """strptime format of times; default ISO 8601"""
+    encoding: str = "utf-8"
+    """of CSV files"""
+    delimiter: str = ","
+    """of CSV files"""
+    decimal: Literal[".", ","] = "."
+    """decimal mark of numbers in CSV files"""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TableSource:
+        if bool(self.files) == bool(self.object):
+            raise ValueError("got both or neither of `files` and `object`, expected exactly one of them")
+        for entry in self.drop:
+            for column, condition in entry.items():
+                unknown = set(condition) - set(CONDITIONS) if isinstance(condition, Mapping) else set()
+                if unknown:
+                    raise ValueError(
+                        f"drop: column {column}: got condition {sorted(unknown)}, expected one of {CONDITIONS}"
+                    )
+        return self
+
+
+class DemoSource(Part):
+    """The seeded demo org."""
+
+    kind: Literal["demo"]
+    customers: Annotated[int, Field(ge=100, le=1_000_000)] = 6_000
+    """number of customers"""
+    months: Annotated[int, Field(ge=24, le=60)] = 36
+    """months of history"""
+    end: str = "2026-10-01"
+    """first day after the history, ISO date"""
+
+
+class FilesSource(Part):
+    """CSV or Parquet files mapped to the canonical tables."""
+
+    kind: Literal["files"]
+    tables: dict[str, list[TableSource]]
+    """canonical table -> its sources"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_source(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("tables"), dict):
+            tables = {name: [part] if isinstance(part, dict) else part for name, part in data["tables"].items()}
+            return {**data, "tables": tables}
+        return data
+
+
+class Org(Part):
+    """One organisation: where its data comes from, where its lake lies, which tasks it wants."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+    """short name: lower-case letters, digits, - and _"""
+    storage: str
+    """root of the lake: a folder (relative to the org file) or a URL such as s3://bucket/prefix"""
+    source: Annotated[DemoSource | FilesSource, Field(discriminator="kind")]
+    """where the history comes from"""
+    tasks: dict[str, dict[str, Any]] = {}
+    """task name -> its settings (business facts); a task that is not named here is not run"""
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
+    """ISO 4217 code of every *_amount"""
+    seed: int = 0
+    """of everything random"""
+    shards: Annotated[int, Field(ge=1, le=4096)] = 8
+    """number of shards of every table; fixed for the life of the lake"""
+    memory_gib: Annotated[float, Field(gt=0.1)] = 2.0
+    """memory that one stage may use for data, in GiB"""
+    path: str = Field(default="", exclude=True)
+    """absolute path of the org file"""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the org file: relative paths in it start here."""
+        return Path(self.path).parent if self.path else Path.cwd()
+
+    @property
+    def root(self) -> str:
+        """Root of the lake: an absolute folder or a URL."""
+        if re.match(r"^[a-z][a-z0-9+.-]*://", self.storage):
+            return self.storage.rstrip("/")
+        return str((self.folder / self.storage).resolve())
+
+
+def load(path: str | Path) -> Org:
+    """Read and check an org file. `${NAME}` in a value is replaced by the environment variable NAME.
+
+    Raises ConfigError that names every wrong key with the value received and what was expected.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"org file {path}: got {error.strerror}, expected a readable YAML file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"org file {path}: got bytes that are not UTF-8, expected UTF-8 text") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"org file {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"org file {path}: got {type(data).__name__}, expected a mapping with name, storage and source"
+        )
+    data = _with_environment(data, path)
+    try:
+        return Org.model_validate({**data, "path": str(path.resolve())})
+    except ValidationError as error:
+        raise ConfigError(f"org file {path}: {explain(error)}") from None
+
+
+def _with_environment(value: Any, path: Path) -> Any:
+    """Replace ${NAME} in every string by the environment variable NAME."""
+    import os
+
+    if isinstance(value, dict):
+        return {key: _with_environment(part, path) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_environment(part, path) for part in value]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ConfigError(
+                f"org file {path}: ${{{match[1]}}} is used but not set, expected an environment variable; set it"
+            )
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", lookup, value)
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error in one line: key, value received, value expected."""
+    parts = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(step) for step in item["loc"]) or "(top level)"
+        got = "" if item["type"] == "missing" else f"got {item['input']!r:.80}, "
+        parts.append(f"{key}: {got}{item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(parts)

@@ -1,0 +1,102 @@
+"""Every error that crmray raises on purpose.
+
+    CrmrayError
+    ├── ConfigError               the org file or a setting is wrong
+    ├── DataError                 the data cannot be used as it is
+    │   ├── SchemaError           a table lacks a column or has the wrong type
+    │   ├── NotEnoughDataError    too little data for an honest model
+    │   └── UnknownEntityError    an id that is not in the current data
+    ├── StorageError              the lake cannot be read or written
+    │   ├── NotFoundError         a run that another stage has to make first
+    │   └── CorruptError          bytes differ from their manifest
+    ├── BundleError               a bundle and its rows do not fit together
+    ├── RegistryError             the ledger refuses
+    │   └── NoChampionError       nothing has been published yet
+    ├── ClusterError              the Ray cluster cannot do what is asked
+    │   ├── CapacityError         a placement that can never be satisfied
+    │   └── WatchdogError         waited too long; says for what
+    ├── TrainingError             no usable model came out
+    │   └── NonFiniteError        a loss or gradient became NaN or infinite
+    └── AuthError                 a key or token is missing or wrong
+
+Each takes one message: what was got, what was expected, what to do. One string argument keeps them picklable, so they
+cross Ray process borders unchanged.
+"""
+
+
+class CrmrayError(Exception):
+    """Root of all errors that crmray raises on purpose."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ConfigError(CrmrayError):
+    """The org file or a setting is wrong."""
+
+
+class DataError(CrmrayError):
+    """The data cannot be used as it is."""
+
+
+class SchemaError(DataError):
+    """A table lacks a column or has the wrong type."""
+
+
+class NotEnoughDataError(DataError):
+    """Too little data for an honest model."""
+
+
+class UnknownEntityError(DataError):
+    """An id that is not in the current data."""
+
+
+class StorageError(CrmrayError):
+    """The lake cannot be read or written."""
+
+
+class NotFoundError(StorageError):
+    """A run that another stage has to make first."""
+
+
+class CorruptError(StorageError):
+    """Bytes differ from their manifest."""
+
+
+class BundleError(CrmrayError):
+    """A bundle and its rows do not fit together."""
+
+
+class RegistryError(CrmrayError):
+    """The ledger refuses."""
+
+
+class NoChampionError(RegistryError):
+    """Nothing has been published yet."""
+
+
+class ClusterError(CrmrayError):
+    """The Ray cluster cannot do what is asked."""
+
+
+class CapacityError(ClusterError):
+    """A placement that can never be satisfied."""
+
+
+class WatchdogError(ClusterError):
+    """Waited too long; the message says for what."""
+
+
+class TrainingError(CrmrayError):
+    """No usable model came out."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or gradient became NaN or infinite."""
+
+
+class AuthError(CrmrayError):
+    """A key or token is missing or wrong."""

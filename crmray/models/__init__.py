@@ -1,0 +1,1 @@
+"""Architectures and learned preprocessing shared by two tasks or more; no Ray, no files."""

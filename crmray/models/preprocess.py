@@ -1,0 +1,361 @@
+"""Learned preprocessing of the feature columns of an examples table.
+
+Everything is fitted on training rows, kept as JSON in the bundle and applied in memory: the same in training, batch
+scoring and serving. A column is numeric (integers, floats, booleans, decimals) or categorical (text, dictionaries of
+text) by its type. Keys (`entity_id`, `as_of`, `part`), labels (`label`, `label_*` and the names passed) and list columns
+(sequences) are no features.
+
+Shapes: N rows, F numeric columns kept, M of them with a missing flag, C categorical columns kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crmray.errors import DataError, NotEnoughDataError, SchemaError
+
+KEYS = ("entity_id", "as_of", "part")
+UNKNOWN, MISSING, FIRST_KNOWN = 0, 1, 2  # codes: unseen or rare, missing, then the vocabulary
+NUM_QUANTILES = 256
+CHOICES = {
+    "missing": ("mean", "median", "mode"),
+    "missing_category": ("bucket", "mode"),
+    "outliers": ("none", "clip"),
+    "scale": ("none", "minmax", "standard", "quantile"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How feature columns become numbers."""
+
+    missing: Literal["mean", "median", "mode"] = "median"
+    """What a missing number becomes; a flag column says that it was missing."""
+    missing_category: Literal["bucket", "mode"] = "bucket"
+    """A missing category keeps a code of its own, or becomes the most frequent one."""
+    outliers: Literal["none", "clip"] = "none"
+    """`clip` moves numbers to within [q1 - iqr_k IQR, q3 + iqr_k IQR]; a column whose IQR is 0 is left alone."""
+    iqr_k: float = 3.0
+    """Interquartile ranges allowed beyond the quartiles (Tukey: 1.5 outlying, 3 far out)."""
+    scale: Literal["none", "minmax", "standard", "quantile"] = "standard"
+    """Numbers as they are, in 0..1, with mean 0 and standard deviation 1, or as normal scores of their rank."""
+    min_frequency: int = 10
+    """Training rows that a category needs for a code of its own; rarer ones share the unknown code."""
+    max_categories: int = 200
+    """Most frequent categories kept per column."""
+
+    def __post_init__(self):
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"got {field}={getattr(self, field)!r}, expected one of {', '.join(allowed)}")
+        if self.iqr_k <= 0 or self.min_frequency < 1 or self.max_categories < 1:
+            raise ValueError(
+                f"got iqr_k={self.iqr_k}, min_frequency={self.min_frequency}, max_categories={self.max_categories}, "
+                "expected iqr_k above 0 and the others at least 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numeric:
+    """One numeric column as fitted."""
+
+    name: str
+    """Column name."""
+    fill: float
+    """What a missing value becomes, before scaling."""
+    flag: bool
+    """Whether values were missing in training, so that a flag is part of the features."""
+    low: float | None
+    """Lower bound, None for no bound."""
+    high: float | None
+    """Upper bound, None for no bound."""
+    centre: float = 0.0
+    """Subtracted by minmax and standard scaling."""
+    spread: float = 1.0
+    """Divides after that; above 0."""
+    quantiles: tuple[float, ...] = ()
+    """Training quantiles at (i + 0.5) / len, for quantile scaling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Categorical:
+    """One categorical column as fitted."""
+
+    name: str
+    """Column name."""
+    values: tuple[str, ...]
+    """Vocabulary, most frequent first; value i has code i + 2."""
+    fill: int
+    """Code of a missing value: 1, or that of the most frequent value."""
+
+    @property
+    def num_codes(self) -> int:
+        """Codes in use: unknown, missing, and the vocabulary."""
+        return len(self.values) + FIRST_KNOWN
+
+
+def feature_columns(schema: pa.Schema, labels: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """Names of the numeric and of the categorical feature columns, in table order.
+
+    SchemaError for a column that is neither, nor a list, key or label (a timestamp, a struct).
+    """
+    numeric, categorical = [], []
+    for field in schema:
+        if field.name in KEYS or field.name in labels or field.name == "label" or field.name.startswith("label_"):
+            continue
+        kind = _kind(field.type)
+        if kind == "numeric":
+            numeric.append(field.name)
+        elif kind == "categorical":
+            categorical.append(field.name)
+        elif kind is None:
+            raise SchemaError(
+                f"column {field.name!r}: got type {field.type}, expected a number, text or a list; "
+                "turn it into one in the task's examples()"
+            )
+    return numeric, categorical
+
+
+def _kind(type_: pa.DataType) -> str | None:
+    if pa.types.is_dictionary(type_):
+        return _kind(type_.value_type)
+    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
+        return "categorical"
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
+    if any(test(type_) for test in numbers):
+        return "numeric"
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
+        return "sequence"
+    return None
+
+
+def numbers_of(table: pa.Table, name: str) -> np.ndarray:
+    """Column as float64 (N,), NaN where missing or not finite. SchemaError when absent or not a number."""
+    column = _column(table, name, "numeric")
+    values = np.array(pc.cast(column, pa.float64(), safe=False).to_numpy(), dtype=np.float64)
+    values[~np.isfinite(values)] = np.nan
+    return values
+
+
+def texts_of(table: pa.Table, name: str) -> pa.Array:
+    """Column as string array (N,), null where missing. SchemaError when absent or not text."""
+    column = _column(table, name, "categorical")
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    return pc.cast(column, pa.string())
+
+
+def _column(table: pa.Table, name: str, expected: str) -> pa.ChunkedArray:
+    index = table.schema.get_field_index(name)
+    if index < 0:
+        raise SchemaError(f"column {name!r} is missing; expected it as a {expected} feature, as in training")
+    column = table.column(index)
+    if _kind(column.type) != expected and not pa.types.is_null(column.type):
+        raise SchemaError(f"column {name!r}: got type {column.type}, expected a {expected} feature, as in training")
+    return column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tabular:
+    """Fitted preprocessing; make it with `Tabular.fit` or `Tabular.from_state`."""
+
+    preparation: Preparation
+    """Settings it was fitted with."""
+    numeric: tuple[Numeric, ...]
+    """Numeric columns kept."""
+    categorical: tuple[Categorical, ...]
+    """Categorical columns kept."""
+    dropped: dict[str, str]
+    """Columns left out, with the reason."""
+
+    @classmethod
+    def fit(cls, table: pa.Table, preparation: Preparation, labels: Collection[str] = ()) -> Tabular:
+        """Learn from training rows. Columns that tell rows apart in no way are dropped and listed.
+
+        NotEnoughDataError for a table without rows.
+        """
+        if table.num_rows == 0:
+            raise NotEnoughDataError("got 0 training rows, expected at least 1")
+        numbers, texts = feature_columns(table.schema, labels)
+        numeric, categorical, dropped = [], [], {}
+        for name in numbers:
+            fitted = _fit_numeric(name, numbers_of(table, name), preparation)
+            if fitted is None:
+                dropped[name] = "constant"
+            else:
+                numeric.append(fitted)
+        for name in texts:
+            fitted, reason = _fit_categorical(name, texts_of(table, name), preparation)
+            if fitted is None:
+                dropped[name] = reason
+            else:
+                categorical.append(fitted)
+        return cls(preparation=preparation, numeric=tuple(numeric), categorical=tuple(categorical), dropped=dropped)
+
+    @property
+    def number_names(self) -> list[str]:
+        """Names of the columns of `numbers`: the numeric columns, then `<name>_is_missing`."""
+        return [c.name for c in self.numeric] + [f"{c.name}_is_missing" for c in self.numeric if c.flag]
+
+    @property
+    def code_names(self) -> list[str]:
+        """Names of the columns of `codes`."""
+        return [c.name for c in self.categorical]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns of `matrix`."""
+        one_hot = [f"{c.name}={v}" for c in self.categorical for v in ("(other)", "(missing)", *c.values)]
+        return self.number_names + one_hot
+
+    @property
+    def num_codes(self) -> list[int]:
+        """Codes per categorical column (sizes of embedding tables)."""
+        return [c.num_codes for c in self.categorical]
+
+    def raw(self, table: pa.Table) -> np.ndarray:
+        """Numeric columns as they are, float64 (N, F), NaN where missing."""
+        out = np.empty((table.num_rows, len(self.numeric)), dtype=np.float64)
+        for j, column in enumerate(self.numeric):
+            out[:, j] = numbers_of(table, column.name)
+        return out
+
+    def numbers(self, table: pa.Table) -> np.ndarray:
+        """Numeric columns clipped, filled and scaled, then the missing flags: float64 (N, F + M), all finite."""
+        raw = self.raw(table)
+        missing = np.isnan(raw)
+        flags = [j for j, column in enumerate(self.numeric) if column.flag]
+        for j, column in enumerate(self.numeric):
+            values = np.where(missing[:, j], column.fill, raw[:, j])
+            raw[:, j] = _scaled(column, values, self.preparation.scale)
+        return np.concatenate([raw, missing[:, flags].astype(np.float64)], axis=1)
+
+    def codes(self, table: pa.Table) -> np.ndarray:
+        """Categorical columns as codes, int64 (N, C): 0 unseen or rare, 1 missing, then the vocabulary."""
+        out = np.empty((table.num_rows, len(self.categorical)), dtype=np.int64)
+        for j, column in enumerate(self.categorical):
+            texts = texts_of(table, column.name)
+            known = pc.index_in(texts, value_set=pa.array(column.values, pa.string())).fill_null(-1)
+            codes = known.to_numpy(zero_copy_only=False).astype(np.int64) + FIRST_KNOWN
+            codes[codes < FIRST_KNOWN] = UNKNOWN
+            codes[texts.is_null().to_numpy(zero_copy_only=False)] = column.fill
+            out[:, j] = codes
+        return out
+
+    def one_hot(self, codes: np.ndarray) -> np.ndarray:
+        """Codes (N, C) as float64 (N, sum of codes)."""
+        blocks = [np.eye(size)[codes[:, j]] for j, size in enumerate(self.num_codes)]
+        return np.concatenate(blocks, axis=1) if blocks else np.zeros((len(codes), 0))
+
+    def matrix(self, table: pa.Table) -> np.ndarray:
+        """`numbers` beside one-hot categories, float64 (N, D): what linear models take."""
+        return np.concatenate([self.numbers(table), self.one_hot(self.codes(table))], axis=1)
+
+    def check(self, table: pa.Table) -> None:
+        """Refuse rows that no answer should be given for: a missing column, a wrong type, a number that is not finite.
+
+        Nulls are allowed. SchemaError or DataError names the column and the value.
+        """
+        for column in self.numeric:
+            values = pc.cast(_column(table, column.name, "numeric"), pa.float64(), safe=False)
+            wrong = ~np.isfinite(pc.fill_null(values, 0.0).to_numpy())
+            if wrong.any():
+                value = values[int(wrong.argmax())].as_py()
+                raise DataError(f"column {column.name!r}: got {value}, expected a finite number, or null for none")
+        for column in self.categorical:
+            _column(table, column.name, "categorical")
+
+    def state(self) -> dict[str, Any]:
+        """Everything as JSON; floats keep their bits."""
+        return {
+            "preparation": asdict(self.preparation),
+            "numeric": [{**asdict(c), "quantiles": list(c.quantiles)} for c in self.numeric],
+            "categorical": [{**asdict(c), "values": list(c.values)} for c in self.categorical],
+            "dropped": dict(self.dropped),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Tabular:
+        """The inverse of `state`."""
+        return cls(
+            preparation=Preparation(**state["preparation"]),
+            numeric=tuple(Numeric(**{**c, "quantiles": tuple(c["quantiles"])}) for c in state["numeric"]),
+            categorical=tuple(Categorical(**{**c, "values": tuple(c["values"])}) for c in state["categorical"]),
+            dropped=dict(state["dropped"]),
+        )
+
+
+def _fit_numeric(name: str, values: np.ndarray, preparation: Preparation) -> Numeric | None:
+    """None when the column is constant (all missing included)."""
+    missing = np.isnan(values)
+    present = values[~missing]
+    if not len(present) or (present.min() == present.max() and not missing.any()):
+        return None
+    low, high = _bounds(present, preparation)
+    present = np.clip(present, low, high)
+    if preparation.missing == "mode":
+        unique, counts = np.unique(present, return_counts=True)
+        fill = float(unique[counts.argmax()])
+    else:
+        fill = float(np.mean(present) if preparation.missing == "mean" else np.median(present))
+    column = Numeric(name=name, fill=fill, flag=bool(missing.any()), low=low, high=high)
+    filled = np.clip(np.where(missing, fill, values), low, high)
+    if preparation.scale == "quantile":
+        ranks = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
+        return replace(column, quantiles=tuple(np.quantile(filled, ranks).tolist()))
+    if preparation.scale == "none":
+        return column
+    if preparation.scale == "minmax":
+        centre, spread = float(filled.min()), float(filled.max() - filled.min())
+    else:
+        centre, spread = float(filled.mean()), float(filled.std())
+    # A column that is constant once filled has spread 0: only its missing flag tells rows apart.
+    return replace(column, centre=centre, spread=spread if spread > 0 and np.isfinite(spread) else 1.0)
+
+
+def _bounds(present: np.ndarray, preparation: Preparation) -> tuple[float | None, float | None]:
+    if preparation.outliers == "none":
+        return None, None
+    q1, q3 = np.quantile(present, [0.25, 0.75])
+    if q1 == q3:  # a count that is mostly zero: bounds would make it constant
+        return None, None
+    reach = preparation.iqr_k * (q3 - q1)
+    return float(q1 - reach), float(q3 + reach)
+
+
+def _scaled(column: Numeric, values: np.ndarray, scale: str) -> np.ndarray:
+    if column.low is not None or column.high is not None:
+        values = np.clip(values, column.low, column.high)
+    if scale == "none":
+        return values
+    if scale != "quantile":
+        return (values - column.centre) / column.spread
+    knots = np.asarray(column.quantiles)
+    scores = _NORMAL_SCORES
+    # Interpolating from both sides gives a value with many ties the middle of its ranks (as scikit-learn does).
+    forward = np.interp(values, knots, scores)
+    backward = -np.interp(-values, -knots[::-1], -scores[::-1])
+    return (forward + backward) / 2
+
+
+_NORMAL_SCORES = np.array([NormalDist().inv_cdf((i + 0.5) / NUM_QUANTILES) for i in range(NUM_QUANTILES)])
+
+
+def _fit_categorical(name: str, texts: pa.Array, preparation: Preparation) -> tuple[Categorical | None, str]:
+    counts = pc.value_counts(texts.drop_null())
+    pairs = sorted(zip(counts.field("counts").to_pylist(), counts.field("values").to_pylist(), strict=True),
+                   key=lambda pair: (-pair[0], pair[1]))  # fmt: skip
+    if not pairs or (len(pairs) == 1 and not texts.null_count):
+        return None, "constant"
+    frequent = [value for count, value in pairs if count >= preparation.min_frequency][: preparation.max_categories]
+    if not frequent and not texts.null_count:
+        return None, f"no value has {preparation.min_frequency} rows"
+    fill = FIRST_KNOWN if preparation.missing_category == "mode" and frequent else MISSING
+    return Categorical(name=name, values=tuple(frequent), fill=fill), ""

@@ -1,0 +1,108 @@
+"""The Python way in: an opened organisation, one method per station. Jobs, the command line and notebooks call these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from crmray import config, tasks
+from crmray.registry import Bundle, Ledger, load_bundle
+from crmray.storage import Lake, Run
+
+
+class OpenOrg:
+    """An organisation with its lake. Methods run a station and give the runs it made, or those that were there already."""
+
+    def __init__(self, org: config.Org):
+        self.config = org
+        self.lake = Lake(org.root)
+
+    @classmethod
+    def load(cls, path: str | Path) -> OpenOrg:
+        """Read and check the org file, the tasks' sections included."""
+        org = config.load(path)
+        for name in org.tasks:
+            tasks.settings(org, name)
+        return cls(org)
+
+    def __repr__(self) -> str:
+        return f"OpenOrg({self.config.name!r}, {self.lake.root!r}, tasks={list(self.config.tasks)})"
+
+    def ingest(self) -> dict[str, Run]:
+        """Bring the source's objects into raw/; object -> run."""
+        from crmray.data.ingest import ingest
+
+        return ingest(self.config, self.lake)
+
+    def shard(self) -> dict[str, Run]:
+        """Type, clean and shard what was ingested into tables/ with Modin; canonical table -> run."""
+        from crmray.cluster import connect
+        from crmray.data.shard import shard
+
+        connect()
+        return shard(self.config, self.lake)
+
+    def examples(self, task: str) -> Run:
+        """Make the as-of rows of a task."""
+        from crmray.cluster import connect, map_shards
+        from crmray.data.examples import examples
+
+        which, settings = tasks.task(task), tasks.settings(self.config, task)
+        connect()
+        return examples(self.config, self.lake, which, settings, map_shards)
+
+    def train(self, task: str, **options: Any) -> Run:
+        """Fit every candidate of a task once with its defaults, refit the winner, write a bundle.
+
+        options: candidates (names), overrides (hyper-parameter -> value), num_workers, concurrency.
+        """
+        return self._fit(task, grid=False, **options)
+
+    def tune(self, task: str, **options: Any) -> Run:
+        """Like `train`, over the candidates' grids. options: as there, and scheduler ("asha"), search ("optuna")."""
+        return self._fit(task, grid=True, **options)
+
+    def _fit(self, task: str, **options: Any) -> Run:
+        from crmray.cluster import connect
+        from crmray.train.fit import fit
+
+        which, settings = tasks.task(task), tasks.settings(self.config, task)
+        connect()
+        return fit(self.config, self.lake, which, settings, **options)
+
+    def publish(self, task: str, **options: Any) -> dict[str, Any]:
+        """Compare the current bundle with the champion and promote or refuse it; the ledger entry or the refusal.
+
+        options: version (default: the current bundle), force (a reason, promotes whatever the comparison says).
+        """
+        from crmray.registry import publish
+
+        return publish(self.config, self.lake, tasks.task(task), tasks.settings(self.config, task), **options)
+
+    def rollback(self, task: str, **options: Any) -> dict[str, Any]:
+        """Make the champion before the present one champion again; the ledger entry."""
+        from crmray.registry import rollback
+
+        return rollback(self.lake, tasks.task(task), **options)
+
+    def score(self, task: str) -> Run:
+        """Predict for every customer with the champion."""
+        from crmray.cluster import connect
+        from crmray.score import score
+
+        which, settings = tasks.task(task), tasks.settings(self.config, task)
+        connect()
+        return score(self.config, self.lake, which, settings)
+
+    def bundle(self, task: str, version: str | None = None) -> Bundle:
+        """The champion's bundle, or that of a version; NoChampionError when nothing was published."""
+        which = tasks.task(task)
+        version = version or Ledger(self.lake, which.NAME).champion()
+        return load_bundle(self.lake, self.lake.run("bundles", which.NAME, version))
+
+    def compare(self, task: str) -> list[Mapping[str, Any]]:
+        """All versions of a task side by side, newest first."""
+        from crmray.registry import compare
+
+        return compare(self.lake, tasks.task(task))

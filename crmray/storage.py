@@ -1,0 +1,425 @@
+"""The lake: immutable runs under one root, local or on an object store; only this module opens its files.
+
+    <root>/<kind>/<name>/<run_id>/…          files of one run
+    <root>/<kind>/<name>/<run_id>/manifest.json   written last; no manifest, no run
+    <root>/<kind>/<name>/latest.json         names the current run
+
+A run_id is a hash of all that determines the content, so the same inputs give the same run, which is there already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import hashlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from crmray import __version__, log
+from crmray.errors import CorruptError, NotFoundError, StorageError
+
+KINDS = ("raw", "tables", "examples", "bundles", "predictions", "receipts", "truth", "registry")
+CLAIM_STALE_S = 60.0
+"""a claim whose heartbeat is older than this belongs to a dead process"""
+_HEARTBEAT_S = 5.0
+MAKES = {"raw": "ingest", "tables": "shard", "examples": "examples", "bundles": "train", "predictions": "score"}
+
+
+def run_id(stage: str, *, inputs: Mapping[str, str], settings: Mapping[str, Any], seed: int, format: int) -> str:
+    """16 hex digits that depend on what determines a run's content, and on nothing else (no time, no host).
+
+    inputs: name -> run_id of what is read; settings: the slice of the org file that the stage reads (JSON-able; other
+    values by their str); format: number of the stage's output format, raised when the code changes what it writes.
+    """
+    parts = {
+        "stage": stage,
+        "inputs": inputs,
+        "settings": settings,
+        "seed": seed,
+        "format": format,
+        "version": __version__,
+    }
+    text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Lake:
+    """A root folder or URL with its runs. Picklable and cheap to make: workers make their own from `root`."""
+
+    def __init__(self, root: str | Path):
+        self.root = str(root).rstrip("/")
+        self.fs, self.base = fsspec.core.url_to_fs(self.root)
+        self.is_local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+
+    def __reduce__(self) -> tuple[type[Lake], tuple[str]]:
+        return Lake, (self.root,)
+
+    def __repr__(self) -> str:
+        return f"Lake({self.root!r})"
+
+    def run(self, kind: str, name: str, run_id: str) -> Run:
+        """The run of that address, whether it exists or not."""
+        assert kind in KINDS, kind
+        return Run(self, kind, name, run_id)
+
+    def latest(self, kind: str, name: str) -> Run:
+        """The current run; NotFoundError says which job makes it."""
+        path = f"{kind}/{name}/latest.json"
+        try:
+            run = self.run(kind, name, json.loads(self.read(path))["run_id"])
+        except NotFoundError:
+            raise NotFoundError(
+                f"{kind}/{name}: nothing there yet in {self.root}; run the {MAKES.get(kind, kind)!r} job first"
+            ) from None
+        if not run.exists():
+            raise CorruptError(
+                f"{path} names run {run.run_id}, which has no manifest; run the {MAKES.get(kind, kind)!r} job again"
+            )
+        return run
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether a current run is there."""
+        return self.fs.exists(f"{self.base}/{kind}/{name}/latest.json")
+
+    def names(self, kind: str) -> list[str]:
+        """Names under a kind that have a current run, sorted."""
+        return sorted(path.split("/")[-2] for path in self.fs.glob(f"{self.base}/{kind}/*/latest.json"))
+
+    def runs(self, kind: str, name: str) -> list[Run]:
+        """All complete runs, oldest first by the time of their manifest."""
+        found = [
+            self.run(kind, name, path.split("/")[-2])
+            for path in self.fs.glob(f"{self.base}/{kind}/{name}/*/manifest.json")
+        ]
+        return sorted(found, key=lambda run: (run.manifest()["created_at"], run.run_id))
+
+    def work_folder(self, *parts: str) -> str:
+        """Path or URL of a folder for what must outlive a crash but is no result (Tune and Train state)."""
+        scheme = "" if self.is_local else self.root.split("://")[0] + "://"
+        path = "/".join([self.base, "_work", *parts])
+        self.fs.makedirs(path, exist_ok=True)
+        return scheme + path
+
+    def local(self, run: Run, cache: str | Path | None = None) -> Path:
+        """A local folder with the run's files: the run itself, or a copy made once under `cache`."""
+        if self.is_local:
+            return Path(run.path)
+        target = Path(cache or Path.home() / ".cache" / "crmray") / run.kind / run.name / run.run_id
+        if not (target / "manifest.json").exists():
+            draft = target.with_name(f".{run.run_id}.{uuid.uuid4().hex}")
+            self.fs.get(run.path, str(draft), recursive=True)
+            with contextlib.suppress(OSError):  # another process was faster: its copy is as good
+                draft.rename(target)
+            shutil.rmtree(draft, ignore_errors=True)
+        return target
+
+    def create_exclusive(self, rel: str, data: bytes) -> bool:
+        """Create a file with this content; False when there is one already. Atomic between processes and hosts."""
+        path = f"{self.base}/{rel}"
+        self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        try:
+            if not self.is_local:
+                self.fs.pipe_file(path, data, mode="create")  # a conditional put on stores that have one
+                return True
+            draft = f"{path}.{uuid.uuid4().hex}.tmp"
+            try:
+                _write_local(draft, data)
+                os.link(draft, path)  # fails if the name is taken, and shows whole content or nothing
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(draft)
+            return True
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise _storage_error(path, error) from None
+
+    @contextlib.contextmanager
+    def open_output(self, rel: str) -> Iterator[Any]:
+        """A binary file to write in pieces; it takes its name when the block ends well, else it vanishes."""
+        path = f"{self.base}/{rel}"
+        draft = f"{path}.{uuid.uuid4().hex}.tmp"
+        self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        try:
+            if self.is_local:
+                with open(draft, "wb", buffering=1 << 20) as sink:
+                    yield sink
+                    sink.flush()
+                    os.fsync(sink.fileno())
+                os.replace(draft, path)
+            else:  # an object appears when its upload is closed, so it needs no draft name
+                with self.fs.open(path, "wb") as sink, contextlib.ExitStack() as abort:
+                    if hasattr(sink, "discard"):
+                        abort.callback(sink.discard)
+                    yield sink
+                    abort.pop_all()
+        except OSError as error:
+            raise _storage_error(path, error) from None
+        finally:
+            if self.is_local:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(draft)
+
+    def write(self, rel: str, data: bytes) -> None:
+        """Write or replace one file under the root so that it appears whole or not at all."""
+        with self.open_output(rel) as sink:
+            sink.write(data)
+
+    def read(self, rel: str) -> bytes:
+        """Bytes of a file under the root; NotFoundError when there is none."""
+        try:
+            return self.fs.cat_file(f"{self.base}/{rel}")
+        except FileNotFoundError:
+            raise NotFoundError(f"{rel}: no such file in {self.root}") from None
+
+    def list(self, pattern: str) -> list[str]:
+        """Paths under the root that match a glob, relative to it, sorted."""
+        return sorted(path[len(self.base) + 1 :] for path in self.fs.glob(f"{self.base}/{pattern}"))
+
+
+class Run:
+    """One immutable folder of results."""
+
+    def __init__(self, lake: Lake, kind: str, name: str, run_id: str):
+        self.lake, self.kind, self.name, self.run_id = lake, kind, name, run_id
+        self.path = f"{lake.base}/{kind}/{name}/{run_id}"
+
+    def __repr__(self) -> str:
+        return f"Run({self.kind}/{self.name}/{self.run_id})"
+
+    def exists(self) -> bool:
+        """Whether the run is complete."""
+        return self.lake.fs.exists(f"{self.path}/manifest.json")
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest; NotFoundError when the run is not complete."""
+        return json.loads(self.read_bytes("manifest.json"))
+
+    def has(self, rel: str) -> bool:
+        """Whether a file is there (files appear whole or not at all)."""
+        return self.lake.fs.exists(f"{self.path}/{rel}")
+
+    def files(self, pattern: str = "**") -> list[str]:
+        """Relative paths of the run's files that match a glob, sorted."""
+        found = self.lake.fs.find(self.path) if self.lake.fs.exists(self.path) else []
+        names = (path[len(self.path) + 1 :] for path in found)
+        return sorted(name for name in names if not name.endswith(".tmp") and _matches(name, pattern))
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def read_bytes(self, rel: str) -> bytes:
+        """Bytes of one file."""
+        try:
+            return self.lake.fs.cat_file(f"{self.path}/{rel}")
+        except FileNotFoundError:
+            raise NotFoundError(f"{self!r}: no file {rel!r}") from None
+
+    def read_table(
+        self, rel: str | Sequence[str] = "*.parquet", columns: Sequence[str] | None = None, filters: Any = None
+    ) -> pa.Table:
+        """Rows of one Parquet file, of a list of them or of all that match a glob, in the order of their names.
+
+        filters: a pyarrow.dataset expression. NotFoundError when nothing matches, CorruptError for a damaged file.
+        """
+        names = self.files(rel) if isinstance(rel, str) else list(rel)
+        if not names:
+            raise NotFoundError(f"{self!r}: no file matches {rel!r}")
+        try:
+            return self.dataset(names).to_table(columns=list(columns) if columns is not None else None, filter=filters)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise CorruptError(f"{self!r}: cannot read {names[0]} … ({len(names)} files): {error}") from None
+
+    def dataset(self, names: Sequence[str]) -> pads.Dataset:
+        """A pyarrow dataset over some of the run's Parquet files, for reading in batches."""
+        return pads.dataset([f"{self.path}/{name}" for name in names], format="parquet", filesystem=self._arrow_fs())
+
+    def open_parquet(self, rel: str) -> pq.ParquetFile:
+        """One Parquet file, opened for reading by row group."""
+        try:
+            return pq.ParquetFile(self._arrow_fs().open_input_file(f"{self.path}/{rel}"))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise CorruptError(f"{self!r}: cannot read {rel}: {error}") from None
+
+    def _arrow_fs(self) -> pafs.FileSystem:
+        return pafs.LocalFileSystem() if self.lake.is_local else pafs.PyFileSystem(pafs.FSSpecHandler(self.lake.fs))
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def write_bytes(self, rel: str, data: bytes) -> None:
+        """Write one file so that it appears whole or not at all. Refused once the run is complete."""
+        assert not self.exists(), f"{self!r} is complete and cannot be changed"
+        self._put(rel, data)
+
+    def write_table(self, rel: str, table: pa.Table, *, row_group_rows: int = 128 * 1024) -> None:
+        """Write one zstd Parquet file so that it appears whole or not at all."""
+        with (
+            self.open_output(rel) as sink,
+            pq.ParquetWriter(sink, table.schema, compression="zstd", compression_level=1) as writer,
+        ):
+            writer.write_table(table, row_group_size=row_group_rows)
+
+    def write_arrow(self, rel: str, table: pa.Table) -> None:
+        """Write one uncompressed Arrow IPC file, for memory-mapping."""
+        with self.open_output(rel) as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+    def open_output(self, rel: str) -> contextlib.AbstractContextManager[Any]:
+        """A binary file to write in pieces; it takes its name when the block ends well, else it vanishes."""
+        return self.lake.open_output(f"{self.kind}/{self.name}/{self.run_id}/{rel}")
+
+    def _put(self, rel: str, data: bytes) -> None:
+        with self.open_output(rel) as sink:
+            sink.write(data)
+
+    def commit(self, **fields: Any) -> Run:
+        """Complete the run: write the manifest with the fields and a list of all files, and make it the current one.
+
+        Durations and other things that differ between equal runs belong under the field `facts`.
+        """
+        files = {}
+        for name in self.files():
+            if name not in ("manifest.json", "claim.json"):
+                files[name] = {"bytes": self.lake.fs.size(f"{self.path}/{name}"), "sha256": self._sha256(name)}
+        head = {"kind": self.kind, "name": self.name, "run_id": self.run_id, "crmray": __version__}
+        created = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        manifest = {**head, "created_at": created, **fields, "files": files}
+        self._put("manifest.json", json.dumps(manifest, indent=1, default=str).encode())
+        self.make_latest()
+        return self
+
+    def make_latest(self) -> Run:
+        """Make this complete run the current one."""
+        rel = f"{self.kind}/{self.name}/latest.json"
+        try:
+            if json.loads(self.lake.read(rel))["run_id"] == self.run_id:
+                return self
+        except NotFoundError:
+            pass
+        self.lake.write(rel, json.dumps({"run_id": self.run_id}).encode())
+        return self
+
+    def verify(self) -> None:
+        """Compare every file with the manifest; CorruptError names the first that differs."""
+        for name, entry in self.manifest()["files"].items():
+            if not self.has(name):
+                raise CorruptError(
+                    f"{self!r}: file {name} is missing; run the {MAKES.get(self.kind, self.kind)!r} job again"
+                )
+            if self._sha256(name) != entry["sha256"]:
+                raise CorruptError(
+                    f"{self!r}: file {name} differs from its SHA-256 in the manifest; it was changed or damaged"
+                )
+
+    def _sha256(self, rel: str) -> str:
+        digest = hashlib.sha256()
+        with self.lake.fs.open(f"{self.path}/{rel}", "rb") as source:
+            while block := source.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    # -- one writer at a time --------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def claim(self, stage: str, *, timeout_s: float = 24 * 3600) -> Iterator[bool]:
+        """Exclusive work on this run: `with run.claim("shard") as mine: if mine: …`.
+
+        Gives False when the run is complete, at once or because another process completed it while this one waited;
+        what is awaited is told. A claim of a process that died is taken over: its heartbeat stops.
+        """
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        rel = f"{self.kind}/{self.name}/{self.run_id}/claim.json"
+        started, told = time.monotonic(), False
+        while True:
+            if self.exists():
+                self.make_latest()
+                yield False
+                return
+            if self.lake.create_exclusive(rel, json.dumps({**owner, "beat": time.time()}).encode()):
+                break
+            held = self._claim_holder()
+            if held is None:
+                continue
+            if _is_dead(held):
+                log.warn("claim.taken_over", run=repr(self), host=held["host"], pid=held["pid"])
+                with contextlib.suppress(FileNotFoundError):
+                    self.lake.fs.rm_file(f"{self.lake.base}/{rel}")
+                continue
+            if not told:
+                log.warn("claim.waiting", stage=stage, run=repr(self), host=held["host"], pid=held["pid"])
+                told = True
+            if time.monotonic() - started > timeout_s:
+                raise StorageError(
+                    f"{self!r}: waited {timeout_s:.0f} s for pid {held['pid']} on {held['host']}, which does the same"
+                )
+            time.sleep(0.5)
+        stop = threading.Event()
+        beat = threading.Thread(target=self._heartbeat, args=(rel, owner, stop), daemon=True)
+        beat.start()
+        try:
+            yield True
+        finally:
+            stop.set()
+            beat.join()
+            with contextlib.suppress(FileNotFoundError):
+                self.lake.fs.rm_file(f"{self.lake.base}/{rel}")
+
+    def _heartbeat(self, rel: str, owner: dict[str, Any], stop: threading.Event) -> None:
+        while not stop.wait(_HEARTBEAT_S):
+            self._put("claim.json", json.dumps({**owner, "beat": time.time()}).encode())
+
+    def _claim_holder(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.lake.fs.cat_file(f"{self.path}/claim.json"))
+        except FileNotFoundError:
+            return None
+
+
+def _is_dead(held: dict[str, Any]) -> bool:
+    if held["host"] == socket.gethostname():
+        try:
+            os.kill(held["pid"], 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+    return time.time() - held["beat"] > CLAIM_STALE_S
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Glob match in which `*` does not cross a `/` and `**` does."""
+    if pattern == "**":
+        return True
+    return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
+
+
+def _write_local(path: str, data: bytes) -> None:
+    with open(path, "wb") as sink:
+        sink.write(data)
+        sink.flush()
+        os.fsync(sink.fileno())
+
+
+def _storage_error(path: str, error: OSError) -> StorageError:
+    reasons = {
+        errno.ENOSPC: "no space left; free some and run again",
+        errno.EDQUOT: "the quota is used up; free some and run again",
+    }
+    return StorageError(
+        f"cannot write {path}: {reasons.get(error.errno or 0, error.strerror or error)}; nothing half-written is kept"
+    )

@@ -1,0 +1,152 @@
+"""What a task and a candidate give. Nothing outside a task's own file knows the task's name.
+
+    task (a module)            crmray/tasks/<name>.py, listed in crmray.tasks.TASKS
+      └ candidates (classes)   a frozen dataclass of hyper-parameters; fit(...) -> Fitted
+           └ Fitted            what predicts, and goes into a bundle as bytes
+
+Shapes: an examples table has one row per entity and as_of; keys KEYS, the task's LABELS, list columns (sequences); every
+other column is a feature, numeric or categorical by its Arrow type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+KEYS = ("entity_id", "as_of", "part")
+MAX_IDS = 1_000
+
+
+def feature_columns(schema: pa.Schema, labels: Sequence[str]) -> list[str]:
+    """Names of the plain features of an examples table: no keys, no labels, no sequences."""
+    skip = {*KEYS, *labels}
+    return [
+        name for name, type_ in zip(schema.names, schema.types, strict=True) if name not in skip and not _is_list(type_)
+    ]
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Canonical tables and columns that a task reads."""
+
+    required: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """table -> columns without which the task cannot run"""
+    useful: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """table -> columns that make it better"""
+
+
+class Fitted(Protocol):
+    """A fitted model: predicts, and is saved as named byte strings (never pickle)."""
+
+    rounds: int | None
+    """boosting rounds or epochs that early stopping chose; None where there is no such number"""
+
+    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """Arrays of the same length and order as the rows."""
+
+    def save(self) -> dict[str, bytes]:
+        """File name -> content; `load` of the candidate's class takes it back with the same bits."""
+
+
+class Candidate(Protocol):
+    """Hyper-parameters of one model family; an instance is one point of the grid."""
+
+    NAME: ClassVar[str]
+    KIND: ClassVar[Literal["memory", "torch", "shards"]]
+    NEURAL: ClassVar[bool]
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]]
+    """field -> values that a grid search tries"""
+
+    @classmethod
+    def applies(cls, columns: Sequence[str]) -> str | None:
+        """None if the family can be fitted on examples with these columns, else the reason why not."""
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> Fitted:
+        """The fitted model from what `save` gave."""
+
+
+class Task(Protocol):
+    """A module of crmray.tasks. Optional beside these: `blend`, `selection_rows`, `refit_rows`."""
+
+    NAME: str
+    """name in the org file, in the lake and in `jobs/*.py`"""
+    ROUTE: str
+    """path of the endpoint"""
+    ENTITY: str
+    """what one row is about: customer, lead, product, series"""
+    FEATURES_VERSION: str
+    """raised when the meaning of a column of the examples changes"""
+    LABELS: tuple[str, ...]
+    """label columns of the examples; null in the `now` rows"""
+    METRIC: str
+    """figure on validation by which the champion is chosen"""
+    MODE: Literal["max", "min"]
+    """whether more or less of it is better"""
+    CANDIDATES: Mapping[str, type[Candidate]]
+    """the models that compete"""
+    Settings: type[BaseModel]
+    """section of the org file"""
+    Request: type[EntityRequest]
+    Response: type[BaseModel]
+
+    def needs(self, settings: Any) -> Needs:
+        """Tables and columns under these settings."""
+
+    def examples(
+        self, tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Any, *, labels: bool
+    ) -> pa.Table:
+        """As-of rows of one shard. Pure. Reads rows strictly before `as_of`; labels read [as_of, as_of + horizon)."""
+
+    def score(self, examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Figures of a candidate's raw predictions, METRIC among them."""
+
+    def finalize(self, model: Fitted, train: pa.Table, validation: pa.Table, settings: Any) -> dict[str, Any]:
+        """The decision (JSON): calibration, thresholds, reference values for reasons; fitted on validation."""
+
+    def predict(
+        self, model: Fitted, decision: Mapping[str, Any], examples: pa.Table, *, explain: bool = False, **options: Any
+    ) -> pa.Table:
+        """The columns of predictions/, entity_id first; same length and order as the examples."""
+
+    def evaluate(self, model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Any) -> dict[str, Any]:
+        """The figures for the report, as JSON."""
+
+
+class EntityRequest(BaseModel):
+    """Body of a POST: exactly one of `id`, `ids`, `customer`; `recent_events` may go with `id`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str | None = Field(None, max_length=255, description="one known id, as the org writes it")
+    ids: list[str] | None = Field(None, min_length=1, max_length=MAX_IDS, description=f"up to {MAX_IDS} known ids")
+    customer: dict[str, list[dict[str, Any]]] | None = Field(
+        None, description="someone not in the data: canonical table -> rows, without entity_id"
+    )
+    recent_events: dict[str, list[dict[str, Any]]] | None = Field(
+        None, description="with `id`: rows of canonical tables that are newer than the data"
+    )
+    explain: bool = Field(False, description="give reasons")
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> EntityRequest:
+        given = [name for name in ("id", "ids", "customer") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"got {given or 'none'} of id, ids, customer; expected exactly one of them")
+        if self.recent_events is not None and self.id is None:
+            raise ValueError("got recent_events without id; expected them with one id")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """What the task's `predict` takes beside the rows: the fields that a task's Request adds."""
+        return self.model_dump(exclude=set(EntityRequest.model_fields))
