@@ -43,7 +43,7 @@ class TableSource(Part):
     time_zone: str = "UTC"
     """IANA name of the zone of times that carry none"""
     date_format: str | None = None
-    """strptime format of times; default ISO 8601"""
+    """strptime format of times; "ordinal" for integer positions (an order without a clock); default ISO 8601"""
     encoding: str = "utf-8"
     """of CSV files"""
     delimiter: str = ","

@@ -16,9 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
-import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -31,13 +28,10 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from crmray import __version__, log
+from crmray import __version__, claim
 from crmray.errors import CorruptError, NotFoundError, StorageError
 
 KINDS = ("raw", "tables", "examples", "bundles", "predictions", "receipts", "truth", "registry")
-CLAIM_STALE_S = 60.0
-"""a claim whose heartbeat is older than this belongs to a dead process"""
-_HEARTBEAT_S = 5.0
 MAKES = {"raw": "ingest", "tables": "shard", "examples": "examples", "bundles": "train", "predictions": "score"}
 
 
@@ -294,7 +288,7 @@ class Run:
         """
         files = {}
         for name in self.files():
-            if name not in ("manifest.json", "claim.json"):
+            if name not in ("manifest.json", claim.FILE):
                 files[name] = {"bytes": self.lake.fs.size(f"{self.path}/{name}"), "sha256": self._sha256(name)}
         head = {"kind": self.kind, "name": self.name, "run_id": self.run_id, "crmray": __version__}
         created = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
@@ -333,72 +327,9 @@ class Run:
                 digest.update(block)
         return digest.hexdigest()
 
-    # -- one writer at a time --------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def claim(self, stage: str, *, timeout_s: float = 24 * 3600) -> Iterator[bool]:
-        """Exclusive work on this run: `with run.claim("shard") as mine: if mine: …`.
-
-        Gives False when the run is complete, at once or because another process completed it while this one waited;
-        what is awaited is told. A claim of a process that died is taken over: its heartbeat stops.
-        """
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
-        rel = f"{self.kind}/{self.name}/{self.run_id}/claim.json"
-        started, told = time.monotonic(), False
-        while True:
-            if self.exists():
-                self.make_latest()
-                yield False
-                return
-            if self.lake.create_exclusive(rel, json.dumps({**owner, "beat": time.time()}).encode()):
-                break
-            held = self._claim_holder()
-            if held is None:
-                continue
-            if _is_dead(held):
-                log.warn("claim.taken_over", run=repr(self), host=held["host"], pid=held["pid"])
-                with contextlib.suppress(FileNotFoundError):
-                    self.lake.fs.rm_file(f"{self.lake.base}/{rel}")
-                continue
-            if not told:
-                log.warn("claim.waiting", stage=stage, run=repr(self), host=held["host"], pid=held["pid"])
-                told = True
-            if time.monotonic() - started > timeout_s:
-                raise StorageError(
-                    f"{self!r}: waited {timeout_s:.0f} s for pid {held['pid']} on {held['host']}, which does the same"
-                )
-            time.sleep(0.5)
-        stop = threading.Event()
-        beat = threading.Thread(target=self._heartbeat, args=(rel, owner, stop), daemon=True)
-        beat.start()
-        try:
-            yield True
-        finally:
-            stop.set()
-            beat.join()
-            with contextlib.suppress(FileNotFoundError):
-                self.lake.fs.rm_file(f"{self.lake.base}/{rel}")
-
-    def _heartbeat(self, rel: str, owner: dict[str, Any], stop: threading.Event) -> None:
-        while not stop.wait(_HEARTBEAT_S):
-            self._put("claim.json", json.dumps({**owner, "beat": time.time()}).encode())
-
-    def _claim_holder(self) -> dict[str, Any] | None:
-        try:
-            return json.loads(self.lake.fs.cat_file(f"{self.path}/claim.json"))
-        except FileNotFoundError:
-            return None
-
-
-def _is_dead(held: dict[str, Any]) -> bool:
-    if held["host"] == socket.gethostname():
-        try:
-            os.kill(held["pid"], 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-    return time.time() - held["beat"] > CLAIM_STALE_S
+    def claim(self, stage: str, *, timeout_s: float = 24 * 3600) -> contextlib.AbstractContextManager[bool]:
+        """Exclusive work on this run: `with run.claim("shard") as mine: if mine: …`; see crmray.claim.hold."""
+        return claim.hold(self, stage, timeout_s=timeout_s)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -1,0 +1,71 @@
+"""The org file: every wrong key is named with what was got and what was expected."""
+
+import textwrap
+
+import pytest
+
+from crmray import config
+from crmray.errors import ConfigError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(text):
+        path = tmp_path / "org.yaml"
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return _write
+
+
+def test_a_good_file(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_FOLDER", "/data")
+    org = config.load(
+        write("""
+        name: shop
+        storage: lake
+        currency: EUR
+        source:
+          kind: files
+          tables:
+            transactions: {files: ["${DATA_FOLDER}/*.csv"], columns: {entity_id: Customer}}
+        tasks: {churn: {}}
+        """)
+    )
+    assert org.root == str(tmp_path / "lake")
+    assert org.source.tables["transactions"][0].files == ["/data/*.csv"]
+    assert org.tasks == {"churn": {}}
+
+
+def test_a_url_root_is_kept():
+    org = config.Org(name="a", storage="s3://bucket/x/", source={"kind": "demo"})
+    assert org.root == "s3://bucket/x"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: Shop\nstorage: l\nsource: {kind: demo}", "name: got 'Shop'"),
+        ("name: a\nsource: {kind: demo}", "storage: Field required"),
+        ("name: a\nstorage: l\nsource: {kind: oracle}", "source: got .*oracle"),
+        ("name: a\nstorage: l\nsource: {kind: demo}\ntask: {}", "task: got {}, Extra inputs"),
+        ("name: a\nstorage: l\nsource: {kind: demo, customers: 5}", "customers: got 5, .*greater than or equal to 100"),
+        ("name: a\nstorage: l\nsource: {kind: files, tables: {products: {columns: {}}}}", "exactly one of them"),
+        ("name: a\nstorage: ${NOT_SET_ANYWHERE}\nsource: {kind: demo}", "NOT_SET_ANYWHERE.* not set"),
+        ("name: [", "not valid YAML"),
+        ("- 1", "got list, expected a mapping"),
+    ],
+)
+def test_what_is_wrong_is_said(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        config.load(write(text))
+
+
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        config.load(tmp_path / "none.yaml")
+
+
+def test_an_unknown_drop_condition_is_said():
+    with pytest.raises(ValueError, match="like"):
+        config.TableSource(files=["x"], drop=[{"a": {"like": "b"}}])
