@@ -6,7 +6,6 @@ reports and fails in the same way.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -22,6 +21,7 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_list, _i
 
 from crmray import log
 from crmray.errors import AuthError, CapacityError, ClusterError, CrmrayError, WatchdogError
+from crmray.head import local_head, token_file
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,72 +37,6 @@ DRIVER_ENV = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------- local head
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """The local Ray head that `crmray up` started, as recorded in its state file."""
-
-    pid: int
-    """process id of `ray start --block`, which is also its process group"""
-    started: str
-    """start time of that process as the kernel tells it, so that a reused pid is not mistaken for ours"""
-    address: str
-    """host:port of the GCS, for ray.init"""
-    dashboard: str
-    """URL of the dashboard and the Jobs API"""
-    token_path: str
-    """file with the cluster's token, mode 0600"""
-    temp_dir: str
-    """Ray's sessions and logs"""
-
-    @property
-    def alive(self) -> bool:
-        """Whether that very process still runs."""
-        return process_started(self.pid) == self.started
-
-
-def home() -> Path:
-    """Folder of this machine's state (token, head); CRMRAY_HOME moves it."""
-    return Path(os.environ.get("CRMRAY_HOME", "~/.crmray")).expanduser()
-
-
-def process_started(pid: int) -> str | None:
-    """Start time of a process, opaque text; None when there is no such process or it is a zombie."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
-    except psutil.NoSuchProcess:
-        return None
-
-
-def local_head() -> Head | None:
-    """The running head that `crmray up` started on this machine, or None."""
-    path = home() / "head.json"
-    try:
-        head = Head(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise ClusterError(f"{path}: got {error}, expected the state file of `crmray up`; remove it") from None
-    return head if head.alive else None
-
-
-def token_file() -> Path:
-    """Path of this machine's cluster token; makes it (mode 0600) when there is none."""
-    path = home() / "auth_token"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(secrets.token_hex(32))
-    except FileExistsError:
-        path.chmod(0o600)
-    return path
-
-
 # ------------------------------------------------------------------------------------------------------- connect
 
 
@@ -115,6 +49,15 @@ def use_auth(mode: str, token_path: str | Path | None = None) -> None:
     if token_path is not None and not any(os.environ.get(name) for name in TOKEN_PATHS):
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path)
     Config.initialize("")  # Ray read the environment when it was imported
+
+
+def stay_on_loopback() -> None:
+    """Make Ray of this process and its children use 127.0.0.1 as the node's address, so that nothing listens outside.
+
+    Ray knows this mode as the one for systems where it supports one node only; that is what a local head is.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment when Ray was imported
 
 
 def authenticate(address: str | None) -> None:
@@ -153,13 +96,15 @@ def connect(address: str | None = None, **local: Any) -> None:
         use_auth("token", head.token_path)
     else:
         authenticate(None if address in (None, "local") else address)
+    if head or address in (None, "local"):
+        stay_on_loopback()
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": WORKER_ENV},
     }
     if address in (None, "local"):
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", **local}  # listens on loopback only
+        options |= {"include_dashboard": False, **local}
     try:
         ray.init(address=address or "local", **options)
     except AuthenticationError as error:
@@ -223,7 +168,7 @@ def _node_groups() -> list[tuple[dict[str, float], int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Failure:
-    """A user's mistake found inside a task: travels as a value, so that Ray neither retries it nor prints a traceback."""
+    """A user's mistake found in a task: travels as a value, so that Ray neither retries it nor prints a traceback."""
 
     error: CrmrayError
     """what to raise in the driver"""

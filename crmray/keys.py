@@ -25,8 +25,9 @@ _FOREIGN_BITS = 0o027
 
 
 def default_path() -> Path:
-    """The key file: $CRMRAY_KEYS, else ~/.config/crmray/keys.json."""
-    return Path(os.environ.get("CRMRAY_KEYS") or Path.home() / ".config" / "crmray" / "keys.json")
+    """The key file: $CRMRAY_KEYS, else keys.json in $CRMRAY_HOME (~/.crmray)."""
+    home = Path(os.environ.get("CRMRAY_HOME", "~/.crmray")).expanduser()
+    return Path(os.environ.get("CRMRAY_KEYS") or home / "keys.json")
 
 
 class KeyFile:
@@ -67,13 +68,17 @@ class KeyFile:
         try:
             stat = self.path.stat()
         except FileNotFoundError:
-            self._seen, self._hashes = None, {}
-            return 0
+            return self.close()
         seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if seen != self._seen:
             self._hashes = {entry["name"]: bytes.fromhex(entry["sha256"]) for entry in self._read()}
             self._seen = seen
         return len(self._hashes)
+
+    def close(self) -> int:
+        """Let nobody in until a `refresh` succeeds; the number of keys that are left, 0."""
+        self._seen, self._hashes = None, {}
+        return 0
 
     def check(self, key: str) -> str | None:
         """Name of the key, or None. Compares with every stored hash in constant time, whichever matches."""

@@ -1,34 +1,28 @@
-"""Purchase histories as ragged arrays, and the ranking of items for a block of customers.
+"""Purchase histories as ragged arrays, and the ranking of items for blocks of customers.
 
 Rows in are examples of the recommendation task: `history` list<string> (product ids, oldest first),
-`history_days_before` list<float32>, `exclude_owned` bool, `target` list<string> (null where there is no label).
+`history_days_before` list<float32>, `exclude_owned` bool. Entries of one row with the same days are one visit.
 Shape suffixes: B customers of a block, I items, K places of a ranking, M history entries of all rows together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 
+from crmray.errors import DataError, NotEnoughDataError
+
 BLOCK_CELLS = 16_000_000
 """scores held at once while ranking: 64 MB of float32"""
-
-
-class Scorer(Protocol):
-    """What every fitted recommender offers besides `predict`, `save` and `rounds`."""
-
-    items: np.ndarray
-    """(I,) product ids, the most bought first"""
-
-    def scores(self, examples: pa.Table) -> np.ndarray:
-        """(B, I) float32; higher is better, comparable within a row only."""
-        ...
+BLOCK_PAIRS = 20_000_000
+"""entries of the visits' pasts held at once while counting: 240 MB"""
+NEGLIGIBLE = 0.01
+"""a weight below this share of the largest is left out of the counts"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +34,7 @@ class Histories:
     codes: np.ndarray
     """(M,) int32 positions in the catalogue"""
     days_before: np.ndarray
-    """(M,) float32 days before the row's as_of"""
+    """(M,) float32 days before the row's as_of, descending"""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -55,16 +49,36 @@ class Histories:
         """(M,) row of each entry."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
-    @property
-    def from_end(self) -> np.ndarray:
-        """(M,) distance of each entry from its row's end, 0 for the newest."""
-        return np.repeat(self.offsets[1:], self.lengths) - 1 - np.arange(len(self.codes))
+    def visits(self) -> np.ndarray:
+        """(M,) int64 number of each entry's visit, ascending over all rows, from 0."""
+        new = np.ones(len(self.codes), bool)
+        new[1:] = self.days_before[1:] != self.days_before[:-1]
+        new[self.offsets[:-1][self.lengths > 0]] = True
+        return np.cumsum(new) - 1
 
-    def matrix(self, weights: np.ndarray, num_items: int) -> sp.csr_matrix:
-        """(rows, I) float32 sparse matrix of entry weights; entries of the same item add up."""
-        matrix = sp.csr_matrix((weights.astype(np.float32), self.codes, self.offsets), shape=(len(self), num_items))
+    def visits_from_end(self) -> np.ndarray:
+        """(M,) int64 visits between each entry's and the newest of its row, which is 0."""
+        visits = self.visits()
+        if not len(visits):
+            return visits
+        newest = visits[np.maximum(self.offsets[1:] - 1, 0)]
+        return np.repeat(newest, self.lengths) - visits
+
+    def matrix(self, num_items: int, decay: float) -> sp.csr_matrix:
+        """(rows, I) float32: each entry weighs decay ** (visits after it); decay 0 keeps the newest visit only."""
+        weights = np.power(np.float32(decay), self.visits_from_end(), dtype=np.float32)
+        matrix = sp.csr_matrix((weights, self.codes, self.offsets), shape=(len(self), num_items))
         matrix.sum_duplicates()
         return matrix
+
+    def slice(self, start: int, stop: int) -> Histories:
+        """Rows start:stop."""
+        first, last = self.offsets[start], self.offsets[stop]
+        return Histories(
+            offsets=self.offsets[start : stop + 1] - first,
+            codes=self.codes[first:last],
+            days_before=self.days_before[first:last],
+        )
 
 
 def flatten(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
@@ -75,19 +89,29 @@ def flatten(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
 
 
 def catalogue(train: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Product ids of all histories (object array, the most bought first, ties by id) and their numbers of buyers."""
+    """Product ids of all histories (object (I,), the most bought first, ties by id), and (I,) int64 their buyers.
+
+    NotEnoughDataError when there are fewer than two.
+    """
     _, values = flatten(train["history"])
     counts = pc.value_counts(values)
-    ids = counts.field("values").to_numpy(zero_copy_only=False)
+    ids = counts.field("values").to_numpy(zero_copy_only=False).astype(object)
     buyers = counts.field("counts").to_numpy(zero_copy_only=False)
+    if len(ids) < 2:
+        raise NotEnoughDataError(
+            f"got {len(ids)} different products in the purchases of {train.num_rows} customers, expected at least 2: "
+            "check that transactions.product_id is mapped and that products_matching fits the ids"
+        )
     order = np.lexsort((ids.astype(str), -buyers))
-    return ids[order].astype(object), buyers[order].astype(np.int64)
+    return ids[order], buyers[order].astype(np.int64)
 
 
 def encode(examples: pa.Table, items: np.ndarray) -> Histories:
-    """Histories of `examples` in codes of `items`."""
+    """Histories of `examples` in codes of `items`. DataError when the two list columns do not run alongside."""
     offsets, values = flatten(examples["history"])
-    _, days = flatten(examples["history_days_before"])
+    day_offsets, days = flatten(examples["history_days_before"])
+    if not np.array_equal(offsets, day_offsets):
+        raise DataError("columns 'history' and 'history_days_before' differ in length, expected one number per product")
     codes, kept_offsets, kept = _codes(offsets, values, items)
     days_before = days.to_numpy(zero_copy_only=False).astype(np.float32)[kept]
     return Histories(offsets=kept_offsets, codes=codes, days_before=days_before)
@@ -107,26 +131,50 @@ def _codes(offsets: np.ndarray, values: pa.Array, items: np.ndarray) -> tuple[np
     return codes, np.concatenate([[0], np.cumsum(kept)])[offsets].astype(np.int64), kept
 
 
-def targets(examples: pa.Table) -> list[set[str]]:
-    """The products to be found, row by row; empty where there is no label."""
-    return [set(products or ()) for products in examples["target"].to_pylist()]
+def cooccurrence(histories: Histories, num_items: int, closeness: float) -> sp.csr_matrix:
+    """(I, I) symmetric float32: sum over customers of closeness ** |visits between the two purchases|.
+
+    closeness 1 counts the customers who bought both. The diagonal is the number of buyers. With closeness below 1 the
+    matrix stays positive semi-definite (an exponential kernel on the line), so that EASE can be solved on it.
+    """
+    if closeness == 1.0:
+        bought = histories.matrix(num_items, 1.0)
+        return (bought.T @ bought).tocsr()
+    longest = int(np.ceil(np.log(NEGLIGIBLE) / np.log(closeness))) if closeness > 0 else 0
+    total = sp.csr_matrix((num_items, num_items), dtype=np.float32)
+    step = max(1, int(BLOCK_PAIRS / max(1.0, len(histories.codes) * (longest + 1) / max(1, len(histories)))))
+    for start in range(0, len(histories), step):
+        total = total + _kernel_counts(
+            histories.slice(start, min(start + step, len(histories))), num_items, closeness, longest
+        )
+    return total
 
 
-def blocks(num_rows: int, num_items: int) -> Iterable[slice]:
+def _kernel_counts(part: Histories, num_items: int, closeness: float, longest: int) -> sp.csr_matrix:
+    visits, from_end = part.visits(), part.visits_from_end()
+    num_visits = int(visits[-1]) + 1 if len(visits) else 0
+    shape = (num_visits, num_items)
+    now = sp.csr_matrix((np.ones(len(visits), np.float32), (visits, part.codes)), shape=shape)
+    rows, codes, weights = [], [], []
+    for gap in range(1, longest + 1):
+        reaches = from_end >= gap
+        if not reaches.any():
+            break
+        rows.append(visits[reaches] + gap)
+        codes.append(part.codes[reaches])
+        weights.append(np.full(int(reaches.sum()), closeness**gap, np.float32))
+    same_visit = (now.T @ now).tocsr()
+    if not rows:
+        return same_visit
+    past = sp.csr_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(codes))), shape=shape)
+    forward = (past.T @ now).tocsr()
+    return same_visit + forward + forward.T
+
+
+def blocks(num_rows: int, num_items: int) -> Iterator[slice]:
     """Slices of rows whose scores fit BLOCK_CELLS."""
     size = max(1, min(4096, BLOCK_CELLS // max(1, num_items)))
     return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
-
-
-def recommend(
-    model: Scorer, examples: pa.Table, *, top_k: int = 10, exclude: Sequence[str] = ()
-) -> dict[str, np.ndarray]:
-    """The best `top_k` items of every row: {"products": (rows, K) object, "scores": (rows, K) float32}.
-
-    What a customer owns is left out where `exclude_owned` says so, `exclude` for everybody. Ties go to the item bought
-    most. Where fewer than K items are left the tail is None with score nan.
-    """
-    return rank(model.scores, model.items, examples, top_k=top_k, exclude=exclude)
 
 
 def rank(
@@ -137,7 +185,12 @@ def rank(
     top_k: int = 10,
     exclude: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """As `recommend`, for a scoring function."""
+    """The best `top_k` items of every row: {"products": (rows, K) object, "scores": (rows, K) float32}.
+
+    scores: examples -> (B, I), higher is better. What a customer owns is left out where `exclude_owned` says so,
+    `exclude` for everybody. Equal scores stand in the order of `items`. Where fewer than K items are left, the rest is
+    None with score nan.
+    """
     width = min(top_k, len(items))
     products = np.full((examples.num_rows, top_k), None, dtype=object)
     values = np.full((examples.num_rows, top_k), np.nan, dtype=np.float32)
@@ -170,15 +223,3 @@ def top(scores_BI: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         candidates = np.flatnonzero(scores_I >= cut_B1[row])
         best_BK[row] = candidates[np.argsort(-scores_I[candidates], kind="stable")[:k]]
     return best_BK, np.take_along_axis(scores_BI, best_BK, axis=1)
-
-
-def ndcg(products: np.ndarray, wanted: Sequence[set[str]]) -> np.ndarray:
-    """(rows,) NDCG of rankings (rows, K) with binary gains and the ideal of min(K, |target|); nan without a target."""
-    gains_K = 1.0 / np.log2(np.arange(2, products.shape[1] + 2))
-    ideals_K = np.cumsum(gains_K)
-    result = np.full(len(products), np.nan)
-    for row, target in enumerate(wanted):
-        if target:
-            hits = np.fromiter((product in target for product in products[row]), bool, products.shape[1])
-            result[row] = gains_K[hits].sum() / ideals_K[min(len(target), products.shape[1]) - 1]
-    return result

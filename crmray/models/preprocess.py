@@ -2,8 +2,8 @@
 
 Everything is fitted on training rows, kept as JSON in the bundle and applied in memory: the same in training, batch
 scoring and serving. A column is numeric (integers, floats, booleans, decimals) or categorical (text, dictionaries of
-text) by its type. Keys (`entity_id`, `as_of`, `part`), labels (`label`, `label_*` and the names passed) and list columns
-(sequences) are no features.
+text) by its type. Keys (`entity_id`, `as_of`, `part`), labels (`label`, `label_*` and the names passed) and list
+columns (sequences) are no features.
 
 Shapes: N rows, F numeric columns kept, M of them with a missing flag, C categorical columns kept.
 """
@@ -125,7 +125,7 @@ def feature_columns(schema: pa.Schema, labels: Collection[str] = ()) -> tuple[li
 
 def _kind(type_: pa.DataType) -> str | None:
     if pa.types.is_dictionary(type_):
-        return _kind(type_.value_type)
+        return "categorical" if _kind(type_.value_type) == "categorical" else None
     if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
         return "categorical"
     numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
@@ -186,17 +186,17 @@ class Tabular:
         numbers, texts = feature_columns(table.schema, labels)
         numeric, categorical, dropped = [], [], {}
         for name in numbers:
-            fitted = _fit_numeric(name, numbers_of(table, name), preparation)
-            if fitted is None:
+            number = _fit_numeric(name, numbers_of(table, name), preparation)
+            if number is None:
                 dropped[name] = "constant"
             else:
-                numeric.append(fitted)
+                numeric.append(number)
         for name in texts:
-            fitted, reason = _fit_categorical(name, texts_of(table, name), preparation)
-            if fitted is None:
+            category, reason = _fit_categorical(name, texts_of(table, name), preparation)
+            if category is None:
                 dropped[name] = reason
             else:
-                categorical.append(fitted)
+                categorical.append(category)
         return cls(preparation=preparation, numeric=tuple(numeric), categorical=tuple(categorical), dropped=dropped)
 
     @property
@@ -269,8 +269,8 @@ class Tabular:
             if wrong.any():
                 value = values[int(wrong.argmax())].as_py()
                 raise DataError(f"column {column.name!r}: got {value}, expected a finite number, or null for none")
-        for column in self.categorical:
-            _column(table, column.name, "categorical")
+        for name in self.code_names:
+            _column(table, name, "categorical")
 
     def state(self) -> dict[str, Any]:
         """Everything as JSON; floats keep their bits."""

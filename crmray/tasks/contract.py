@@ -77,7 +77,7 @@ class Candidate(Protocol):
 
 
 class Task(Protocol):
-    """A module of crmray.tasks. Optional beside these: `blend`, `selection_rows`, `refit_rows`."""
+    """A module of crmray.tasks. Optional beside these: `blend`, `dates`, `files`, `selection_rows`, `refit_rows`."""
 
     NAME: str
     """name in the org file, in the lake and in `jobs/*.py`"""

@@ -1,0 +1,215 @@
+"""`crmray up` and `crmray down`: a Ray head on this machine, reachable from this machine only."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import requests
+
+from crmray.errors import ClusterError
+from crmray.head import Head, home, local_head, process_started, token_file
+
+START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 15.0
+HAPROXY_ENV = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add the commands."""
+    up = commands.add_parser(
+        "up",
+        help="start a Ray head on this machine",
+        description="Start a Ray head on this machine: every port on 127.0.0.1, token auth on. Ends with `crmray down`.",
+        epilog="example: crmray up --num-cpus 8",
+    )
+    up.add_argument("--num-cpus", type=int, help="CPUs that Ray may plan with; default: all")
+    up.add_argument("--port", type=int, default=6379, help="of the GCS; another one is taken when it is busy")
+    up.add_argument("--dashboard-port", type=int, default=8265, help="likewise")
+    up.add_argument("--object-store-gib", type=float, help="shared memory for objects; default: Ray's choice")
+    up.add_argument("--haproxy", action="store_true", help="Serve behind HAProxy: faster; opens 8404 and 9101 as well")
+    up.set_defaults(call=up_command)
+    down = commands.add_parser(
+        "down",
+        help="end the head that `up` started",
+        description="End the head that `crmray up` started, and nothing else.",
+        epilog="example: crmray down --keep-logs",
+    )
+    down.add_argument("--keep-logs", action="store_true", help="leave Ray's session folder with its logs")
+    down.set_defaults(call=down_command)
+
+
+def up_command(arguments: argparse.Namespace) -> int:
+    """Start a head unless one runs, and say how to reach it."""
+    head = local_head()
+    if head:
+        print(f"is up already (pid {head.pid})")
+    else:
+        head = start(
+            num_cpus=arguments.num_cpus,
+            port=arguments.port,
+            dashboard_port=arguments.dashboard_port,
+            object_store_gib=arguments.object_store_gib,
+            haproxy=arguments.haproxy,
+        )
+    print(f"dashboard   {head.dashboard}   (it asks for the token in {head.token_path})")
+    print(f"sessions    {head.temp_dir}")
+    print("for `ray` commands and notebooks:")
+    for name, value in environment(head).items():
+        print(f"  export {name}={value}")
+    return 0
+
+
+def environment(head: Head) -> dict[str, str]:
+    """Variables with which plain `ray` commands and programs reach this head."""
+    return {
+        "RAY_ADDRESS": head.address,
+        "RAY_API_SERVER_ADDRESS": head.dashboard,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": head.token_path,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for: this node is 127.0.0.1
+    }
+
+
+def start(
+    *,
+    num_cpus: int | None = None,
+    port: int = 6379,
+    dashboard_port: int = 8265,
+    object_store_gib: float | None = None,
+    haproxy: bool = False,
+) -> Head:
+    """Start a head in a process group of its own, wait until it answers and record it."""
+    port, dashboard_port = _free_port(port), _free_port(dashboard_port)
+    # A short path: sockets below it must stay under the system's limit of about 107 characters.
+    temp_dir = tempfile.mkdtemp(prefix="crmray-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    command = [
+        sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block",
+        "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard_port}", f"--temp-dir={temp_dir}", "--disable-usage-stats",
+    ]  # fmt: skip
+    command += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
+    command += [f"--object-store-memory={int(object_store_gib * 2**30)}"] if object_store_gib else []
+    foreign = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
+    head = Head(
+        pid=0,
+        started=0.0,
+        address=f"127.0.0.1:{port}",
+        dashboard=f"http://127.0.0.1:{dashboard_port}",
+        token_path=str(token_file().resolve()),
+        temp_dir=temp_dir,
+    )
+    inherited = {name: value for name, value in os.environ.items() if name not in foreign}
+    ours = {name: value for name, value in environment(head).items() if name not in foreign}
+    extra = HAPROXY_ENV if haproxy else {}
+    # Workers that die of an error of ours should say so at once, whatever buffers there are.
+    with open(Path(temp_dir) / "head.log", "wb") as log_file:
+        process = subprocess.Popen(
+            command,
+            env={**inherited, **ours, **extra, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    head = dataclasses.replace(head, pid=process.pid, started=process_started(process.pid) or 0.0)
+    _record(head)
+    try:
+        _wait_until_up(head, process)
+    except BaseException:
+        stop(head)
+        raise
+    return head
+
+
+def _free_port(preferred: int) -> int:
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return probe.getsockname()[1]
+            except OSError:
+                continue
+    raise ClusterError("no free port on 127.0.0.1")
+
+
+def _wait_until_up(head: Head, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ClusterError(f"Ray did not start (exit code {process.returncode}): {_last_words(head)}")
+        try:
+            with requests.Session() as session:
+                session.trust_env = False
+                if session.get(f"{head.dashboard}/api/version", timeout=2).status_code in (200, 401):
+                    return
+        except requests.RequestException:
+            pass
+        time.sleep(0.1)
+    raise ClusterError(f"Ray did not answer within {START_TIMEOUT_S:.0f} s: {_last_words(head)}")
+
+
+def _last_words(head: Head) -> str:
+    lines = (Path(head.temp_dir) / "head.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return " | ".join(lines[-5:]) or "no output"
+
+
+def _record(head: Head) -> None:
+    path = home() / "head.json"
+    draft = path.with_name(f".head.{os.getpid()}")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        json.dump(dataclasses.asdict(head), file, indent=1)
+    os.replace(draft, path)
+
+
+def down_command(arguments: argparse.Namespace) -> int:
+    """End the recorded head."""
+    head = local_head()
+    if head is None:
+        print("nothing to end: no head of ours runs")
+        return 0
+    count = stop(head, keep_logs=arguments.keep_logs)
+    print(f"ended {count} processes of the head with pid {head.pid}")
+    return 0
+
+
+def stop(head: Head, *, keep_logs: bool = False) -> int:
+    """End the head's process and all that descend from it or share its group; the number of processes."""
+    processes = _family(head)
+    for process in processes:
+        if process.pid == head.pid:
+            process.terminate()  # `ray start --block` ends its children in order
+    _, left = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+    for process in left:
+        process.kill()
+    psutil.wait_procs(left, timeout=5)
+    (home() / "head.json").unlink(missing_ok=True)
+    if not keep_logs:
+        shutil.rmtree(head.temp_dir, ignore_errors=True)
+    return len(processes)
+
+
+def _family(head: Head) -> list[psutil.Process]:
+    """The head's processes. psutil remembers each one's start, so that a pid used anew is not ended."""
+    if not head.alive:
+        return []
+    found = {head.pid: psutil.Process(head.pid)}
+    found |= {child.pid: child for child in found[head.pid].children(recursive=True)}
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == head.pid:
+                found[process.pid] = process
+        except (ProcessLookupError, PermissionError):
+            continue
+    return list(found.values())

@@ -1,0 +1,147 @@
+"""`crmray run`: every station of an organisation through submitted jobs; `crmray demo`: the same on the demo org."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from crmray import config
+from crmray.commands import head as head_commands
+from crmray.commands import lake as lake_commands
+from crmray.commands import serving
+from crmray.commands.estimate import estimate
+from crmray.commands.submit import submit
+from crmray.commands.text import LogReader, table
+from crmray.config import Org
+from crmray.dashboard import Dashboard
+from crmray.errors import ClusterError, ConfigError, CrmrayError
+from crmray.head import local_head
+
+COLUMNS = ("task", "champion", "metric", "value", "baseline", "baseline_value", "best_possible", "version", "endpoint")
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add the commands."""
+    parser = commands.add_parser(
+        "run",
+        help="all stations for all tasks, to live endpoints",
+        description="Run every station through submitted jobs (what is done is skipped), deploy, and end in one table.",
+        epilog="examples: crmray run org.yaml    crmray run org.yaml --tune --task churn --no-deploy",
+    )
+    parser.add_argument("org", metavar="ORG.yaml", help="the org file")
+    parser.add_argument("--tune", action="store_true", help="search the grids instead of training the defaults")
+    parser.add_argument("--task", action="append", help="only this task (again for more); default: all of the org file")
+    parser.add_argument("--address", help="dashboard of another cluster; default: the local head")
+    parser.add_argument("--no-deploy", action="store_true", help="leave Serve as it is")
+    parser.add_argument("--port", type=int, default=serving.PORT, help="of the endpoints, where Serve is started")
+    parser.set_defaults(call=command)
+    demo = commands.add_parser(
+        "demo",
+        help="up, run on the demo org, one request per endpoint, down",
+        description="Show the whole product on a generated organisation, on a Ray head of its own on this machine.",
+        epilog="example: crmray demo --keep",
+    )
+    demo.add_argument("--org", metavar="ORG.yaml", default=str(serving.DEMO_ORG), help="another org file")
+    demo.add_argument("--keep", action="store_true", help="leave the head, the endpoints and the lake")
+    demo.set_defaults(call=demo_command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Run all stations; exit code 2 when a task could not be brought to a champion."""
+    org = config.load(arguments.org)
+    dashboard = Dashboard(arguments.address)
+    return run(dashboard, org, tasks=arguments.task, tune=arguments.tune, port=None if arguments.no_deploy else arguments.port)
+
+
+def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, port: int | None) -> int:
+    """Every station for the tasks (None: all of the org file); port None: no deployment. Prints the closing table."""
+    wanted = tasks or list(org.tasks)
+    if unknown := sorted(set(wanted) - set(org.tasks)) or not wanted:
+        raise ConfigError(f"org file {org.path}: got tasks {unknown or 'none'}, expected one of {', '.join(org.tasks)}")
+    failed: dict[str, str] = {}
+    for station in ("ingest", "shard"):
+        told = _station(dashboard, org, station, [])
+        if told:
+            raise CrmrayError(told[""])
+    for station in ("examples", "tune" if tune else "train", "publish", "score"):
+        runnable = [task for task in wanted if task not in failed]
+        if runnable:
+            failed |= _station(dashboard, org, station, runnable)
+    endpoints: dict[str, str] = {}
+    if port is not None:
+        print("deploy", flush=True)
+        endpoints = serving.deploy(dashboard, org, port=port)
+    print()
+    print(table([_row(org, task, failed.get(task), endpoints.get(task)) for task in wanted], COLUMNS))
+    for task, why in failed.items():
+        print(f"\n{task}: {why}")
+    return 2 if failed else 0
+
+
+def _row(org: Org, task: str, failure: str | None, endpoint: str | None) -> dict[str, Any]:
+    row = lake_commands.champion_row(org, task)
+    return {**row, "endpoint": endpoint} if row else {"task": task, "champion": "none" if not failure else "failed"}
+
+
+def _station(dashboard: Dashboard, org: Org, station: str, tasks: list[str]) -> dict[str, str]:
+    """Submit one job for all tasks and follow it; task -> what went wrong ("" for a station without tasks)."""
+    started = time.monotonic()
+    print(estimate(org, station, tasks), flush=True)
+    job = submit(dashboard, org, station, tasks)
+    reader = LogReader(job.read)
+    code = dashboard.follow(job.submission_id, reader)
+    reader.close()
+    print(f"    {job.submission_id}: {time.monotonic() - started:.1f} s", flush=True)
+    done = {closing.get("task") or "" for closing in job.closings}
+    missing = [task for task in (tasks or [""]) if task not in done]
+    if code == 1 and missing:  # a fault of ours: its traceback is worth seeing
+        print("\n".join(job.said[-40:]))
+    return {task: _why(station, task, job.said, code) for task in missing}
+
+
+def _why(station: str, task: str, said: list[str], code: int) -> str:
+    start = " ".join(filter(None, (station, task))) + ": "
+    told = [line.removeprefix(start) for line in said if line.startswith(start)]
+    return f"{station}: {told[-1] if told else f'the job ended with exit code {code}; its log tells more'}"
+
+
+def demo_command(arguments: argparse.Namespace) -> int:
+    """The whole product once, timed; ends the head it started, whatever happens."""
+    started = time.monotonic()
+    org = config.load(arguments.org)
+    ours = local_head() is None
+    head = head_commands.start() if ours else local_head()
+    if head is None:
+        raise ClusterError("the local head ended while the demo began; try again")
+    try:
+        print(f"up: {head.dashboard} after {time.monotonic() - started:.1f} s", flush=True)
+        dashboard = Dashboard()
+        code = run(dashboard, org, tasks=None, tune=False, port=serving.PORT)
+        for task in org.tasks:
+            if lake_commands.champion_row(org, task):
+                print("\n" + serving.show_request(dashboard, org, task))
+        print(f"\n{time.monotonic() - started:.0f} s in all")
+        if arguments.keep:
+            print(_next_steps(head.dashboard, head.token_path, org))
+        return code
+    finally:
+        if ours and not arguments.keep:
+            head_commands.stop(head)
+            print(f"ended the head; the results stay in {org.root}")
+
+
+def _next_steps(dashboard: str, token_path: str, org: Org) -> str:
+    crmray = shutil.which("crmray") or "crmray"
+    return "\n".join(
+        (
+            "",
+            "what to open next:",
+            f"  {dashboard}    the Ray dashboard: jobs, trials, Serve (token: cat {token_path})",
+            f"  http://127.0.0.1:{serving.PORT}/docs    the endpoints",
+            f"  {crmray} compare {next(iter(org.tasks))} --org {Path(org.path)}",
+            f"  {crmray} down    ends it all",
+        )
+    )

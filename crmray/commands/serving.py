@@ -1,0 +1,231 @@
+"""`crmray deploy`, `crmray predict`, `crmray keys`: the endpoints."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import requests
+import yaml
+
+from crmray import config, tasks
+from crmray.config import Org
+from crmray.dashboard import Dashboard
+from crmray.errors import AuthError, ClusterError, ConfigError, CrmrayError
+from crmray.head import home
+from crmray.keys import KeyFile
+from crmray.storage import Lake
+
+PORT = 8000
+DEPLOY_TIMEOUT_S = 300.0
+CLI_KEY_NAME = "crmray-cli"
+DEMO_ORG = Path(__file__).resolve().parents[2] / "orgs" / "demo.yaml"
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add the commands."""
+    deploy_parser = commands.add_parser(
+        "deploy",
+        help="put the endpoints of an org on Serve",
+        description="Deploy serve/config.yaml for an org: one application per task of its org file, and one for /.",
+        epilog="example: crmray deploy org.yaml",
+    )
+    deploy_parser.add_argument("org", metavar="ORG.yaml", help="the org file")
+    deploy_parser.add_argument("--address", help="dashboard of another cluster; default: the local head")
+    deploy_parser.add_argument("--port", type=int, default=PORT, help="of the endpoints, where Serve is started")
+    deploy_parser.set_defaults(call=deploy_command)
+    predict = commands.add_parser(
+        "predict",
+        help="ask an endpoint about ids",
+        description="Ask the task's endpoint. The key comes from CRMRAY_KEY, else from what `deploy` left for this user.",
+        epilog="example: crmray predict churn C00042 --explain",
+    )
+    predict.add_argument("task", help="churn, segmentation, recommendation, …")
+    predict.add_argument("ids", nargs="+", metavar="ID", help="up to 1,000 ids as the org writes them")
+    predict.add_argument("--explain", action="store_true", help="with reasons")
+    predict.add_argument("--url", default=f"http://127.0.0.1:{PORT}", help="where the endpoints are")
+    predict.set_defaults(call=predict_command)
+    keys = commands.add_parser(
+        "keys",
+        help="bearer keys of the endpoints",
+        description="Add, revoke or list the bearer keys of the endpoints. A key is shown once, when it is made.",
+        epilog="examples: crmray keys add salesforce    crmray keys revoke salesforce    crmray keys list",
+    )
+    keys.add_argument("action", choices=("add", "revoke", "list"))
+    keys.add_argument("name", nargs="?", help="who uses the key")
+    keys.set_defaults(call=keys_command)
+
+
+# ---------------------------------------------------------------------------------------------------------- deploy
+
+
+def deploy_command(arguments: argparse.Namespace) -> int:
+    """Deploy and wait until the applications run."""
+    org = config.load(arguments.org)
+    for task, url in deploy(Dashboard(arguments.address), org, port=arguments.port).items():
+        print(f"{task:<16} POST {url}")
+    return 0
+
+
+def serve_config(org: Org, *, port: int = PORT, org_path: str | None = None) -> dict[str, Any]:
+    """serve/config.yaml for this org: the applications of its tasks, with the org file and the key file as args."""
+    spec = importlib.util.find_spec("serve")
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError("the package `serve` is not installed beside crmray; install crmray again")
+    path = Path(spec.submodule_search_locations[0]) / "config.yaml"
+    deployment = yaml.safe_load(path.read_text(encoding="utf-8"))
+    applications = []
+    for application in deployment["applications"]:
+        task = application.get("args", {}).get("task")
+        if task is None or task in org.tasks:
+            args = {**application.get("args", {}), "org": org_path or org.path, "keys": str(KeyFile().path)}
+            applications.append({**application, "args": args})
+    return {
+        **deployment,
+        "applications": applications,
+        "http_options": {**deployment.get("http_options", {}), "port": port},
+    }
+
+
+def deploy(dashboard: Dashboard, org: Org, *, port: int = PORT) -> dict[str, str]:
+    """Deploy, wait until every application runs, and return task -> URL of its endpoint.
+
+    On another cluster the org file has to lie where its storage says: `<storage>/org.yaml`, a path that nodes share.
+    """
+    if dashboard.head:
+        ensure_cli_key()
+        wanted = serve_config(org, port=port)
+    else:
+        wanted = serve_config(org, port=port, org_path=f"{org.root}/org.yaml")
+    dashboard.deploy(wanted)
+    _wait_until_running(dashboard, [application["name"] for application in wanted["applications"]])
+    http = dashboard.serve().get("http_options") or wanted["http_options"]
+    host = "127.0.0.1" if dashboard.head else http.get("host", "127.0.0.1")
+    base = f"http://{host}:{http.get('port', port)}"
+    return {
+        application["args"]["task"]: base + application["route_prefix"]
+        for application in wanted["applications"]
+        if application["args"].get("task")
+    }
+
+
+def _wait_until_running(dashboard: Dashboard, names: list[str]) -> None:
+    deadline = time.monotonic() + DEPLOY_TIMEOUT_S
+    while True:
+        applications = dashboard.serve()["applications"]
+        states = {name: applications.get(name, {}).get("status", "NOT_STARTED") for name in names}
+        if all(state == "RUNNING" for state in states.values()):
+            return
+        failed = [name for name, state in states.items() if state in ("DEPLOY_FAILED", "UNHEALTHY")]
+        if failed:
+            raise ClusterError(f"Serve could not start {failed[0]}: {_last_line(applications[failed[0]])}")
+        if time.monotonic() > deadline:
+            slow = ", ".join(f"{name} is {state}" for name, state in states.items() if state != "RUNNING")
+            raise ClusterError(f"Serve: waited {DEPLOY_TIMEOUT_S:.0f} s and {slow}; most often no CPU is free for replicas")
+        time.sleep(0.5)
+
+
+def _last_line(application: dict[str, Any]) -> str:
+    told = [application.get("message") or ""]
+    told += [deployment.get("message") or "" for deployment in application.get("deployments", {}).values()]
+    lines = [line.strip() for text in told for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+# ------------------------------------------------------------------------------------------------------------ ask
+
+
+def ensure_cli_key() -> str:
+    """The key with which this user's command line asks the endpoints; made once, kept in a file of mode 0600."""
+    path, keys = home() / "key", KeyFile()
+    if path.exists():
+        key = path.read_text(encoding="utf-8").strip()
+        keys.refresh()
+        if keys.check(key):
+            return key
+    if any(entry["name"] == CLI_KEY_NAME for entry in keys.entries()):
+        keys.revoke(CLI_KEY_NAME)
+    key = keys.add(CLI_KEY_NAME)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".key.{os.getpid()}")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write(key)
+    os.replace(draft, path)
+    return key
+
+
+def cli_key() -> str:
+    """CRMRAY_KEY, else the key that `deploy` left for this user."""
+    if os.environ.get("CRMRAY_KEY"):
+        return os.environ["CRMRAY_KEY"]
+    try:
+        return (home() / "key").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise AuthError("no key: set CRMRAY_KEY to one made by `crmray keys add`") from None
+
+
+def predict_command(arguments: argparse.Namespace) -> int:
+    """Ask and print the answer as JSON."""
+    which = tasks.task(arguments.task)
+    body: dict[str, Any] = {"id": arguments.ids[0]} if len(arguments.ids) == 1 else {"ids": arguments.ids}
+    if arguments.explain:
+        body["explain"] = True
+    answer = ask(arguments.url.rstrip("/") + which.ROUTE, body)
+    print(json.dumps(answer, indent=1, ensure_ascii=False))
+    return 0
+
+
+def ask(url: str, body: dict[str, Any]) -> Any:
+    """POST to an endpoint; what it refuses is raised with its own message."""
+    try:
+        with requests.Session() as session:
+            session.trust_env = url.startswith("https://")
+            answer = session.post(url, json=body, headers={"Authorization": f"Bearer {cli_key()}"}, timeout=30)
+    except requests.RequestException as error:
+        raise ClusterError(f"{url} does not answer ({type(error).__name__}); do `crmray deploy ORG.yaml`") from None
+    if answer.status_code == 200:
+        return answer.json()
+    raise CrmrayError(f"{url}: {answer.status_code} {' '.join(answer.text.split())[:500]}")
+
+
+def show_request(dashboard: Dashboard, org: Org, task: str) -> str:
+    """One request about the first known customer as a curl line, and its answer."""
+    http = dashboard.serve().get("http_options") or {}
+    url = f"http://127.0.0.1:{http.get('port', PORT)}{tasks.task(task).ROUTE}"
+    body = {"id": _first_id(Lake(org.root), task)}
+    curl = (
+        f"curl -H \"Authorization: Bearer $(cat {home() / 'key'})\" -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(body)}' {url}"
+    )
+    return f"{curl}\n{json.dumps(ask(url, body), ensure_ascii=False)[:600]}"
+
+
+def _first_id(lake: Lake, task: str) -> str:
+    content = lake.latest("examples", task).read_bytes("now.arrow")
+    return pa.ipc.open_file(pa.py_buffer(content)).get_batch(0)["entity_id"][0].as_py()
+
+
+# ----------------------------------------------------------------------------------------------------------- keys
+
+
+def keys_command(arguments: argparse.Namespace) -> int:
+    """Add, revoke or list."""
+    keys = KeyFile()
+    if (arguments.action == "list") == bool(arguments.name):
+        wanted = "no name" if arguments.action == "list" else "a name"
+        raise ConfigError(f"keys {arguments.action}: got {arguments.name or 'no name'}, expected {wanted}")
+    if arguments.action == "add":
+        print(keys.add(arguments.name))
+    elif arguments.action == "revoke":
+        keys.revoke(arguments.name)
+        print(f"revoked {arguments.name}")
+    else:
+        for entry in keys.entries():
+            print(f"{entry['created_at']}  {entry['name']}")
+    return 0

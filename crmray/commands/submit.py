@@ -1,0 +1,132 @@
+"""`crmray submit`: one job through the Ray Jobs API, followed to its end."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import re
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crmray import __version__, config
+from crmray.commands.estimate import estimate
+from crmray.config import Org
+from crmray.dashboard import Dashboard
+from crmray.errors import ConfigError
+from jobs import FLAGS, STATIONS, WITHOUT_TASK, add_flags
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "submit",
+        help="run one job on the cluster",
+        description="Submit a job through the Ray Jobs API, follow its log and end with its exit code.",
+        epilog="examples: crmray submit shard --org org.yaml    crmray submit train churn --org org.yaml --set lr=3e-4",
+    )
+    parser.add_argument("job", choices=STATIONS, metavar="JOB", help=", ".join(STATIONS))
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="churn, segmentation, recommendation, …")
+    parser.add_argument("--org", required=True, metavar="ORG.yaml", help="the org file")
+    parser.add_argument("--address", help="dashboard of another cluster, e.g. http://head:8265; default: the local head")
+    parser.add_argument("--no-wait", action="store_true", help="do not follow the job")
+    add_flags(parser, FLAGS)
+    parser.set_defaults(call=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Submit and follow; returns the job's exit code."""
+    if bool(arguments.tasks) == (arguments.job in WITHOUT_TASK):
+        wanted = "no task" if arguments.job in WITHOUT_TASK else "at least one task"
+        raise ConfigError(f"submit {arguments.job}: got {arguments.tasks or 'no task'}, expected {wanted}")
+    org, dashboard = config.load(arguments.org), Dashboard(arguments.address)
+    print(estimate(org, arguments.job, arguments.tasks), file=sys.stderr)
+    started = submit(dashboard, org, arguments.job, arguments.tasks, flags_of(arguments))
+    print(f"{started.submission_id} on {dashboard.address}", file=sys.stderr, flush=True)
+    if arguments.no_wait:
+        return 0
+    try:
+        return dashboard.follow(started.submission_id, lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        print(f"the job goes on; to stop it: ray job stop {started.submission_id}", file=sys.stderr)
+        raise
+
+
+def flags_of(arguments: argparse.Namespace) -> list[str]:
+    """The shared flags that were given, as the job's own command line takes them."""
+    words: list[str] = []
+    for option, (flag, _) in FLAGS.items():
+        value = getattr(arguments, option)
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, list):
+            words += [f"{flag}={one}" for one in value]
+        elif value:
+            words.append(f"{flag}={value}")
+    return words
+
+
+@dataclass(kw_only=True)
+class Submitted:
+    """A job that was handed in, and what its log has told so far."""
+
+    submission_id: str
+    """name on the cluster"""
+    closings: list[dict[str, Any]] = field(default_factory=list)
+    """closing lines, one per task that was done"""
+    said: list[str] = field(default_factory=list)
+    """other lines of the log, newest last"""
+
+    def read(self, line: str) -> None:
+        """Sort one line of the log in."""
+        parsed = event_of(line)
+        if parsed and "job" in parsed and ("manifest" in parsed or "manifests" in parsed or "version" in parsed):
+            self.closings.append(parsed)
+        elif not parsed:
+            self.said = [*self.said[-199:], line]
+
+
+def event_of(line: str) -> dict[str, Any] | None:
+    """The JSON object of a log line, or None."""
+    if not line.startswith("{"):
+        return None
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def submit(dashboard: Dashboard, org: Org, job: str, tasks: Sequence[str], flags: Iterable[str] = ()) -> Submitted:
+    """Hand a job in. On another cluster the org file travels along and its storage has to be reachable from there."""
+    if dashboard.head:
+        python, org_file, runtime_env = shlex.quote(sys.executable), org.path, {}
+    else:
+        if not re.match(r"^[a-z0-9+.-]+://|^/", org.storage):
+            raise ConfigError(
+                f"org file {org.path}: storage {org.storage!r} is a folder beside the org file, expected a URL or an "
+                f"absolute path that the nodes of {dashboard.address} share"
+            )
+        content = Path(org.path).read_bytes()
+        python, org_file, runtime_env = "python", "org.yaml", {"working_dir": dashboard.upload({"org.yaml": content})}
+    words = [*tasks, f"--org={org_file}", *flags]
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = "-".join([org.name, job, *([tasks[0]] if len(tasks) == 1 else []), stamp, secrets.token_hex(2)])
+    submission_id = dashboard.submit(
+        f"{python} -m jobs.{job} {shlex.join(words)}",
+        submission_id=name,
+        metadata={
+            "org": org.name,
+            "station": job,
+            "tasks": ",".join(tasks),
+            "crmray": __version__,
+            "user": getpass.getuser(),
+        },
+        runtime_env=runtime_env,
+    )
+    return Submitted(submission_id=submission_id)

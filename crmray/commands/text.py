@@ -1,0 +1,73 @@
+"""How commands write for people: tables in columns and job logs as short lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from crmray.commands.submit import event_of
+
+_QUIET = {"time", "level", "event", "job", "task"}
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Rows as aligned columns under a header; numbers to the right, floats with four digits."""
+    names = list(columns or (rows[0] if rows else ()))
+    cells = [[_cell(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in cells)) if cells else len(name) for i, name in enumerate(names)]
+    numeric = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in names]
+    lines = [names, ["─" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+class LogReader:
+    """Cuts a job's log into lines, hands each to `read`, and shows events shortly: progress in place on a terminal."""
+
+    def __init__(self, read: Callable[[str], None], indent: str = "    "):
+        self.read, self.indent, self._rest = read, indent, ""
+        self._in_place = sys.stdout.isatty()
+
+    def __call__(self, chunk: str) -> None:
+        *lines, self._rest = (self._rest + chunk).split("\n")
+        for line in lines:
+            self.read(line)
+            self._show(line)
+
+    def close(self) -> None:
+        """Take what came after the last line break, and leave the line of progress."""
+        if self._rest:
+            self(("\n"))
+        if self._in_place:
+            print("\r\033[K", end="", flush=True)
+
+    def _show(self, line: str) -> None:
+        event = event_of(line)
+        if event is None or "event" not in event:
+            return
+        name = event["event"]
+        fields = " ".join(f"{key}={_short(value)}" for key, value in event.items() if key not in _QUIET)
+        if name.endswith(".progress"):
+            if self._in_place:
+                print(f"\r{self.indent}{name} {fields}\033[K", end="", flush=True)
+            return
+        start = "\r\033[K" if self._in_place else ""
+        print(f"{start}{self.indent}{name} {fields}"[:200], flush=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

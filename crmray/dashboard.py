@@ -1,0 +1,167 @@
+"""The HTTP API of a Ray head (jobs, Serve, nodes) as far as the commands use it. Needs no Ray on this side."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from crmray.errors import AuthError, ClusterError
+from crmray.head import local_head
+
+TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def token() -> str | None:
+    """The cluster's token as Ray looks for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ours, ~/.ray/auth_token."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return os.environ["RAY_AUTH_TOKEN"].strip()
+    head = local_head()
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH") or (head.token_path if head else None)
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        if named:
+            raise AuthError(f"token file {path}: not there; set RAY_AUTH_TOKEN_PATH to the cluster's token file") from None
+        return None
+
+
+class Dashboard:
+    """One Ray head's dashboard. Raises ClusterError when it does not answer, AuthError when it wants another token."""
+
+    def __init__(self, address: str | None = None, timeout_s: float = 30.0):
+        """address: http(s)://host:port; default RAY_API_SERVER_ADDRESS, else the local head of `crmray up`."""
+        address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+        self.head = None if address else local_head()
+        if not address and not self.head:
+            raise ClusterError("no cluster: none was given and no local head runs; do `crmray up` or give --address")
+        self.address = (address or self.head.dashboard).rstrip("/")  # type: ignore[union-attr]
+        if not self.address.startswith(("http://", "https://")):
+            raise ClusterError(f"got address {self.address!r}, expected the dashboard's URL, e.g. http://127.0.0.1:8265")
+        self.timeout_s = timeout_s
+        self._headers = {"Authorization": f"Bearer {found}"} if (found := token()) else {}
+
+    def call(self, method: str, path: str, **options: Any) -> requests.Response:
+        """One request; answers of 400 and above raise with what the server said."""
+        try:
+            with requests.Session() as session:
+                session.trust_env = self.address.startswith("https://")  # no proxy for a tunnel or this machine
+                answer = session.request(
+                    method, self.address + path, headers=self._headers, timeout=self.timeout_s, **options
+                )
+        except requests.RequestException as error:
+            raise ClusterError(
+                f"{self.address} does not answer ({type(error).__name__}); is the cluster up? `crmray doctor` looks"
+            ) from None
+        if answer.status_code in (401, 403):
+            raise AuthError(f"{self.address} refuses the token; set RAY_AUTH_TOKEN_PATH to the cluster's token file")
+        if answer.status_code >= 400:
+            raise ClusterError(f"{method} {path}: {answer.status_code} {_reason(answer.text)}")
+        return answer
+
+    # -- jobs ------------------------------------------------------------------------------------------------------
+
+    def submit(
+        self, entrypoint: str, *, submission_id: str, metadata: Mapping[str, str], runtime_env: Mapping[str, Any]
+    ) -> str:
+        """Start a job; its submission id. Nothing given here may be secret: the dashboard shows it all."""
+        body = {
+            "entrypoint": entrypoint,
+            "submission_id": submission_id,
+            "metadata": metadata,
+            "runtime_env": runtime_env,
+        }
+        return self.call("POST", "/api/jobs/", json=body).json()["submission_id"]
+
+    def job(self, submission_id: str) -> dict[str, Any]:
+        """Status, exit code and times of a job."""
+        return self.call("GET", f"/api/jobs/{submission_id}").json()
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """All submitted jobs, newest first."""
+        found = [job for job in self.call("GET", "/api/jobs/").json() if job.get("submission_id")]
+        return sorted(found, key=lambda job: job.get("start_time") or 0, reverse=True)
+
+    def stop(self, submission_id: str) -> None:
+        """Ask a job to end: SIGTERM, then SIGKILL."""
+        self.call("POST", f"/api/jobs/{submission_id}/stop")
+
+    def follow(self, submission_id: str, write: Callable[[str], Any]) -> int:
+        """Pass a job's output to `write` as it comes; the job's exit code when it has ended."""
+        asyncio.run(self._tail(submission_id, write))
+        while (job := self.job(submission_id))["status"] not in TERMINAL:
+            asyncio.run(asyncio.sleep(0.2))
+        if job["status"] == "SUCCEEDED":
+            return 0
+        if job["status"] == "STOPPED":
+            return 143
+        if job.get("driver_exit_code") is None:
+            write(f"{_reason(job.get('message') or '')}\n")
+        return job.get("driver_exit_code") or 1
+
+    async def _tail(self, submission_id: str, write: Callable[[str], Any]) -> None:
+        import aiohttp
+
+        url = f"{self.address}/api/jobs/{submission_id}/logs/tail"
+        try:
+            async with aiohttp.ClientSession(headers=self._headers) as session, session.ws_connect(url) as socket:
+                async for message in socket:
+                    if message.type == aiohttp.WSMsgType.TEXT:
+                        write(message.data)
+        except aiohttp.ClientError as error:
+            raise ClusterError(f"{self.address}: lost the job's log ({error}); the job {submission_id} goes on") from None
+
+    def upload(self, files: Mapping[str, bytes]) -> str:
+        """Put files where every node can fetch them; the URI for `working_dir`. Equal content has the same URI."""
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, content in sorted(files.items()):
+                archive.writestr(zipfile.ZipInfo(name), content)
+        name = f"_ray_pkg_{hashlib.sha256(packed.getvalue()).hexdigest()[:16]}.zip"
+        self.call("PUT", f"/api/packages/gcs/{name}", data=packed.getvalue())
+        return f"gcs://{name}"
+
+    # -- serve and nodes -------------------------------------------------------------------------------------------
+
+    def deploy(self, config: Mapping[str, Any]) -> None:
+        """Make Serve run exactly this configuration (ServeDeploySchema)."""
+        self.call("PUT", "/api/serve/applications/", json=config)
+
+    def serve(self) -> dict[str, Any]:
+        """Applications, deployments, replicas and proxies with their states."""
+        return self.call("GET", "/api/serve/applications/").json()
+
+    def version(self) -> dict[str, Any]:
+        """Ray's version and session of the cluster."""
+        return self.call("GET", "/api/version").json()
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Nodes with state, address and total resources."""
+        answer = self.call("GET", "/api/v0/nodes?detail=1&limit=1000").json()
+        return answer["data"]["result"]["result"]
+
+    def usage(self) -> dict[str, list[float]]:
+        """Resource -> [used, total], over the cluster."""
+        answer = self.call("GET", "/api/cluster_status").json()
+        report = (answer["data"].get("clusterStatus") or {}).get("loadMetricsReport") or {}
+        return report.get("usage") or {}
+
+
+def _reason(text: str) -> str:
+    """Last line of a server's message that says something; its tracebacks end with it."""
+    try:
+        body = json.loads(text)
+        text = str(body.get("msg") or body) if isinstance(body, dict) else text
+    except ValueError:
+        pass
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[-1] if lines else "no reason given")[:500]

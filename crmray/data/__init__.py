@@ -1,0 +1,1 @@
+"""From a source to as-of rows: ingest, clean, shard, check, examples, and the demo org."""

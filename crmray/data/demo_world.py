@@ -1,0 +1,401 @@
+"""The world behind the demo org: a generative model of customers, simulated in blocks.
+
+Time runs in weeks w = 0, 1, … from the first Monday of the history; days d = 0..6 within a week, UTC. All random counts are
+independent Poisson variables per day given the states, so a week cut anywhere has an exact likelihood (demo_truth).
+
+Hidden, for life
+    v  value           0 occasional, 1 loyal                          P(v)       P_LOYAL
+    s  price-sensitive 0 no, 1 yes                                    P(s | v)   P_SENSITIVE
+    a  activity        0, 1, 2: multiplies purchases and visits       P(a)       P_ACTIVITY, ACTIVITY
+    t  taste           0..4 over ten product categories               P(t | v,s) taste_prior
+    The planted segment is (v, s): SEGMENTS[2 v + s].
+Hidden, weekly
+    z  engagement      0 content, 1 drifting, 2 leaving               P(z_0)     P_START
+       content → drifting   CONTENT_TO_DRIFTING + bad·BAD_CASE_PUSH[0] + rise·PRICE_RISE_PUSH[s]
+       drifting → leaving   DRIFTING_TO_LEAVING + bad·BAD_CASE_PUSH[1];   drifting → content  DRIFTING_TO_CONTENT
+       leaving → content    LEAVING_TO_CONTENT
+       bad = a case with a negative tone in the week; rise = the customer's price level rose in the week.
+Seen
+    attributes    industry | v, size band | v, country, opt-in to mail (the last two say nothing about the rest)
+    price rise    Monday, Bernoulli(P_PRICE_RISE) a week; raises the customer's prices by PRICE_RISE
+    mail          Monday of every second week to those who opted in, arm treatment with P_TREATMENT, else control
+                  opened ~ Bernoulli(P_OPEN[z, s]) and clicked ~ Bernoulli(P_CLICK[s]), both on the Monday
+    orders        Poisson(PURCHASES[v] ACTIVITY[a] PURCHASES_BY_STATE[z] season(w) (1 + UPLIFT[s] treated)) a week
+    lines         1 + Poisson(EXTRA_LINES[v]) an order; units 1 + Poisson(EXTRA_UNITS[v]) a line
+    discounted    Bernoulli(P_DISCOUNT[s]) an order
+    product       of a line: with FOLLOW from the successors of a product of the order before (uniform over its lines),
+                  else from the taste: see demo_catalogue
+    visits        Poisson(VISITS[s] ACTIVITY[a] VISITS_BY_STATE[z] season(w)) a week; P_VIEW of them view a product, drawn
+                  from the taste
+    cases         Poisson(CASES[kind, z] P_TONE[kind, z, tone]) a week for each kind (complaint, question) and tone
+                  (negative, neutral, positive)
+Days of orders and visits follow DAY_SHARES, of cases 1/7. Everything else in the raw objects is noise that depends on nothing
+hidden, or on the hidden only through what is listed here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import cached_property
+
+import numpy as np
+
+from crmray.data.demo_catalogue import FOLLOW, NUM_TASTES, Catalogue
+from crmray.errors import ConfigError
+
+BLOCK = 10_000
+"""customers simulated at once; each block has its own random stream"""
+SEGMENTS = ("occasional, full price", "occasional bargain hunters", "loyal, high value", "loyal bargain hunters")
+ENGAGEMENT = ("content", "drifting", "leaving")
+
+P_LOYAL = 0.5
+P_SENSITIVE = np.array([0.45, 0.40])
+P_ACTIVITY = np.array([0.3, 0.4, 0.3])
+ACTIVITY = np.array([0.75, 1.0, 1.3])
+P_START = np.array([0.88, 0.08, 0.04])
+CONTENT_TO_DRIFTING, DRIFTING_TO_CONTENT, DRIFTING_TO_LEAVING, LEAVING_TO_CONTENT = 0.012, 0.04, 0.06, 0.006
+BAD_CASE_PUSH = np.array([0.35, 0.30])
+PRICE_RISE_PUSH = np.array([0.01, 0.15])
+
+INDUSTRIES = ("Retail", "Hospitality", "Manufacturing", "Healthcare", "Education", "Construction", "Finance", "Technology")
+P_INDUSTRY = np.array([[0.2, 0.18, 0.12, 0.1, 0.12, 0.1, 0.09, 0.09], [0.1, 0.12, 0.16, 0.14, 0.08, 0.12, 0.13, 0.15]])
+P_SIZE = np.array([[0.5, 0.3, 0.15, 0.05], [0.2, 0.3, 0.3, 0.2]])
+SIZES = ((1, 10), (10, 50), (50, 250), (250, 2000))
+COUNTRIES = ("Norland", "Sudmark", "Estovia", "Westria", "Midland")
+P_COUNTRY = np.array([0.35, 0.25, 0.18, 0.12, 0.1])
+P_OPT_IN = 0.75
+
+P_PRICE_RISE, PRICE_RISE = 1 / 60, 0.04
+MAIL_EVERY, P_TREATMENT = 2, 0.8
+P_OPEN = np.array([[0.34, 0.68], [0.16, 0.32], [0.05, 0.08]])
+P_CLICK = np.array([0.12, 0.30])
+UPLIFT = np.array([0.05, 0.25])
+PURCHASES = np.array([0.13, 0.45])
+PURCHASES_BY_STATE = np.array([1.0, 0.5, 0.05])
+EXTRA_LINES, EXTRA_UNITS = np.array([0.4, 1.2]), np.array([0.3, 2.0])
+P_DISCOUNT = np.array([0.10, 0.65])
+VISITS = np.array([0.35, 1.4])
+VISITS_BY_STATE = np.array([1.0, 0.55, 0.15])
+P_VIEW = 0.6
+KINDS, TONES = ("complaint", "question"), ("negative", "neutral", "positive")
+CASES = np.array([[0.010, 0.022, 0.006], [0.020, 0.018, 0.005]])
+P_TONE = np.array([[[0.45, 0.45, 0.10], [0.70, 0.25, 0.05], [0.80, 0.18, 0.02]],
+                   [[0.04, 0.56, 0.40], [0.15, 0.65, 0.20], [0.25, 0.65, 0.10]]])  # fmt: skip
+"""P(tone | kind, z)"""
+CASE_RATES = (CASES[:, :, None] * P_TONE).transpose(0, 2, 1).reshape(6, 3)
+"""(kind · tone, z): cases a week"""
+DAY_SHARES = np.array([0.16, 0.17, 0.17, 0.17, 0.15, 0.11, 0.07])
+"""Monday first"""
+DAYS_BEFORE = np.concatenate([[0.0], np.cumsum(DAY_SHARES)])
+SEASON = 0.2
+"""amplitude"""
+"""share of a week's orders and visits before day d = 0..7"""
+
+
+def season(week_start: date) -> float:
+    """Seasonal factor of orders and visits in the week that starts on this day: peaks at the end of November."""
+    day = (week_start - date(week_start.year, 1, 1)).days
+    return 1 + SEASON * math.cos(2 * math.pi * (day - 330) / 365.25)
+
+
+def segment_of(v: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Index into SEGMENTS."""
+    return 2 * v + s
+
+
+def taste_prior() -> np.ndarray:
+    """P(taste | v, s), (4, tastes): every segment leans to a taste of its own, none excludes one."""
+    return np.full((len(SEGMENTS), NUM_TASTES), 0.6 / NUM_TASTES) + 0.4 * np.eye(len(SEGMENTS), NUM_TASTES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What is common to all customers. Simulates blocks of them; equal settings give equal blocks, whatever is run beside."""
+
+    customers: int = 6_000
+    """number of customers"""
+    months: int = 36
+    """months of history"""
+    end: date = date(2026, 10, 1)
+    """first day after the history"""
+    seed: int = 0
+    """of everything random"""
+
+    def __post_init__(self) -> None:
+        if self.customers < 1 or self.months < 1:
+            raise ConfigError(
+                f"demo org: got customers {self.customers} and months {self.months}, expected at least 1 of each"
+            )
+
+    @property
+    def start(self) -> date:
+        """First day of the history."""
+        months = self.end.year * 12 + self.end.month - 1 - self.months
+        return date(months // 12, months % 12 + 1, min(self.end.day, 28))
+
+    @property
+    def epoch(self) -> date:
+        """First Monday of the history: day 0, and the first day with events."""
+        return self.start + timedelta(days=-self.start.weekday() % 7)
+
+    @property
+    def num_days(self) -> int:
+        """Days from the epoch to the end."""
+        return (self.end - self.epoch).days
+
+    @property
+    def num_weeks(self) -> int:
+        """Weeks that begin before the end; the last may be cut."""
+        return -(-self.num_days // 7)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of at most BLOCK customers."""
+        return -(-self.customers // BLOCK)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """Products, tastes and successors."""
+        return Catalogue.make(self.seed, self.num_weeks)
+
+    def seasons(self, num_weeks: int) -> np.ndarray:
+        """Seasonal factors of the first weeks."""
+        return np.array([season(self.epoch + timedelta(weeks=w)) for w in range(num_weeks)])
+
+    def rng(self, block: int, purpose: int) -> np.random.Generator:
+        """The random stream of a block: purpose 0 simulates, 1 writes raw objects."""
+        return np.random.default_rng([self.seed, 20261001, purpose, block])
+
+    def simulate(self, block: int) -> Block:
+        """One block of customers with all they do."""
+        count = min(BLOCK, self.customers - block * BLOCK)
+        return _simulate(self, self.rng(block, 0), count, block * BLOCK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Customers [first, first + N) and their events. Events are sorted by customer and day; days count from the epoch and
+    may lie at or after the end of the history (the last week is simulated whole): who reads them cuts them."""
+
+    first: int
+    """index of the first customer"""
+    v: np.ndarray
+    s: np.ndarray
+    a: np.ndarray
+    t: np.ndarray
+    """(N,) hidden classes"""
+    industry: np.ndarray
+    size: np.ndarray
+    country: np.ndarray
+    opted_in: np.ndarray
+    """(N,) attributes"""
+    first_week: np.ndarray
+    """(N,) first week with events"""
+    z: np.ndarray
+    """(N, W) int8 engagement"""
+    rise: np.ndarray
+    """(N, W) bool price rises"""
+    arm: np.ndarray
+    """(N, W) int8: -1 no mail, 0 control, 1 treatment"""
+    opened: np.ndarray
+    clicked: np.ndarray
+    """(N, W) bool"""
+    order_customer: np.ndarray
+    order_day: np.ndarray
+    discounted: np.ndarray
+    """(O,) customer is an index into the block"""
+    line_order: np.ndarray
+    product: np.ndarray
+    units: np.ndarray
+    """(L,)"""
+    pair_line: np.ndarray
+    pair_parent: np.ndarray
+    """all pairs (line, line of the customer's order before): what a line may follow"""
+    visit_customer: np.ndarray
+    visit_day: np.ndarray
+    viewed: np.ndarray
+    """(V,) viewed is a product or -1"""
+    case_customer: np.ndarray
+    case_day: np.ndarray
+    case_cell: np.ndarray
+    """(C,) cell = 3 kind + tone"""
+
+    def __len__(self) -> int:
+        return len(self.v)
+
+
+def _pick(rng: np.random.Generator, shares: np.ndarray, size: int | None = None) -> np.ndarray:
+    """Draws from a distribution over the last axis: one per row of `shares` (N, K), or `size` from (K,)."""
+    cumulative = np.cumsum(shares, -1)
+    if shares.ndim == 1:
+        assert size is not None
+        return np.minimum(np.searchsorted(cumulative, rng.random(size), side="right"), len(shares) - 1)
+    return np.minimum((rng.random((len(shares), 1)) >= cumulative).sum(1), shares.shape[1] - 1)
+
+
+def _simulate(world: World, rng: np.random.Generator, count: int, first: int) -> Block:
+    v = (rng.random(count) < P_LOYAL).astype(np.int64)
+    s = (rng.random(count) < P_SENSITIVE[v]).astype(np.int64)
+    a = _pick(rng, P_ACTIVITY, count)
+    t = _pick(rng, taste_prior()[segment_of(v, s)])
+    attributes = {
+        "industry": _pick(rng, P_INDUSTRY[v]),
+        "size": _pick(rng, P_SIZE[v]),
+        "country": _pick(rng, P_COUNTRY, count),
+        "opted_in": rng.random(count) < P_OPT_IN,
+    }
+    weeks = world.num_weeks
+    first_week = np.where(rng.random(count) < 0.45, 0, rng.integers(0, max(weeks - 4, 1), count))
+    live = np.arange(weeks) >= first_week[:, None]
+    rise = (rng.random((count, weeks)) < P_PRICE_RISE) & live
+    z, cells = _engagement(rng, s, first_week, rise)
+
+    treated = rng.random((count, weeks)) < P_TREATMENT
+    mailed = live & attributes["opted_in"][:, None] & (np.arange(weeks) % MAIL_EVERY == 0)
+    arm = np.where(mailed, treated.astype(np.int8), np.int8(-1))
+    opened = (rng.random((count, weeks)) < P_OPEN[z, s[:, None]]) & (arm == 1)
+    clicked = (rng.random((count, weeks)) < P_CLICK[s][:, None]) & opened
+
+    pace = ACTIVITY[a][:, None] * world.seasons(weeks) * live
+    buying = (PURCHASES[v][:, None] * PURCHASES_BY_STATE[z]) * pace * (1 + UPLIFT[s][:, None] * (arm == 1))
+    order_customer, order_day = _days(rng, rng.poisson(buying), DAY_SHARES)
+    discounted = rng.random(len(order_customer)) < P_DISCOUNT[s[order_customer]]
+    num_lines = 1 + rng.poisson(EXTRA_LINES[v[order_customer]])
+    line_order = np.repeat(np.arange(len(order_customer)), num_lines)
+    buyer = order_customer[line_order]
+    units = 1 + rng.poisson(EXTRA_UNITS[v[buyer]])
+    parents = _parents(order_customer, num_lines, line_order)
+    line_era = world.catalogue.era_of(order_day[line_order] // 7)
+    product = _products(rng, world.catalogue, line_era, t[buyer], s[buyer], parents)
+
+    visit_customer, visit_day = _days(rng, rng.poisson(VISITS[s][:, None] * VISITS_BY_STATE[z] * pace), DAY_SHARES)
+    viewed = _views(rng, world.catalogue, visit_day // 7, t[visit_customer], s[visit_customer])
+    case_customer, case_day, case_cell = _case_days(rng, cells)
+    return Block(
+        first=first, v=v, s=s, a=a, t=t, **attributes, first_week=first_week, z=z, rise=rise, arm=arm, opened=opened,
+        clicked=clicked, order_customer=order_customer, order_day=order_day, discounted=discounted, line_order=line_order,
+        product=product, units=units, pair_line=parents[0], pair_parent=parents[1],
+        visit_customer=visit_customer, visit_day=visit_day, viewed=viewed,
+        case_customer=case_customer, case_day=case_day, case_cell=case_cell,
+    )  # fmt: skip
+
+
+def _engagement(
+    rng: np.random.Generator, s: np.ndarray, first_week: np.ndarray, rise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hidden weeks z (N, W) and the counts of cases that push them (N, W, 6)."""
+    count, weeks = rise.shape
+    z, cells = np.zeros((count, weeks), np.int8), np.zeros((count, weeks, len(CASE_RATES)), np.int8)
+    state = _pick(rng, P_START, count).astype(np.int8)
+    for w in range(weeks):
+        live = first_week <= w
+        z[:, w] = state
+        cells[:, w] = rng.poisson(CASE_RATES.T[state] * live[:, None])
+        rates = transitions(s, bad_case(cells[:, w]), rise[:, w])
+        moved = _pick(rng, rates[np.arange(count), state]).astype(np.int8)
+        state = np.where(live, moved, state)
+    return z, cells
+
+
+def bad_case(cells: np.ndarray) -> np.ndarray:
+    """Whether counts of cases (…, 6) hold one with a negative tone."""
+    return (cells[..., 0] + cells[..., len(TONES)]) > 0
+
+
+def transitions(s: np.ndarray, bad: np.ndarray, rise: np.ndarray) -> np.ndarray:
+    """(N, 3, 3) P(next z | z) of a week with or without a bad case and a price rise."""
+    shape = np.broadcast_shapes(np.shape(s), np.shape(bad), np.shape(rise))
+    result = np.zeros((*shape, 3, 3))
+    result[..., 0, 1] = CONTENT_TO_DRIFTING + bad * BAD_CASE_PUSH[0] + rise * PRICE_RISE_PUSH[s]
+    result[..., 1, 0] = DRIFTING_TO_CONTENT
+    result[..., 1, 2] = DRIFTING_TO_LEAVING + bad * BAD_CASE_PUSH[1]
+    result[..., 2, 0] = LEAVING_TO_CONTENT
+    for state in range(3):
+        result[..., state, state] = 1 - result[..., state, :].sum(-1)
+    return result
+
+
+def _days(rng: np.random.Generator, counts: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Customer and day of each event of weekly counts (N, W), sorted by both."""
+    customer, week = np.nonzero(counts)
+    times = counts[customer, week]
+    customer, week = np.repeat(customer, times), np.repeat(week, times)
+    day = 7 * week + _pick(rng, shares, len(week))
+    order = np.lexsort((day, customer))
+    return customer[order], day[order]
+
+
+def _case_days(rng: np.random.Generator, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    customer, week, cell = np.nonzero(cells)
+    times = cells[customer, week, cell]
+    customer, week, cell = (np.repeat(column, times) for column in (customer, week, cell))
+    day = 7 * week + rng.integers(0, 7, len(week))
+    order = np.lexsort((day, customer))
+    return customer[order], day[order], cell[order]
+
+
+def _parents(
+    order_customer: np.ndarray, num_lines: np.ndarray, line_order: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order before that of each line: pairs (line, line of the order before), and the first pair of each line (L + 1,)."""
+    starts = np.concatenate([[0], np.cumsum(num_lines)])
+    has_before = np.zeros(len(order_customer), bool)
+    has_before[1:] = order_customer[1:] == order_customer[:-1]
+    before = line_order - 1
+    width = np.where(has_before[line_order], num_lines[before], 0)
+    pair_starts = np.concatenate([[0], np.cumsum(width)])
+    line = np.repeat(np.arange(len(line_order)), width)
+    offset = np.arange(len(line)) - pair_starts[line]
+    return line, starts[before[line]] + offset, pair_starts
+
+
+def _products(
+    rng: np.random.Generator,
+    catalogue: Catalogue,
+    era: np.ndarray,
+    t: np.ndarray,
+    s: np.ndarray,
+    parents: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """Product of each line (L,). Lines that follow wait until the line they follow has its product."""
+    _, parent, starts = parents
+    width = np.diff(starts)
+    follows = (rng.random(len(era)) < FOLLOW) & (width > 0)
+    product = _from_base(rng, catalogue, era, t, s)
+    chosen = np.minimum(starts[:-1] + (rng.random(len(era)) * width).astype(np.int64), max(len(parent) - 1, 0))
+    leader = np.where(follows, parent[chosen] if len(parent) else 0, -1)
+    uniform, done = rng.random(len(era)), ~follows
+    cumulative = np.cumsum(catalogue.successors, -1)
+    waiting = np.flatnonzero(follows)
+    while len(waiting):
+        ready = waiting[done[leader[waiting]]]
+        for e in range(len(cumulative)):
+            some = ready[era[ready] == e]
+            product[some] = (uniform[some, None] >= cumulative[e][product[leader[some]]]).sum(1)
+        done[ready] = True
+        waiting = waiting[~done[waiting]]
+    return np.minimum(product, len(catalogue.price) - 1)
+
+
+def _from_base(
+    rng: np.random.Generator, catalogue: Catalogue, era: np.ndarray, t: np.ndarray, s: np.ndarray
+) -> np.ndarray:
+    """One product per row from the taste, row by row of the same era, taste and price-sensitivity."""
+    product = np.zeros(len(era), np.int64)
+    group = (era * NUM_TASTES + t) * 2 + s
+    order = np.argsort(group, kind="stable")
+    edges = np.searchsorted(group[order], np.arange(catalogue.base[..., 0].size + 1))
+    for g, shares in enumerate(catalogue.base.reshape(-1, catalogue.base.shape[-1])):
+        rows = order[edges[g] : edges[g + 1]]
+        product[rows] = _pick(rng, shares, len(rows))
+    return product
+
+
+def _views(
+    rng: np.random.Generator, catalogue: Catalogue, week: np.ndarray, t: np.ndarray, s: np.ndarray
+) -> np.ndarray:
+    """Product seen in each visit, -1 for none."""
+    product = _from_base(rng, catalogue, catalogue.era_of(week), t, s)
+    return np.where(rng.random(len(week)) < P_VIEW, product, -1)

@@ -1,0 +1,302 @@
+"""The examples stage: as-of rows of a task, from the canonical tables, shard by shard.
+
+    examples/<task>/<run_id>/train|validation|test/shard-*.parquet   labelled rows of the training, validation, test dates
+                            /now/shard-*.parquet                      rows to score, without labels
+                            /now.arrow                                the same, all shards, sorted by entity_id, to memory-map
+                            /manifest.json                            dates, counts of rows and labels, what was left out
+
+Without time (given labels without a date) the rows are split by their part. No Ray here: the way to map over shards is given.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from crmray import log, schema
+from crmray.config import Org
+from crmray.data import asof, splits
+from crmray.data.splits import PARTS, Snapshots
+from crmray.errors import DataError, NotEnoughDataError
+from crmray.storage import Lake, Run, run_id
+
+FORMAT = 1
+"""raised when the files of the stage change"""
+MIN_CLASS_ROWS = 2
+SHARE_OF_BUDGET = 0.25
+"""of the memory budget that one sorted piece of the `now` rows may take: reading, sorting and writing hold copies"""
+_CLOCKLESS = ("subscriptions",)
+"""tables whose times do not tell where the data ends: few begin, long after or before others end"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a canonical table holds, over all shards, from the footers of its files."""
+
+    run: Run
+    """the table's current run"""
+    rows: int
+    """rows in all shards"""
+    columns: tuple[str, ...]
+    """columns with a value in some row; the others are as good as absent"""
+    span: tuple[datetime, datetime] | None
+    """first and last time; None without a time column or a time"""
+    files: tuple[str, ...]
+    """names of the shard files"""
+
+
+def examples(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callable[..., Iterator[tuple]]) -> Run:
+    """Make the examples of a task, or find them made.
+
+    map_shards(fn, items, *, label) yields (item, fn(item)) in any order. DataError and NotEnoughDataError say which table,
+    column or kind of row is missing.
+    """
+    content = _contents(lake, task, settings)
+    run = lake.run("examples", task.NAME, _run_id(org, task, settings, content))
+    with run.claim("examples") as mine:
+        if mine:
+            _make(org, lake, task, settings, content, run, map_shards)
+    return run
+
+
+def _run_id(org: Org, task: Any, settings: Any, content: Mapping[str, Content]) -> str:
+    own = {"task": task.NAME, "features_version": task.FEATURES_VERSION, "settings": settings.model_dump(mode="json")}
+    inputs = {name: table.run.run_id for name, table in content.items()}
+    return run_id("examples", inputs=inputs, settings=own, seed=org.seed, format=FORMAT)
+
+
+def _contents(lake: Lake, task: Any, settings: Any) -> dict[str, Content]:
+    """The tables of the task that have rows; refuses when a required one, or a column of it, is missing."""
+    needs = task.needs(settings)
+    found = {}
+    for name in sorted({*needs.required, *needs.useful}):
+        if lake.has("tables", name):
+            content = content_of(lake.latest("tables", name))
+            if content.rows:
+                found[name] = content
+    for name, columns in needs.required.items():
+        if name not in found:
+            lake.latest("tables", name)  # when nothing was sharded at all, this says which job to run
+            raise DataError(
+                f"task {task.NAME} needs table {name} (columns {', '.join(columns)}), got no rows of it;"
+                f" map {name} in the org file, or take {task.NAME} out of `tasks:`"
+            )
+        absent = [column for column in columns if column not in found[name].columns]
+        if absent:
+            raise DataError(
+                f"task {task.NAME} needs column {absent[0]!r} of table {name}, got no value in any row;"
+                f" map it in the org file, or take {task.NAME} out of `tasks:`"
+            )
+    return found
+
+
+def content_of(run: Run) -> Content:
+    """Rows, columns with values and span of a table run, without reading its rows."""
+    files = tuple(run.files("shard-*.parquet"))
+    time = schema.table(run.name).time
+    rows, columns, times = 0, dict.fromkeys(()), []
+    for file in files:
+        with run.open_parquet(file) as parquet:
+            meta = parquet.metadata
+            rows += meta.num_rows
+            for group in range(meta.num_row_groups):
+                for index in range(meta.num_columns):
+                    chunk = meta.row_group(group).column(index)
+                    assert chunk.is_stats_set, f"{run!r}/{file} was written without statistics"
+                    if chunk.statistics.num_values:
+                        columns[chunk.path_in_schema] = None
+                        if chunk.path_in_schema == time:
+                            times += [chunk.statistics.min, chunk.statistics.max]
+    span = (min(times), max(times)) if times else None
+    return Content(run=run, rows=rows, columns=tuple(columns), span=span, files=files)
+
+
+def span_of(content: Mapping[str, Content], required: Mapping[str, Any]) -> tuple[datetime, datetime] | None:
+    """First and last moment of the data, by the required tables' clocks, or of all tables where these have none.
+
+    None: no time. A task on given labels has time only if the labels have.
+    """
+    if "outcomes" in required and content["outcomes"].span is None:
+        return None
+    clocks = [content[name] for name in required if name not in _CLOCKLESS]
+    spans = [table.span for table in clocks if table.span] or [table.span for table in content.values() if table.span]
+    return (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
+
+
+def _make(org: Org, lake: Lake, task: Any, settings: Any, content: Mapping[str, Content], run: Run, map_shards: Callable) -> None:
+    span = span_of(content, task.needs(settings).required) if settings.uses_time else None
+    choose = getattr(task, "dates", splits.snapshots)
+    dates = choose(settings, span) if span else Snapshots(horizon_days=settings.horizon_days)
+    log.event("examples.dates", task=task.NAME, **dates.to_json())
+    num_shards = max(len(table.files) for name, table in content.items() if schema.table(name).sharded)
+    work = partial(
+        make_shard,
+        root=lake.root,
+        task_module=task.__name__,
+        settings=settings.model_dump(mode="json"),
+        tables={name: (table.run.run_id, table.columns) for name, table in content.items()},
+        dates={"as_of": dates.to_json(), "horizon_days": dates.horizon_days},
+        run_id=run.run_id,
+    )
+    made = dict(map_shards(work, list(range(num_shards)), label="examples"))
+    shards = [made[index] for index in range(num_shards)]
+    fields = {tuple(shard["schema"].items()) for shard in shards}
+    assert len(fields) == 1, f"shards differ in their columns: {[set(a) ^ set(b) for a in fields for b in fields]}"
+    counts = _total([shard["counts"] for shard in shards])
+    _check_enough(task, counts, dates)
+    _write_now(run, num_shards, sum(shard["now_bytes"] for shard in shards), org.memory_gib * 2**30)
+    run.commit(
+        task=task.NAME,
+        features_version=task.FEATURES_VERSION,
+        settings=settings.model_dump(mode="json"),
+        as_of=dates.to_json(),
+        horizon_days=dates.horizon_days,
+        span=[moment.isoformat() for moment in span] if span else None,
+        rows={name: sum(count["rows"] for count in counts[name].values()) for name in (*PARTS, "now")},
+        counts=counts,
+        excluded={"customers_outside_population_now": sum(shard["outside"] for shard in shards)},
+        schema=shards[0]["schema"],
+        num_shards=num_shards,
+        inputs={name: table.run.run_id for name, table in content.items()},
+    )
+
+
+def make_shard(
+    shard: int,
+    *,
+    root: str,
+    task_module: str,
+    settings: Mapping[str, Any],
+    tables: Mapping[str, tuple[str, tuple[str, ...]]],
+    dates: Mapping[str, Any],
+    run_id: str,
+) -> dict[str, Any]:
+    """Write one shard of every split. Gives its counts by split and date, its columns, and the size of its `now` rows.
+
+    All arguments are plain, so any process can do it: root of the lake, name of the task's module, and per table its run_id
+    and the columns that the org has.
+    """
+    lake, task, when = Lake(root), importlib.import_module(task_module), Snapshots.of(dates)
+    own = task.Settings.model_validate(settings)
+    run = lake.run("examples", task.NAME, run_id)
+    rows = {name: _read(lake.run("tables", name, id_), columns, shard) for name, (id_, columns) in tables.items()}
+    if when.has_time:
+        found = {
+            "train": pa.concat_tables([task.examples(rows, date, own, labels=True) for date in when.train]),
+            "validation": task.examples(rows, when.validation, own, labels=True),
+            "test": task.examples(rows, when.test, own, labels=True),
+        }
+    else:
+        labelled = task.examples(rows, None, own, labels=True)
+        found = {part: labelled.filter(pc.equal(labelled["part"], part)) for part in PARTS}
+    found["now"] = task.examples(rows, when.now, own, labels=False)
+    for name, table in found.items():
+        run.write_table(f"{name}/shard-{shard:05d}.parquet", table, row_group_rows=16 * 1024)
+    return {
+        "counts": {name: _counts(table, task.LABELS) for name, table in found.items()},
+        "schema": {field.name: str(field.type) for field in found["now"].schema},
+        "now_bytes": found["now"].nbytes,
+        "outside": len(asof.known(rows, when.now)) - found["now"].num_rows,
+    }
+
+
+def _read(run: Run, columns: tuple[str, ...], shard: int) -> pa.Table:
+    """One shard's rows of a table; all rows of one that is not sharded; none where the shard has no file."""
+    index = shard if schema.table(run.name).sharded else 0
+    name = f"shard-{index:05d}.parquet"
+    if run.has(name):
+        return run.read_table([name], columns=columns).combine_chunks()
+    return run.dataset(run.files("shard-*.parquet")[:1]).schema.empty_table().select(list(columns))
+
+
+def _counts(table: pa.Table, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """By date (ISO day, or "" without time): rows, young customers, and rows per value of each 0/1 or integer label."""
+    found: dict[str, dict[str, Any]] = {}
+    for date in pc.unique(table["as_of"]).to_pylist():
+        rows = table.filter(pc.equal(table["as_of"], date) if date else pc.is_null(table["as_of"]))
+        count: dict[str, Any] = {"rows": rows.num_rows}
+        if "is_young" in rows.column_names:
+            count["young"] = pc.sum(rows["is_young"]).as_py() or 0
+        for label in labels:
+            if pa.types.is_integer(rows.schema.field(label).type) and rows[label].null_count < rows.num_rows:
+                pairs = pc.value_counts(rows[label]).to_pylist()
+                count[label] = {str(pair["values"]): pair["counts"] for pair in pairs}
+        found[date.strftime("%Y-%m-%d") if date else ""] = count
+    return found
+
+
+def _total(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Nested counts, added up; keys sorted."""
+    keys = sorted({key for shard in shards for key in shard}, key=lambda key: (key == "now", key))
+    total: dict[str, Any] = {}
+    for key in keys:
+        parts = [shard[key] for shard in shards if key in shard]
+        total[key] = _total(parts) if isinstance(parts[0], dict) else sum(parts)
+    return total
+
+
+def _check_enough(task: Any, counts: Mapping[str, Any], dates: Snapshots) -> None:
+    """NotEnoughDataError, with the counts, when a split has no rows or, of a class label, fewer than two rows of a class."""
+    where = {"train": "before the validation date" if dates.has_time else "in the training part"}
+    chosen = dict(counts["train"])
+    if dates.has_time:
+        used = splits.selection(pa.array(dates.train, schema.TIME), dates)
+        days = [date.strftime("%Y-%m-%d") for date, use in zip(dates.train, used, strict=True) if use]
+        chosen = {day: counts["train"][day] for day in days if day in counts["train"]}
+    for name, by_date in (("train", chosen), ("validation", counts["validation"]), ("test", counts["test"])):
+        total = _total(list(by_date.values()))
+        place = f"{name} rows {where[name]}" if name in where else f"{name} rows"
+        if not total.get("rows"):
+            raise NotEnoughDataError(
+                f"task {task.NAME}: got 0 {place}, expected some; counts: {_told(counts)};"
+                " bring more history or customers, or change the dates"
+            )
+        for label in task.LABELS:
+            classes = total.get(label)
+            if classes is not None and (len(classes) < 2 or min(classes.values()) < MIN_CLASS_ROWS):
+                raise NotEnoughDataError(
+                    f"task {task.NAME}: got {label} {_classes(classes)} in the {place}, expected at least {MIN_CLASS_ROWS}"
+                    f" rows of each class; counts: {_told(counts)}; bring more data, or change the label or the dates"
+                )
+
+
+def _told(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {sum(count['rows'] for count in by_date.values())}" for name, by_date in counts.items())
+
+
+def _classes(classes: Mapping[str, int]) -> str:
+    return " and ".join(f"{value} in {rows} rows" for value, rows in sorted(classes.items()))
+
+
+def _write_now(run: Run, num_shards: int, num_bytes: int, budget_bytes: float) -> None:
+    """now.arrow: the rows of all shards sorted by entity_id, made in pieces of id ranges that fit the budget."""
+    names = [f"now/shard-{index:05d}.parquet" for index in range(num_shards)]
+    ids = run.read_table(names, columns=["entity_id"])["entity_id"].combine_chunks()
+    ids = ids.take(pc.sort_indices(ids))
+    pieces = max(1, int(np.ceil(num_bytes / (budget_bytes * SHARE_OF_BUDGET))))
+    starts = [ids[len(ids) * piece // pieces].as_py() for piece in range(1, pieces)]
+    table_schema = run.dataset(names[:1]).schema
+    with run.open_output("now.arrow") as sink, pa.ipc.new_file(sink, table_schema) as writer:
+        for low, high in zip([None, *starts], [*starts, None], strict=True):
+            rows = run.read_table(names, filters=_between(low, high))
+            order = pc.sort_indices(rows["entity_id"])
+            writer.write_table(rows.take(order).combine_chunks())
+
+
+def _between(low: str | None, high: str | None) -> pads.Expression | None:
+    """low <= entity_id < high; None is no limit."""
+    limits = []
+    if low is not None:
+        limits.append(pads.field("entity_id") >= low)
+    if high is not None:
+        limits.append(pads.field("entity_id") < high)
+    return limits[0] if len(limits) == 1 else limits[0] & limits[1] if limits else None

@@ -1,0 +1,111 @@
+"""From the source to raw/: its rows as it has them, only the columns that are mapped or kept, in parts of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from crmray import log
+from crmray.config import DemoSource, FilesSource, Org, TableSource
+from crmray.data import files
+from crmray.errors import DataError
+from crmray.storage import Lake, Run, run_id
+
+PART_ROWS = 256 * 1024
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """One source of one canonical table, and where its rows lie in raw/."""
+
+    table: str
+    """canonical table"""
+    source: TableSource
+    """its section of the org file"""
+    raw: str
+    """name in raw/"""
+
+
+def origins(org: Org) -> list[Origin]:
+    """All sources of all tables, in the order of the org file; for the demo org the standard mapping."""
+    if isinstance(org.source, DemoSource):
+        from crmray.salesforce.mapping import STANDARD
+
+        tables = STANDARD
+    else:
+        tables = org.source.tables
+    return [
+        Origin(table=table, source=source, raw=source.object or f"{table}-{index}")
+        for table, sources in tables.items()
+        for index, source in enumerate(sources)
+    ]
+
+
+def ingest(org: Org, lake: Lake) -> dict[str, Run]:
+    """Bring all objects of the source into raw/; raw name -> run. What is there already is not read again.
+
+    DataError for a missing, empty, truncated or undecodable file, or a column that is not there.
+    """
+    if isinstance(org.source, FilesSource):
+        return {origin.raw: _files(org, lake, origin) for origin in origins(org)}
+    from crmray.data import demo
+
+    return demo.write(lake, org.source, org.seed)
+
+
+def kept_columns(source: TableSource, there: list[str]) -> list[str]:
+    """Source columns that are mapped, looked at by `drop`, or kept as attributes, sorted."""
+    named = {*source.columns.values(), *(column for entry in source.drop for column in entry)}
+    return sorted(named | set(there if source.attributes == "*" else source.attributes))
+
+
+def attributes(source: TableSource, there: list[str]) -> list[str]:
+    """Source columns kept as attributes: those named, or with "*" all that are not mapped."""
+    if source.attributes != "*":
+        return list(source.attributes)
+    mapped = set(source.columns.values())
+    return [name for name in there if name not in mapped and name != files.ROW]
+
+
+def _files(org: Org, lake: Lake, origin: Origin) -> Run:
+    source = origin.source
+    found = files.find(source.files, org.folder, encoding=source.encoding, delimiter=source.delimiter)
+    there = files.schema(found)
+    columns = kept_columns(source, there.names)
+    settings = {"columns": columns, "encoding": source.encoding, "delimiter": source.delimiter, "text": found.text}
+    inputs = {"files": files.fingerprint(found)}
+    run = lake.run("raw", origin.raw, run_id("ingest", inputs=inputs, settings=settings, seed=0, format=FORMAT))
+    with run.claim("ingest") as mine:
+        if not mine:
+            return run
+        rows = 0
+        with log.progress(f"ingest.{origin.raw}", unit="rows") as bar:
+            for index, part in enumerate(_parts(files.batches(found, columns))):
+                run.write_table(f"part-{index:05d}.parquet", part)
+                rows += part.num_rows
+                bar.advance(part.num_rows)
+        if not rows:
+            raise DataError(f"files {source.files}: got a header and no rows, expected rows; fetch them again")
+        types = {name: "int64" if name == files.ROW else str(there.field(name).type) for name in columns}
+        run.commit(rows=rows, columns=types, text=found.text, num_files=len(found.paths), **inputs)
+    log.event("ingest.wrote", raw=origin.raw, rows=rows, run_id=run.run_id)
+    return run
+
+
+def _parts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Tables of PART_ROWS rows (the last one fewer)."""
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        waiting.append(batch)
+        count += batch.num_rows
+        while count >= PART_ROWS:
+            table = pa.Table.from_batches(waiting)
+            yield table.slice(0, PART_ROWS).combine_chunks()
+            rest = table.slice(PART_ROWS)
+            waiting, count = rest.to_batches(), rest.num_rows
+    if count:
+        yield pa.Table.from_batches(waiting).combine_chunks()

@@ -1,0 +1,145 @@
+"""Scores into probabilities, and probabilities into bands; fitted on validation rows, kept as JSON.
+
+Every map is strictly increasing in the score, so the order of customers, and with it the AUC, stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from crmray.evaluate.metrics import checked, f1_threshold, logloss
+
+NUM_FOLDS = 5
+TILT = 1e-3  # share of the raw score in an isotonic probability: keeps apart what isotonic regression ties together
+LEAST_SLOPE = 1e-3  # of Platt's curve
+MAX_NEWTON_STEPS = 100
+EDGE = 1e-9  # scores are kept this far from 0 and 1 before their log odds are taken
+
+
+def fit(y: np.ndarray, p: np.ndarray) -> dict[str, Any]:
+    """The state of the best of: none, Platt, isotonic, by log-loss cross-fitted over validation rows.
+
+    y (N,) labels 0/1; p (N,) scores in 0..1. With fewer than 10 rows of a class there is too little to choose by, and
+    the scores stay as they are; `state["method"]` says which it is and `state["logloss"]` what each one reached.
+    """
+    y, p = checked(y, p)
+    rows = np.bincount(y.astype(int), minlength=2)
+    if rows.min() < 2 * NUM_FOLDS:
+        return {"method": "none", "logloss": {"none": logloss(y, p)}, "why": f"only {int(rows.min())} rows of a class"}
+    folds = _folds(y)
+    reached = {}
+    for method, fitter in FITTERS.items():
+        held = np.empty(len(p))
+        for fold in range(NUM_FOLDS):
+            out = folds == fold
+            held[out] = apply(fitter(y[~out], p[~out]), p[out])
+        reached[method] = logloss(y, held)
+    best = min(reached, key=lambda method: reached[method])
+    return {**FITTERS[best](y, p), "logloss": reached}
+
+
+def apply(state: Mapping[str, Any], p: np.ndarray) -> np.ndarray:
+    """Calibrated probabilities float64 (N,), in 0..1."""
+    p = np.asarray(p, dtype=np.float64)
+    if state["method"] == "none":
+        return p
+    if state["method"] == "platt":
+        return _curve(state["slope"] * _logit(p) + state["intercept"])
+    mapped = np.interp(p, state["scores"], state["probabilities"])
+    return (1.0 - TILT) * mapped + TILT * p
+
+
+def _none(y: np.ndarray, p: np.ndarray) -> dict[str, Any]:
+    return {"method": "none"}
+
+
+def _platt(y: np.ndarray, p: np.ndarray) -> dict[str, Any]:
+    """Logistic curve over the score's log odds, with Platt's (1999) targets, by Newton's method."""
+    num_positive = y.sum()
+    target = np.where(y == 1, (num_positive + 1) / (num_positive + 2), 1 / (len(y) - num_positive + 2))
+    x = np.stack([_logit(p), np.ones(len(p))], axis=1)
+    beta = np.array([0.0, float(_logit(target.mean()))])
+    loss = _curve_loss(x, target, beta)
+    for _ in range(MAX_NEWTON_STEPS):
+        q = _curve(x @ beta)
+        hessian = (x * (q * (1 - q))[:, None]).T @ x + 1e-9 * np.eye(2)
+        step = np.linalg.solve(hessian, x.T @ (q - target))
+        size = 1.0
+        while (moved := _curve_loss(x, target, beta - size * step)) > loss and size > 1e-6:
+            size /= 2  # a full step from far away overshoots
+        if loss - moved < 1e-12:
+            break
+        beta, loss = beta - size * step, moved
+    if beta[0] < LEAST_SLOPE:  # would turn the order round: the score says nothing here, so nearly the base rate
+        beta = np.array([LEAST_SLOPE, float(_logit(target.mean()))])
+    return {"method": "platt", "slope": float(beta[0]), "intercept": float(beta[1])}
+
+
+def _curve(x: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, -x))
+
+
+def _curve_loss(x: np.ndarray, target: np.ndarray, beta: np.ndarray) -> float:
+    return float((np.logaddexp(0.0, x @ beta) - target * (x @ beta)).mean())
+
+
+def _isotonic(y: np.ndarray, p: np.ndarray) -> dict[str, Any]:
+    """Pool adjacent violators; knots at each block's mean score, straight lines between them."""
+    values, group = np.unique(p, return_inverse=True)
+    sizes, sums = np.bincount(group).astype(float), np.bincount(group, y)
+    blocks: list[list[float]] = []  # rows, positives, sum of scores
+    for size, positives, value in zip(sizes, sums, values, strict=True):
+        blocks.append([size, positives, size * value])
+        while len(blocks) > 1 and blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]:
+            last = blocks.pop()
+            blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
+    # One more row of the base rate in each block: no probability of exactly 0 or 1 from a handful of rows.
+    base = float(y.mean())
+    probabilities = np.maximum.accumulate([(positives + base) / (size + 1) for size, positives, _ in blocks])
+    scores = [total / size for size, _, total in blocks]
+    return {"method": "isotonic", "scores": scores, "probabilities": probabilities.tolist()}
+
+
+FITTERS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, Any]]] = {
+    "none": _none,
+    "platt": _platt,
+    "isotonic": _isotonic,
+}
+
+
+def _logit(p: np.ndarray) -> np.ndarray:
+    p = np.clip(p, EDGE, 1.0 - EDGE)
+    return np.log(p) - np.log1p(-p)
+
+
+def _folds(y: np.ndarray) -> np.ndarray:
+    """Fold of each row (N,), classes spread evenly, in row order shuffled with a fixed seed."""
+    folds = np.empty(len(y), dtype=np.int64)
+    rng = np.random.default_rng(0)
+    for label in (0, 1):
+        rows = rng.permutation(np.flatnonzero(y == label))
+        folds[rows] = np.arange(len(rows)) % NUM_FOLDS
+    return folds
+
+
+def fit_bands(y: np.ndarray, p: np.ndarray, missed_share: float = 0.1) -> dict[str, float]:
+    """Thresholds of the bands on calibrated probabilities of validation rows.
+
+    high: probability >= `high`, the threshold with the best F1. low: probability < `low`, the highest observed score
+    (not above `high`) below which at most `missed_share` of the positives lie. medium: between.
+    """
+    y, p = checked(y, p)
+    high = f1_threshold(y, p)
+    values, group = np.unique(p, return_inverse=True)
+    below = np.concatenate([[0.0], np.cumsum(np.bincount(group, y))[:-1]])
+    allowed = values[below <= missed_share * y.sum()]
+    return {"low": float(min(allowed.max(), high)), "high": float(high)}
+
+
+def bands(p: np.ndarray, thresholds: Mapping[str, float]) -> np.ndarray:
+    """ "low", "medium" or "high" for each probability: object (N,)."""
+    names = np.array(["low", "medium", "high"], dtype=object)
+    return names[(p >= thresholds["low"]).astype(int) + (p >= thresholds["high"]).astype(int)]

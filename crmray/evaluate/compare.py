@@ -1,0 +1,95 @@
+"""Two models on the same rows: paired bootstrap of the difference between their figures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from crmray.errors import DataError, NotEnoughDataError
+from crmray.evaluate.metrics import FIGURES, MODES, Figure, mean_figure, resampled_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Challenger against champion on one figure."""
+
+    champion: float
+    """Figure of the champion."""
+    challenger: float
+    """Figure of the challenger."""
+    gain: float
+    """Challenger's advantage: positive is better, whatever the figure's direction."""
+    low: float
+    """Lower end of the interval of the gain."""
+    high: float
+    """Upper end."""
+    level: float
+    """Of the interval, 0..1."""
+    p_value: float
+    """Two-sided, from the share of resamples on the other side of 0."""
+    rows: int
+    """Rows that both were scored on."""
+    verdict: Literal["better", "worse", "no difference"]
+    """Whether the interval lies above 0, below 0, or holds it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dict for reports and the ledger."""
+        return asdict(self)
+
+
+def paired_bootstrap(
+    champion: Figure,
+    challenger: Figure,
+    num_rows: int,
+    *,
+    mode: Literal["max", "min"] = "max",
+    level: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> Comparison:
+    """Draw the same rows for both (whole `groups` (N,) where given) and look at the gain (Efron and Tibshirani 1993).
+
+    NotEnoughDataError when no resample holds both classes.
+    """
+    sign = 1.0 if mode == "max" else -1.0
+    drawn = resampled_weights(num_rows, num_resamples, seed, groups)
+    gains = np.array([sign * (challenger(weights) - champion(weights)) for weights in drawn])
+    gains = gains[np.isfinite(gains)]
+    if not len(gains):
+        raise NotEnoughDataError(f"got {num_rows} rows of one class, expected both to compare two models")
+    low, high = (float(x) for x in np.quantile(gains, [(1 - level) / 2, (1 + level) / 2]))
+    tail = min(int((gains <= 0).sum()), int((gains >= 0).sum()))
+    every = np.ones(num_rows)
+    before, after = champion(every), challenger(every)
+    return Comparison(
+        champion=before,
+        challenger=after,
+        gain=sign * (after - before),
+        low=low,
+        high=high,
+        level=level,
+        p_value=min(1.0, 2.0 * (tail + 1) / (len(gains) + 1)),
+        rows=num_rows,
+        verdict="better" if low > 0 else "worse" if high < 0 else "no difference",
+    )
+
+
+def compare_binary(
+    y: np.ndarray, champion: np.ndarray, challenger: np.ndarray, metric: str = "auc", **options: Any
+) -> Comparison:
+    """Two score vectors (N,) for the same labels (N,); metric: auc, ap, logloss or brier."""
+    if metric not in FIGURES:
+        raise DataError(f"got metric {metric!r}, expected one of {', '.join(FIGURES)}")
+    make = FIGURES[metric]
+    options = {"mode": MODES[metric], **options}
+    return paired_bootstrap(make(y, champion), make(y, challenger), len(y), **options)
+
+
+def compare_means(champion: np.ndarray, challenger: np.ndarray, **options: Any) -> Comparison:
+    """Two values per row (N,) whose means are the figures: NDCG, hits, errors (mode="min")."""
+    if len(champion) != len(challenger) or not len(champion):
+        raise DataError(f"got {len(champion)} and {len(challenger)} rows, expected the same rows for both")
+    return paired_bootstrap(mean_figure(champion), mean_figure(challenger), len(champion), **options)

@@ -1,0 +1,270 @@
+"""Figures for predictions, and their bootstrap intervals.
+
+Binary: labels y (N,) of 0 and 1, scores or probabilities p (N,). Ranking: N rows, K ranked items each, a set of true
+items per row. A `Figure` is a metric prepared for resampling: a function of row weights (N,), so that a bootstrap sorts
+the rows once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from crmray.errors import DataError, NotEnoughDataError
+
+Figure = Callable[[np.ndarray], float]
+"""Row weights (N,) -> figure; NaN where the weighted rows hold one class only."""
+
+CLIP = 1e-6  # probabilities are kept this far from 0 and 1 in the log-loss
+
+
+def checked(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and scores as float64 (N,). DataError when lengths differ or a value is not finite, or a label not 0/1."""
+    y, p = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
+    if y.shape != p.shape or y.ndim != 1 or not len(y):
+        raise DataError(f"got labels {y.shape} and scores {p.shape}, expected two arrays of one length above 0")
+    if not np.isin(y, (0.0, 1.0)).all():
+        raise DataError("got a label other than 0 and 1, expected only these")
+    if not np.isfinite(p).all():
+        raise DataError(f"got {int((~np.isfinite(p)).sum())} scores that are not finite, expected finite numbers")
+    return y, p
+
+
+def auc_figure(y: np.ndarray, p: np.ndarray) -> Figure:
+    """Area under the ROC curve; ties count half."""
+    y, p = checked(y, p)
+    order, group = _groups(p)
+    positive = y[order]
+
+    def figure(weights: np.ndarray) -> float:
+        w = weights[order]
+        up = np.bincount(group, w * positive)
+        down = np.bincount(group, w * (1.0 - positive))
+        below = np.cumsum(down) - down
+        total = up.sum() * down.sum()
+        return float((up * (below + down / 2)).sum() / total) if total else float("nan")
+
+    return figure
+
+
+def average_precision_figure(y: np.ndarray, p: np.ndarray) -> Figure:
+    """Mean of precision over recall steps, no interpolation (as scikit-learn's average_precision_score)."""
+    y, p = checked(y, p)
+    order, group = _groups(p)
+    positive = y[order]
+
+    def figure(weights: np.ndarray) -> float:
+        w = weights[order]
+        up = np.bincount(group, w * positive)[::-1]
+        seen = np.cumsum(np.bincount(group, w)[::-1])
+        if not up.sum():
+            return float("nan")
+        precision = np.divide(np.cumsum(up), seen, out=np.zeros_like(seen), where=seen > 0)
+        return float((up * precision).sum() / up.sum())
+
+    return figure
+
+
+def mean_figure(values: np.ndarray) -> Figure:
+    """Weighted mean of a value per row (losses, hits, NDCG of each row)."""
+    values = np.asarray(values, dtype=np.float64)
+
+    def figure(weights: np.ndarray) -> float:
+        return float(weights @ values / weights.sum())
+
+    return figure
+
+
+def _groups(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending order of the scores, and for each place in it the number of its group of equal scores."""
+    order = np.argsort(p, kind="stable")
+    ranked = p[order]
+    return order, np.concatenate([[0], np.cumsum(ranked[1:] != ranked[:-1])])
+
+
+def logloss_rows(y: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Log-loss of each row, natural logarithm, probabilities clipped to [1e-6, 1 - 1e-6]."""
+    y, p = checked(y, p)
+    p = np.clip(p, CLIP, 1.0 - CLIP)
+    return -(y * np.log(p) + (1.0 - y) * np.log1p(-p))
+
+
+def brier_rows(y: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Squared error of each row's probability."""
+    y, p = checked(y, p)
+    return (p - y) ** 2
+
+
+FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], Figure]] = {
+    "auc": auc_figure,
+    "ap": average_precision_figure,
+    "logloss": lambda y, p: mean_figure(logloss_rows(y, p)),
+    "brier": lambda y, p: mean_figure(brier_rows(y, p)),
+}
+MODES = {"auc": "max", "ap": "max", "logloss": "min", "brier": "min"}
+
+
+def auc(y: np.ndarray, p: np.ndarray) -> float:
+    """Area under the ROC curve. NotEnoughDataError when only one class is there."""
+    return _defined(auc_figure(y, p), y)
+
+
+def average_precision(y: np.ndarray, p: np.ndarray) -> float:
+    """Average precision. NotEnoughDataError when only one class is there."""
+    return _defined(average_precision_figure(y, p), y)
+
+
+def logloss(y: np.ndarray, p: np.ndarray) -> float:
+    """Mean log-loss."""
+    return float(logloss_rows(y, p).mean())
+
+
+def brier(y: np.ndarray, p: np.ndarray) -> float:
+    """Mean squared error of probabilities."""
+    return float(brier_rows(y, p).mean())
+
+
+def _defined(figure: Figure, y: np.ndarray) -> float:
+    num_positive = int(np.sum(y))
+    if num_positive in (0, len(y)):
+        raise NotEnoughDataError(f"got {num_positive} positives in {len(y)} rows, expected both classes in these rows")
+    return figure(np.ones(len(y)))
+
+
+def expected_calibration_error(y: np.ndarray, p: np.ndarray, num_bins: int = 10) -> float:
+    """Mean |share of positives - mean probability| over equal-width bins of probability, weighted by rows."""
+    y, p = checked(y, p)
+    bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
+    gaps = np.bincount(bins, y, num_bins) - np.bincount(bins, p, num_bins)
+    return float(np.abs(gaps).sum() / len(y))
+
+
+def at_threshold(y: np.ndarray, p: np.ndarray, threshold: float) -> dict[str, float]:
+    """accuracy, precision, recall, f1 with positive = score >= threshold; 0 where a denominator is 0."""
+    y, p = checked(y, p)
+    said = p >= threshold
+    hits = float(y[said].sum())
+    precision = hits / said.sum() if said.any() else 0.0
+    recall = hits / y.sum() if y.any() else 0.0
+    f1 = 2 * hits / (said.sum() + y.sum()) if said.any() or y.any() else 0.0
+    return {
+        "accuracy": float((said == (y == 1)).mean()),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+    }
+
+
+def f1_threshold(y: np.ndarray, p: np.ndarray) -> float:
+    """The observed score with the highest F1, positive = score >= threshold; of equal ones the highest score."""
+    y, p = checked(y, p)
+    values, group = np.unique(-p, return_inverse=True)  # highest score first
+    hits = np.cumsum(np.bincount(group, y))
+    said = np.cumsum(np.bincount(group))
+    return float(-values[np.argmax(2 * hits / (said + y.sum()))])
+
+
+def binary(y: np.ndarray, p: np.ndarray, threshold: float | None = None) -> dict[str, float]:
+    """auc, ap, logloss, brier, ece, base_rate, rows; with a threshold also that and `at_threshold`."""
+    figures = {
+        "auc": auc(y, p),
+        "ap": average_precision(y, p),
+        "logloss": logloss(y, p),
+        "brier": brier(y, p),
+        "ece": expected_calibration_error(y, p),
+        "base_rate": float(np.mean(y)),
+        "rows": len(y),
+    }
+    if threshold is not None:
+        figures |= {**at_threshold(y, p, threshold), "threshold": float(threshold)}
+    return figures
+
+
+def top_share(y: np.ndarray, p: np.ndarray, share: float = 0.1) -> dict[str, float]:
+    """lift and recall of the ceil(share N) highest scores (of equal ones the first rows)."""
+    y, p = checked(y, p)
+    size = int(np.ceil(share * len(y)))
+    top = np.argsort(-p, kind="stable")[:size]
+    rate = float(y[top].mean())
+    return {"lift": rate / float(y.mean()) if y.any() else 0.0, "recall": float(y[top].sum() / max(y.sum(), 1.0))}
+
+
+def ranking_rows(ranked: np.ndarray, truth: Sequence[Any], k: int = 10) -> dict[str, np.ndarray]:
+    """hr, ndcg, recall, mrr at k of each row: float64 (N,).
+
+    ranked (N, K') items, best first, object or integer; None or -1 fills a short list. truth: per row a collection of
+    distinct true items, none empty. NDCG is binary with the ideal of min(k, |truth|); mrr is 1 / rank of the first hit.
+    """
+    ranked = np.asarray(ranked)[:, :k]
+    sizes = np.array([len(t) for t in truth], dtype=np.int64)
+    if len(sizes) != len(ranked) or not len(sizes) or sizes.min() == 0:
+        raise DataError(f"got {len(ranked)} ranked rows and {len(sizes)} truths, expected one that is not empty each")
+    hits = _hits(ranked, truth, sizes)
+    discounts = 1.0 / np.log2(np.arange(ranked.shape[1]) + 2.0)
+    ideal = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))[np.minimum(sizes, k) - 1]
+    found = hits.any(axis=1)
+    return {
+        "hr": found.astype(np.float64),
+        "ndcg": hits @ discounts / ideal,
+        "recall": hits.sum(axis=1) / sizes,
+        "mrr": np.where(found, 1.0 / (hits.argmax(axis=1) + 1.0), 0.0),
+    }
+
+
+def _hits(ranked: np.ndarray, truth: Sequence[Any], sizes: np.ndarray) -> np.ndarray:
+    """bool (N, K): whether the item is among the row's true ones."""
+    true_items = [item for row in truth for item in row]
+    codes = {item: code for code, item in enumerate(dict.fromkeys(true_items))}
+    flat = np.fromiter((codes.get(item, -1) for item in ranked.ravel().tolist()), np.int64, ranked.size)
+    rows = np.repeat(np.arange(len(ranked)), ranked.shape[1])
+    wanted = np.repeat(np.arange(len(sizes)), sizes) * len(codes)
+    wanted += np.fromiter((codes[item] for item in true_items), np.int64, len(true_items))
+    return (np.isin(rows * len(codes) + flat, wanted) & (flat >= 0)).reshape(ranked.shape)
+
+
+def coverage(ranked: np.ndarray, num_items: int, k: int = 10) -> float:
+    """Distinct items in the first k of all rows / items in the catalogue; None and -1 do not count."""
+    return len(set(np.asarray(ranked)[:, :k].ravel().tolist()) - {None, -1}) / num_items
+
+
+def ranking(ranked: np.ndarray, truth: Sequence[Any], num_items: int, k: int = 10) -> dict[str, float]:
+    """Means of `ranking_rows` as hr<k>, ndcg<k>, recall<k>, mrr<k>; cov<k>; rows."""
+    rows = ranking_rows(ranked, truth, k)
+    means = {f"{name}{k}": float(values.mean()) for name, values in rows.items()}
+    return {**means, f"cov{k}": coverage(ranked, num_items, k), "rows": len(rows["hr"])}
+
+
+def resampled_weights(num_rows: int, num_resamples: int, seed: int, groups: np.ndarray | None = None):
+    """Yield row weights (N,) of bootstrap samples: how often each row was drawn.
+
+    With groups (N,) (say, customer ids of rows from several dates) whole groups are drawn.
+    """
+    rng = np.random.default_rng(seed)
+    number = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    size = num_rows if number is None else int(number.max()) + 1
+    for _ in range(num_resamples):
+        counts = np.bincount(rng.integers(size, size=size), minlength=size).astype(np.float64)
+        yield counts if number is None else counts[number]
+
+
+def bootstrap_ci(
+    figure: Figure,
+    num_rows: int,
+    *,
+    level: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """Percentile interval of a figure. Resamples with one class only are left out.
+
+    NotEnoughDataError when all of them are.
+    """
+    draws = np.array([figure(weights) for weights in resampled_weights(num_rows, num_resamples, seed, groups)])
+    draws = draws[np.isfinite(draws)]
+    if not len(draws):
+        raise NotEnoughDataError(f"got {num_rows} rows of one class, expected both for an interval")
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

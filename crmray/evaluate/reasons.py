@@ -1,0 +1,196 @@
+"""Why a score is what it is: the feature groups whose removal moves it most, for any model.
+
+Removing a group sets its columns to the training reference: the median of a number, the most frequent category, and for
+sequences the sequence of one typical training row. The effect of a group on a row is score - score without the group:
+positive effects raise the score. Effects of groups that act together do not add up to the score.
+
+Shapes: N rows, G groups.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crmray.errors import SchemaError
+from crmray.models.preprocess import feature_columns, numbers_of, texts_of
+
+Predict = Callable[[pa.Table], np.ndarray]
+"""Examples (N rows) -> score float64 (N,)."""
+
+ROWS_PER_CALL = 4096  # small requests put several groups into one call of the model
+LEAST_EFFECT = 0.005  # of a probability: smaller effects are no reason
+MAX_TYPICAL_ROWS = 20_000
+
+
+def groups_of(
+    schema: pa.Schema, groups: Mapping[str, Sequence[str]], labels: Collection[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """The given groups (words -> columns) less what the table lacks, then each other feature as a group of its own.
+
+    List columns in no group together become "order of events".
+    """
+    present = {words: tuple(c for c in columns if c in schema.names) for words, columns in groups.items()}
+    result = {words: columns for words, columns in present.items() if columns}
+    taken = {column for columns in result.values() for column in columns}
+    numeric, categorical = feature_columns(schema, labels)
+    result |= {_words(c): (c,) for c in (*numeric, *categorical) if c not in taken}
+    sequences = tuple(f.name for f in schema if pa.types.is_list(f.type) and f.name not in taken)
+    return {**result, "order of events": sequences} if sequences else result
+
+
+def _words(column: str) -> str:
+    return column.replace("_", " ").strip()
+
+
+def reference(train: pa.Table, groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Typical training value of every grouped column, as JSON: {"values": {column: value}, "spread": {column: float}}.
+
+    `spread` is the standard deviation of a number (0 for other columns). Of many rows a regular sample is looked at.
+    SchemaError for a group's column that the table lacks.
+    """
+    if train.num_rows > MAX_TYPICAL_ROWS:
+        train = train.take(pa.array(np.linspace(0, train.num_rows - 1, MAX_TYPICAL_ROWS).astype(np.int64)))
+    values: dict[str, Any] = {}
+    spread: dict[str, float] = {}
+    for words, columns in groups.items():
+        missing = [c for c in columns if c not in train.column_names]
+        if missing:
+            raise SchemaError(f"reasons, group {words!r}: column {missing[0]!r} is missing; use groups_of(schema, …)")
+        sequences = [c for c in columns if _is_list(train.schema.field(c).type)]
+        row = _typical_row(train, sequences) if sequences else 0
+        for column in columns:
+            spread[column] = 0.0
+            if column in sequences:
+                values[column] = train[column][row].as_py()
+            elif column in feature_columns(train.select([column]).schema)[0]:
+                numbers = numbers_of(train, column)
+                known = numbers[~np.isnan(numbers)]
+                values[column] = float(np.median(known)) if len(known) else None
+                spread[column] = float(known.std()) if len(known) else 0.0
+            else:
+                values[column] = _most_frequent(texts_of(train, column))
+    return json.loads(json.dumps({"values": values, "spread": spread}))
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+
+
+def _most_frequent(texts: pa.Array) -> str | None:
+    counts = pc.value_counts(texts).to_pylist()
+    return min(counts, key=lambda c: (-c["counts"], c["values"] or ""))["values"] if counts else None
+
+
+def _typical_row(train: pa.Table, sequences: Sequence[str]) -> int:
+    """The row of median length; among several, the one whose means of numbers are closest to the median of theirs."""
+    lengths = pc.fill_null(pc.list_value_length(train[sequences[0]]), 0).to_numpy()
+    median = np.sort(lengths)[(len(lengths) - 1) // 2]
+    rows = np.flatnonzero(lengths == median)
+    distance = np.zeros(len(rows))
+    for name in sequences:
+        column = train[name].combine_chunks().take(pa.array(rows))
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        if median == 0 or not pa.types.is_floating(column.type.value_type):
+            continue
+        numbers = np.nan_to_num(column.flatten().to_numpy(zero_copy_only=False).astype(np.float64))
+        owner = pc.list_parent_indices(column).to_numpy()
+        means = np.bincount(owner, numbers, len(rows)) / np.maximum(np.bincount(owner, minlength=len(rows)), 1)
+        middle = np.median(means)
+        distance += np.abs(means - middle) / (np.median(np.abs(means - middle)) or 1.0)
+    return int(rows[distance.argmin()])
+
+
+def effects(
+    predict: Predict, examples: pa.Table, reference: Mapping[str, Any], groups: Mapping[str, Sequence[str]]
+) -> np.ndarray:
+    """score - score with the group at its reference: float64 (N, G), groups in their order.
+
+    One call of the model per group; several groups share a call where the rows are few.
+    """
+    num_rows, names = examples.num_rows, list(groups)
+    out = np.zeros((num_rows, len(names)))
+    if not num_rows or not names:
+        return out
+    scores = np.asarray(predict(examples), dtype=np.float64)
+    per_call = max(1, ROWS_PER_CALL // num_rows)
+    for start in range(0, len(names), per_call):
+        block = names[start : start + per_call]
+        without = [_removed(examples, groups[name], reference["values"]) for name in block]
+        moved = np.asarray(predict(pa.concat_tables(without).combine_chunks()), dtype=np.float64)
+        out[:, start : start + len(block)] = scores[:, None] - moved.reshape(len(block), num_rows).T
+    return out
+
+
+def _removed(examples: pa.Table, columns: Sequence[str], values: Mapping[str, Any]) -> pa.Table:
+    for name in columns:
+        index = examples.schema.get_field_index(name)
+        if index < 0:
+            raise SchemaError(f"column {name!r} is missing; expected it as in training, to give reasons")
+        field = examples.schema.field(index)
+        plain = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        value = values[name]
+        if isinstance(value, float) and not pa.types.is_floating(plain):
+            value = pa.scalar(round(value)).cast(plain, safe=False) if not pa.types.is_null(plain) else None
+        constant = pa.array([value.as_py() if isinstance(value, pa.Scalar) else value], type=plain)
+        repeated = constant.take(pa.array(np.zeros(examples.num_rows, dtype=np.int64)))
+        repeated = repeated.cast(field.type) if pa.types.is_dictionary(field.type) else repeated
+        examples = examples.set_column(index, field, repeated)
+    return examples
+
+
+def explain(
+    predict: Predict,
+    examples: pa.Table,
+    reference: Mapping[str, Any],
+    groups: Mapping[str, Sequence[str]],
+    top: int = 3,
+) -> list[list[str]]:
+    """For each row up to `top` reasons in words, strongest first.
+
+    "days since last order: 120, typically 21 (+0.18)": the group, its most unusual value beside the typical one, and
+    what the group adds to the score. Effects below LEAST_EFFECT are left out.
+    """
+    matrix = effects(predict, examples, reference, groups)
+    order = np.argsort(-np.abs(matrix), axis=1, kind="stable")[:, :top]
+    names = list(groups)
+    said: list[list[str]] = []
+    for i in range(examples.num_rows):
+        strongest = [j for j in order[i] if abs(matrix[i, j]) >= LEAST_EFFECT]
+        said.append([_sentence(names[j], matrix[i, j], examples, i, reference, groups[names[j]]) for j in strongest])
+    return said
+
+
+def _sentence(
+    words: str, effect: float, examples: pa.Table, row: int, reference: Mapping[str, Any], columns: Sequence[str]
+) -> str:
+    """The group's words, its most unusual value, and the signed effect."""
+    best, most = "", -1.0
+    for column in columns:
+        typical, spread = reference["values"][column], reference["spread"][column]
+        value = examples[column][row].as_py()
+        if isinstance(typical, list) or isinstance(value, list):
+            continue
+        if isinstance(typical, (int, float)) and isinstance(value, (int, float)):
+            distance = abs(value - typical) / spread if spread else float(value != typical)
+        else:
+            distance = float(value != typical)
+        if distance > most:
+            name = "" if len(columns) == 1 and _words(column) == words else f"{_words(column)} "
+            best, most = f": {name}{_text(value)}, typically {_text(typical)}", distance
+    return f"{words}{best} ({effect:+.2f})"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "missing"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)):
+        return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
+    return str(value)

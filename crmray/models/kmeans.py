@@ -1,0 +1,282 @@
+"""k-means over shards, and the RFM rules it is compared with.
+
+N rows, D features, K segments. Lloyd's algorithm needs only sums per segment from each shard, so memory is bounded by a
+shard (Lloyd 1982; k-means++ seeding of Arthur & Vassilvitskii 2007 on a sample). Features are signed log1p, then
+standardised with the population standard deviation, because spend and counts are heavy-tailed.
+
+Stability is the mean adjusted Rand index of assignments by models fitted on pairs of bootstrap samples (Hennig 2007).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+from sklearn.cluster import KMeans as LocalKMeans
+from sklearn.metrics import adjusted_rand_score
+
+from crmray.errors import BundleError, DataError, NotEnoughDataError
+
+STABILITY_PAIRS = 3
+STABILITY_ROWS = 20_000
+"""rows of the sample on which stability is measured, at most"""
+TOLERANCE = 1e-4
+"""distance that all centres together may still move when the passes end"""
+NOT_FEATURES = ("entity_id", "as_of", "part", "later_amount")
+MAX_PASSES = 100
+
+
+def matrix(examples: pa.Table, columns: Sequence[str]) -> np.ndarray:
+    """Signed log1p of the columns, float64 (N, D); null becomes NaN. DataError for a missing or infinite column."""
+    values_ND = np.empty((examples.num_rows, len(columns)))
+    for d, column in enumerate(columns):
+        if column not in examples.column_names:
+            raise DataError(f"segmentation: column {column!r} is missing, expected {list(columns)}")
+        values = pc.cast(examples[column], pa.float64()).to_numpy()
+        if np.isinf(values).any():
+            raise DataError(f"segmentation: column {column!r} holds an infinite value, expected finite numbers")
+        values_ND[:, d] = np.sign(values) * np.log1p(np.abs(values))
+    return values_ND
+
+
+def stability(rows_ND: np.ndarray, assign: Callable[[np.ndarray], np.ndarray], seed: int) -> float:
+    """Mean adjusted Rand index of the segments that pairs of bootstrap fits give to all rows.
+
+    assign: fits on the row numbers it is given and returns the segment of every row.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(rows_ND)
+    fits = [assign(rng.integers(0, n, n)) for _ in range(2 * STABILITY_PAIRS)]
+    return float(np.mean([adjusted_rand_score(fits[2 * i], fits[2 * i + 1]) for i in range(STABILITY_PAIRS)]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segments:
+    """A fitted segmentation: nearest centre in the standardised space."""
+
+    columns: tuple[str, ...]
+    """features, in the order of the axes"""
+    mean_D: np.ndarray
+    """of signed log1p values"""
+    scale_D: np.ndarray
+    """population standard deviation of the same; 1 for a constant feature"""
+    centers_KD: np.ndarray
+    """standardised centres, ordered by falling mean of the value feature"""
+    stability: float
+    """mean adjusted Rand index over pairs of bootstrap fits"""
+    rounds: int | None = None
+    """passes over the shards until the centres stood still"""
+
+    def position(self, examples: pa.Table) -> np.ndarray:
+        """Standardised features, (N, D); a missing value stands at the mean."""
+        return np.nan_to_num((matrix(examples, self.columns) - self.mean_D) / self.scale_D)
+
+    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """segment int64 (N,), distance (N,) to its centre, position (N, D), stability (N,) constant."""
+        rows_ND = self.position(examples)
+        segment, squared = nearest(rows_ND, self.centers_KD)
+        constant = np.full(len(segment), self.stability)
+        return {"segment": segment, "distance": np.sqrt(squared), "position": rows_ND, "stability": constant}
+
+    def save(self) -> dict[str, bytes]:
+        """Tensors as safetensors, the rest as JSON."""
+        tensors = {"mean": self.mean_D, "scale": self.scale_D, "centers": self.centers_KD}
+        head = {"columns": list(self.columns), "stability": self.stability, "rounds": self.rounds}
+        return {"segments.safetensors": save_tensors(tensors), "segments.json": json.dumps(head).encode()}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Segments:
+        """From what `save` gave."""
+        try:
+            head, tensors = json.loads(files["segments.json"]), load_tensors(files["segments.safetensors"])
+        except KeyError as error:
+            raise BundleError(f"segmentation model: file {error} is missing, got {sorted(files)}") from None
+        return cls(
+            columns=tuple(head["columns"]), mean_D=tensors["mean"], scale_D=tensors["scale"],
+            centers_KD=tensors["centers"], stability=head["stability"], rounds=head["rounds"],
+        )  # fmt: skip
+
+
+def nearest(rows_ND: np.ndarray, centers_KD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number of the nearest centre (N,) and the squared distance to it (N,). A row alone gives the same numbers."""
+    squared_NK = np.stack([((rows_ND - center_D) ** 2).sum(axis=1) for center_D in centers_KD], axis=1)
+    segment = squared_NK.argmin(axis=1)
+    return segment, squared_NK[np.arange(len(rows_ND)), segment]
+
+
+def _is_number(type_: pa.DataType) -> bool:
+    return pa.types.is_floating(type_) or pa.types.is_integer(type_)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMeans:
+    """k-means; the number of segments is what the grid searches."""
+
+    num_segments: int = 4
+    """K"""
+    num_starts: int = 10
+    """k-means++ starts on the sample; the best one goes over all shards"""
+
+    NAME: ClassVar[str] = "kmeans"
+    KIND: ClassVar[str] = "shards"
+    NEURAL: ClassVar[bool] = False
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"num_segments": (3, 4, 5, 6, 7, 8)}
+
+    def __post_init__(self) -> None:
+        if self.num_segments < 2:
+            raise DataError(f"num_segments: got {self.num_segments}, expected 2 or more")
+
+    @classmethod
+    def applies(cls, columns: Sequence[str]) -> str | None:
+        """Always: every examples table has features."""
+        return None
+
+    def start(self, sample: pa.Table, seed: int) -> dict[str, Any]:
+        """First state: the sample for seeding; the first pass measures mean and spread of every feature."""
+        columns = [field.name for field in sample.schema if field.name not in NOT_FEATURES and _is_number(field.type)]
+        if sample.num_rows < 10 * self.num_segments:
+            raise NotEnoughDataError(
+                f"segmentation: got {sample.num_rows} customers, expected at least {10 * self.num_segments} "
+                f"for {self.num_segments} segments; widen lookback_days or ask for fewer"
+            )
+        return {"columns": tuple(columns), "seed": seed, "sample": matrix(sample, columns), "passes": 0}
+
+    def map(self, state: Mapping[str, Any], shard: pa.Table) -> dict[str, np.ndarray]:
+        """Sums of one shard: of the features in the first pass, per segment afterwards."""
+        rows_ND = matrix(shard, state["columns"])
+        if "centers" not in state:
+            known_ND = ~np.isnan(rows_ND)
+            filled_ND = np.where(known_ND, rows_ND, 0.0)
+            return {"n": known_ND.sum(axis=0), "sum": filled_ND.sum(axis=0), "squares": (filled_ND**2).sum(axis=0)}
+        rows_ND = np.nan_to_num((rows_ND - state["mean"]) / state["scale"])
+        segment, _ = nearest(rows_ND, state["centers"])
+        sums_KD = np.zeros_like(state["centers"])
+        np.add.at(sums_KD, segment, rows_ND)
+        return {"n": np.bincount(segment, minlength=self.num_segments), "sum": sums_KD}
+
+    def reduce(
+        self, state: Mapping[str, Any], partials: Sequence[Mapping[str, np.ndarray]]
+    ) -> tuple[dict[str, Any], bool]:
+        """Next state, and whether the centres stand still."""
+        total = {name: np.sum([partial[name] for partial in partials], axis=0) for name in partials[0]}
+        if "centers" not in state:
+            n_D = np.maximum(total["n"], 1)
+            mean_D = total["sum"] / n_D
+            scale_D = np.sqrt(np.maximum(total["squares"] / n_D - mean_D**2, 0.0))
+            scale_D[scale_D < 1e-9] = 1.0  # a constant feature stays at zero and separates nobody
+            sample_ND = np.nan_to_num((state["sample"] - mean_D) / scale_D)
+            rest = {key: value for key, value in state.items() if key != "sample"}
+            centers_KD = self._local(sample_ND, state["seed"]).cluster_centers_
+            steady = self._stability(sample_ND, state["seed"])
+            return {**rest, "mean": mean_D, "scale": scale_D, "centers": centers_KD, "stability": steady}, False
+        empty_K = total["n"] == 0  # keeps its old centre
+        centers_KD = np.where(empty_K[:, None], state["centers"], total["sum"] / np.maximum(total["n"], 1)[:, None])
+        passes = state["passes"] + 1
+        still = float(((centers_KD - state["centers"]) ** 2).sum()) <= TOLERANCE * TOLERANCE
+        return {**state, "centers": centers_KD, "passes": passes}, still or passes >= MAX_PASSES
+
+    def fitted(self, state: Mapping[str, Any]) -> Segments:
+        """The segmentation, its centres ordered by falling distance along the first feature that is there (spend)."""
+        order = np.argsort(-state["centers"][:, 0], kind="stable")
+        return Segments(
+            columns=state["columns"], mean_D=state["mean"], scale_D=state["scale"],
+            centers_KD=state["centers"][order], stability=state["stability"], rounds=state["passes"],
+        )  # fmt: skip
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> Segments:
+        """The fitted segmentation from what `save` gave."""
+        return Segments.from_files(files)
+
+    def _local(self, rows_ND: np.ndarray, seed: int) -> LocalKMeans:
+        return LocalKMeans(self.num_segments, n_init=self.num_starts, random_state=seed).fit(rows_ND)
+
+    def _stability(self, sample_ND: np.ndarray, seed: int) -> float:
+        rows_ND = sample_ND[:STABILITY_ROWS]
+        return stability(rows_ND, lambda rows: self._local(rows_ND[rows], seed).predict(rows_ND), seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RFMRules:
+    """The analyst's rule: thirds of recency, frequency and spend, named by the sum of their scores."""
+
+    num_bands: int = 3
+    """bands per feature"""
+
+    NAME: ClassVar[str] = "rfm_rules"
+    KIND: ClassVar[str] = "memory"
+    NEURAL: ClassVar[bool] = False
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"num_bands": (2, 3)}
+    COLUMNS: ClassVar[tuple[str, str, str]] = ("recency_days", "frequency_orders", "spend_amount")
+
+    @classmethod
+    def applies(cls, columns: Sequence[str]) -> str | None:
+        """Needs recency, frequency and spend."""
+        missing = [column for column in cls.COLUMNS if column not in columns]
+        return f"needs {missing}" if missing else None
+
+    def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> FittedRules:
+        """Band edges are quantiles of the training rows."""
+        rows_ND = matrix(train, self.COLUMNS)
+        part_ND = rows_ND[:STABILITY_ROWS]
+        steady = stability(part_ND, lambda rows: _band_sum(part_ND, self._edges(part_ND[rows])), seed)
+        return FittedRules(
+            edges_DB=self._edges(rows_ND), mean_D=rows_ND.mean(axis=0), scale_D=rows_ND.std(axis=0), stability=steady
+        )
+
+    def _edges(self, rows_ND: np.ndarray) -> np.ndarray:
+        return np.quantile(rows_ND, np.linspace(0, 1, self.num_bands + 1)[1:-1], axis=0).T
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> FittedRules:
+        """The fitted rules from what `save` gave."""
+        head = json.loads(files["rules.json"])
+        return FittedRules(
+            **{key: np.array(value) if isinstance(value, list) else value for key, value in head.items()}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedRules:
+    """Fitted RFM rules."""
+
+    edges_DB: np.ndarray
+    """inner band edges of every feature, on signed log1p values"""
+    mean_D: np.ndarray
+    """of signed log1p values"""
+    scale_D: np.ndarray
+    """population standard deviation of the same"""
+    stability: float
+    """mean adjusted Rand index over pairs of bootstrap fits"""
+    rounds: int | None = None
+
+    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """As Segments.predict; distance is zero, rules have no centre."""
+        rows_ND = matrix(examples, RFMRules.COLUMNS)
+        segment = _band_sum(rows_ND, self.edges_DB)
+        position = np.nan_to_num((rows_ND - self.mean_D) / np.where(self.scale_D > 0, self.scale_D, 1.0))
+        return {
+            "segment": segment, "distance": np.zeros(len(segment)), "position": position,
+            "stability": np.full(len(segment), self.stability),
+        }  # fmt: skip
+
+    def save(self) -> dict[str, bytes]:
+        """One JSON file."""
+        values = {
+            key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in asdict(self).items()
+        }
+        return {"rules.json": json.dumps(values).encode()}
+
+
+def _band_sum(rows_ND: np.ndarray, edges_DB: np.ndarray) -> np.ndarray:
+    """Sum of the bands' numbers, recency counted backwards, best customers first: segment 0 is the best."""
+    bands_DN = [np.searchsorted(edges_DB[d], np.nan_to_num(rows_ND[:, d]), side="right") for d in range(3)]
+    top = 3 * edges_DB.shape[1]
+    return top - ((edges_DB.shape[1] - bands_DN[0]) + bands_DN[1] + bands_DN[2])

@@ -1,0 +1,216 @@
+"""Tree candidates for a binary label from scikit-learn: decision tree and random forest.
+
+Same contract as `crmray.models.tabular`. Trees take unscaled numbers, and categories as codes; the fitted estimator is
+stored through skops, never as a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from crmray.errors import CorruptError
+from crmray.models.labels import IMBALANCE, labels_of, rebalanced, within_budget
+from crmray.models.preprocess import Preparation, Tabular
+from crmray.models.tabular import (
+    check_choice,
+    check_positive,
+    check_some_feature,
+    file_of,
+    needs_features,
+    to_json,
+)
+
+# What a skops file may hold beside numpy and scikit-learn's estimators; never taken from the file itself.
+TRUSTED = ("sklearn.tree._tree.Tree",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionTree:
+    """One tree that people can read."""
+
+    NAME: ClassVar[str] = "decision_tree"
+    KIND: ClassVar[str] = "memory"
+    NEURAL: ClassVar[bool] = False
+    GRID: ClassVar[dict[str, tuple]] = {"max_depth": (3, 5, 8), "min_rows_leaf": (10, 50)}
+
+    max_depth: int = 5
+    """Questions from the root to a leaf."""
+    min_rows_leaf: int = 20
+    """Training rows in each leaf."""
+    imbalance: Literal["none", "weights", "smote"] = "none"
+    """Treatment of unequal classes on training rows: none, class weights, or SMOTE."""
+    missing: Literal["mean", "median", "mode"] = "median"
+    """What a missing number becomes; see `Preparation`."""
+    outliers: Literal["none", "clip"] = "none"
+    """Bounds on numbers; see `Preparation`."""
+    min_frequency: int = 10
+    """Rows that a category needs for a code of its own."""
+    memory_gib: float = 2.0
+    """Training rows are sampled beyond this."""
+
+    def __post_init__(self):
+        check_positive(max_depth=self.max_depth, min_rows_leaf=self.min_rows_leaf, memory_gib=self.memory_gib)
+        check_choice("imbalance", self.imbalance, IMBALANCE)
+
+    @classmethod
+    def applies(cls, columns: Collection[str]) -> str | None:
+        """Why it cannot run on examples with these columns, or None."""
+        return needs_features(columns)
+
+    def fit(
+        self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
+    ) -> SklearnModel:
+        """Fit on training rows; validation and rounds change nothing."""
+        from sklearn.tree import DecisionTreeClassifier
+
+        estimator = DecisionTreeClassifier(
+            max_depth=self.max_depth, min_samples_leaf=self.min_rows_leaf, random_state=seed
+        )
+        return _fit_sklearn(self, estimator, train, seed, bytes_per_tree_row=0.0)
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> SklearnModel:
+        """The model that `save` wrote."""
+        return _load_sklearn(files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomForest:
+    """Averaged probabilities of trees on bootstrap samples (Breiman 2001)."""
+
+    NAME: ClassVar[str] = "random_forest"
+    KIND: ClassVar[str] = "memory"
+    NEURAL: ClassVar[bool] = False
+    GRID: ClassVar[dict[str, tuple]] = {"min_rows_leaf": (1, 5, 20), "max_features": ("sqrt", 0.5)}
+
+    num_trees: int = 300
+    """Trees in the forest."""
+    min_rows_leaf: int = 5
+    """Training rows in each leaf."""
+    max_features: Literal["sqrt"] | float = "sqrt"
+    """Features tried per split: the square root of their number, or this share of it (above 0, at most 1)."""
+    max_depth: int | None = None
+    """Questions from the root to a leaf; None for no limit."""
+    imbalance: Literal["none", "weights", "smote"] = "none"
+    """Treatment of unequal classes on training rows: none, class weights, or SMOTE."""
+    missing: Literal["mean", "median", "mode"] = "median"
+    """What a missing number becomes; see `Preparation`."""
+    outliers: Literal["none", "clip"] = "none"
+    """Bounds on numbers; see `Preparation`."""
+    min_frequency: int = 10
+    """Rows that a category needs for a code of its own."""
+    num_threads: int = 1
+    """Threads of the fit; the result is the same for any number."""
+    memory_gib: float = 2.0
+    """Training rows are sampled beyond this; it bounds the forest too, whose size grows with the rows."""
+
+    def __post_init__(self):
+        check_positive(
+            num_trees=self.num_trees,
+            min_rows_leaf=self.min_rows_leaf,
+            num_threads=self.num_threads,
+            memory_gib=self.memory_gib,
+            max_depth=self.max_depth or 1,
+        )
+        if self.max_features != "sqrt" and not 0 < float(self.max_features) <= 1:
+            raise ValueError(f"got max_features={self.max_features!r}, expected 'sqrt' or a share above 0, at most 1")
+        check_choice("imbalance", self.imbalance, IMBALANCE)
+
+    @classmethod
+    def applies(cls, columns: Collection[str]) -> str | None:
+        """Why it cannot run on examples with these columns, or None."""
+        return needs_features(columns)
+
+    def fit(
+        self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
+    ) -> SklearnModel:
+        """Fit on training rows; validation and rounds change nothing."""
+        from sklearn.ensemble import RandomForestClassifier
+
+        estimator = RandomForestClassifier(
+            n_estimators=self.num_trees,
+            min_samples_leaf=self.min_rows_leaf,
+            max_features=self.max_features,
+            max_depth=self.max_depth,
+            n_jobs=self.num_threads,
+            random_state=seed,
+        )
+        # A grown tree has up to 2 N / (leaf rows) nodes of 80 bytes; real trees stop earlier, at about half of that.
+        return _fit_sklearn(self, estimator, train, seed, bytes_per_tree_row=80.0 * self.num_trees / self.min_rows_leaf)
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> SklearnModel:
+        """The model that `save` wrote."""
+        return _load_sklearn(files)
+
+
+def _fit_sklearn(
+    candidate: Any, estimator: Any, train: pa.Table, seed: int, *, bytes_per_tree_row: float
+) -> SklearnModel:
+    labels_of(train)
+    tabular = Tabular.fit(
+        train,
+        Preparation(
+            missing=candidate.missing,
+            outliers=candidate.outliers,
+            scale="none",
+            min_frequency=candidate.min_frequency,
+        ),
+    )
+    check_some_feature(tabular)
+    width = len(tabular.number_names) + len(tabular.code_names)
+    bytes_per_row = 8.0 * 4 * width + bytes_per_tree_row
+    rows = within_budget(
+        train, bytes_per_row=bytes_per_row, memory_gib=candidate.memory_gib, candidate=candidate.NAME, seed=seed
+    )
+    numbers, codes, labels, weights = rebalanced(
+        tabular.numbers(rows), tabular.codes(rows), labels_of(rows), candidate.imbalance, seed
+    )
+    estimator.fit(np.concatenate([numbers, codes], axis=1), labels, sample_weight=weights)
+    return SklearnModel(tabular=tabular, estimator=estimator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SklearnModel:
+    """A fitted scikit-learn tree or forest with its preprocessing."""
+
+    tabular: Tabular
+    """Its preprocessing."""
+    estimator: Any
+    """scikit-learn classifier of classes 0 and 1."""
+    rounds: int | None = None
+    """Has none."""
+
+    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """{"score": float64 (N,)}."""
+        if not examples.num_rows:
+            return {"score": np.zeros(0)}
+        x = np.concatenate([self.tabular.numbers(examples), self.tabular.codes(examples)], axis=1)
+        return {"score": self.estimator.predict_proba(x)[:, 1].astype(np.float64)}
+
+    def check(self, examples: pa.Table) -> None:
+        """As `Tabular.check`."""
+        self.tabular.check(examples)
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model."""
+        from skops import io
+
+        return {"tabular.json": to_json(self.tabular.state()), "model.skops": io.dumps(self.estimator)}
+
+
+def _load_sklearn(files: Mapping[str, bytes]) -> SklearnModel:
+    from skops import io
+    from skops.io.exceptions import UntrustedTypesFoundException
+
+    try:
+        estimator = io.loads(file_of(files, "model.skops"), trusted=list(TRUSTED))
+    except UntrustedTypesFoundException as error:
+        raise CorruptError(f"model.skops: {error}; expected none but {', '.join(TRUSTED)}; do not use it") from None
+    return SklearnModel(tabular=Tabular.from_state(json.loads(file_of(files, "tabular.json"))), estimator=estimator)

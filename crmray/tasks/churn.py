@@ -1,0 +1,261 @@
+"""Churn: which customers will not come back within the horizon, and why.
+
+Three labels. `no_purchase`, the non-contractual case: a customer with a purchase in the lookback makes none in
+[as_of, as_of + horizon_days). `cancelled`, the contractual case: a customer with a running subscription at as_of has none at
+the end of the horizon (a change of plan is no cancellation). `outcome:<name>`: a given label of the outcomes table, 0 or 1;
+without as_of it has no time, rows are split by part, and the features are the customers' attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, Field
+
+from crmray import schema
+from crmray.data import asof, splits
+from crmray.errors import DataError
+from crmray.evaluate import calibration, metrics, reasons
+from crmray.models.blend import best_blend
+from crmray.models.boosting import LightGBM
+from crmray.models.labels import labels_of
+from crmray.models.lstm import LSTM
+from crmray.models.tabular import Logistic, Recency
+from crmray.models.trees import DecisionTree, RandomForest
+from crmray.tasks.contract import EntityRequest, Fitted, Needs
+
+NAME, ROUTE, ENTITY = "churn", "/v1/churn", "customer"
+FEATURES_VERSION = f"1.{asof.FEATURES_VERSION}"
+LABELS = ("label",)
+METRIC: str = "auc"
+MODE: Literal["max", "min"] = "max"
+CANDIDATES = {
+    candidate.NAME: candidate for candidate in (LSTM, Logistic, DecisionTree, RandomForest, LightGBM, Recency)
+}
+BANDS = ("low", "medium", "high")
+NUM_REASONS = 3
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "time since the last purchase, beside the usual gap": ("recency_", "gap_"),
+    "how often they buy": ("frequency_", "season_orders"),
+    "how much they spend": ("spend_", "season_spend", "basket_", "price_"),
+    "rising or falling activity": ("trend_",),
+    "returns": ("return_",),
+    "range of products": ("product_",),
+    "visits": ("visit_",),
+    "reaction to mail": ("mail_", "exposure_"),
+    "contacts and cases": ("contact_",),
+    "ratings": ("rating_",),
+    "subscription": ("subscription_",),
+    "changes to the record": ("change_",),
+    "time as a customer": ("tenure_", "is_young"),
+}
+"""words for reasons -> beginnings of feature names; attributes and the order of events stand for themselves"""
+
+
+class Settings(splits.TimeSettings):
+    """Business facts of churn."""
+
+    label: Annotated[str, Field(pattern=r"^(no_purchase|cancelled|outcome:.+)$")] = "no_purchase"
+    """what churn is: no_purchase | cancelled | outcome:<name>"""
+
+
+class Request(EntityRequest):
+    """Body of POST /v1/churn."""
+
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="probability from which on will_churn is true; default: the best F1 on validation"
+    )
+
+
+class Prediction(BaseModel):
+    """One customer's risk."""
+
+    entity_id: str
+    as_of: datetime | None
+    probability: float
+    band: Literal["low", "medium", "high"]
+    will_churn: bool
+    reasons: list[str] | None = None
+
+
+class Response(BaseModel):
+    """Answer of POST /v1/churn."""
+
+    version: str
+    predictions: list[Prediction]
+
+
+def needs(settings: Settings) -> Needs:
+    """What the label needs; everything else that is known of a customer helps."""
+    useful = {
+        "transactions": ("order_id", "product_id", "num_units", "net_amount", "channel"),
+        "products": ("category", "price_amount"),
+        "engagement": ("kind", "seconds"),
+        "interactions": ("channel", "direction", "rating", "text", "closed_at"),
+        "exposures": (),
+        "subscriptions": ("ended_at", "plan", "monthly_amount"),
+        "changes": (),
+        "customers": ("created_at",),
+    }
+    required: dict[str, tuple[str, ...]]
+    if settings.label == "no_purchase":
+        required = {"transactions": ("entity_id", "occurred_at")}
+    elif settings.label == "cancelled":
+        required = {"subscriptions": ("entity_id", "subscription_id", "started_at", "ended_at")}
+    else:
+        required = {"outcomes": ("entity_id", "name", "value")}
+    return Needs(required=required, useful=useful)
+
+
+def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings, *, labels: bool) -> pa.Table:
+    """One row per customer of the population at as_of: keys, `label` (int8, 1 = churned; null without labels), features,
+    event lists (with time). As-of features read rows strictly before as_of.
+    """
+    if settings.label == "no_purchase":
+        entities, label, mapped = _no_purchase(tables, as_of, settings)
+    elif settings.label == "cancelled":
+        entities, label, mapped = _cancelled(tables, as_of, settings)
+    elif labels:
+        entities, label, mapped = _outcome(tables, as_of, settings)
+    else:
+        entities, label, mapped = asof.known(tables, as_of), None, None
+    rows = asof.frame(
+        tables, as_of, lookback_days=settings.lookback_days, horizon_days=settings.horizon_days, entities=entities,
+        events=as_of is not None,
+    )  # fmt: skip
+    at = rows.schema.get_field_index("part")
+    if mapped is not None:
+        rows = rows.set_column(at, "part", splits.part(entities, mapped))
+    values = pa.array(label.astype(np.int8)) if labels and label is not None else pa.nulls(len(entities), pa.int8())
+    return rows.add_column(at + 1, LABELS[0], values)
+
+
+_Population = tuple[pa.Array, np.ndarray | None, pa.Array | None]
+"""customers (sorted), their labels (N,) bool, their mapped part where given"""
+
+
+def _no_purchase(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings) -> _Population:
+    assert as_of is not None
+    entities = asof.buyers(tables, as_of, settings.lookback_days)
+    end = as_of + timedelta(days=settings.horizon_days)
+    later = pc.unique(asof.purchases_between(tables, as_of, end)["entity_id"])
+    return entities, ~pc.is_in(entities, value_set=later).to_numpy(zero_copy_only=False), None
+
+
+def _cancelled(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings) -> _Population:
+    assert as_of is not None
+    entities = _subscribers(tables["subscriptions"], as_of)
+    stayed = _subscribers(tables["subscriptions"], as_of + timedelta(days=settings.horizon_days))
+    return entities, ~pc.is_in(entities, value_set=stayed).to_numpy(zero_copy_only=False), None
+
+
+def _subscribers(subscriptions: pa.Table, at: datetime) -> pa.Array:
+    """Customers with a subscription that began before a moment and had not ended before it."""
+    moment = pa.scalar(at, schema.TIME)
+    begun = pc.less(subscriptions["started_at"], moment)
+    running = pc.fill_null(pc.greater_equal(subscriptions["ended_at"], moment), True)
+    return asof.distinct(subscriptions["entity_id"].filter(pc.and_(begun, running)))
+
+
+def _outcome(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings) -> _Population:
+    """The customers with a label of that name: all of them without time, else those with one in the horizon."""
+    outcomes = tables["outcomes"]
+    given = outcomes.filter(pc.equal(outcomes["name"], settings.label.removeprefix("outcome:")))
+    if as_of is not None:
+        start, end = (pa.scalar(at, schema.TIME) for at in (as_of, as_of + timedelta(days=settings.horizon_days)))
+        given = given.filter(pc.and_(pc.greater_equal(given["as_of"], start), pc.less(given["as_of"], end)))
+    wrong = pc.invert(pc.is_in(given["value"], value_set=pa.array([0.0, 1.0])))
+    if pc.any(wrong).as_py():
+        value = given["value"].filter(wrong)[0].as_py()
+        raise DataError(f"table outcomes: column 'value' holds {value:g} for {settings.label!r}, expected 0 or 1")
+    entities = asof.distinct(given["entity_id"])
+    row = pc.index_in(given["entity_id"], value_set=entities).to_numpy()
+    label = np.zeros(len(entities), bool)
+    np.logical_or.at(label, row, given["value"].to_numpy() == 1.0)
+    if "split" not in given.column_names:
+        return entities, label, None
+    first = pc.index_in(entities, value_set=given["entity_id"].combine_chunks())
+    return entities, label, given["split"].combine_chunks().take(first)
+
+
+def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """auc, ap, logloss, brier of a candidate's scores."""
+    return metrics.binary(labels_of(examples), predictions["score"])
+
+
+def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
+    """The average of the best few families, where validation prefers it to the best single one."""
+    label = labels_of(validation)
+    return best_blend(models, validation, lambda scores: metrics.auc(label, scores), mode=MODE)
+
+
+def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
+    """Calibration, F1 threshold and bands of the validation rows, and what reasons compare with, of the training rows."""
+    label, raw = labels_of(validation), model.predict(validation)["score"]
+    curve = calibration.fit(label, raw)
+    probability = calibration.apply(curve, raw)
+    groups = reasons.groups_of(train.schema, _groups(train.schema), LABELS)
+    return {
+        "calibration": curve,
+        "threshold": metrics.f1_threshold(label, probability),
+        "bands": calibration.fit_bands(label, probability),
+        "groups": {words: list(columns) for words, columns in groups.items()},
+        "reference": reasons.reference(train, groups),
+    }
+
+
+def _groups(columns: pa.Schema) -> dict[str, tuple[str, ...]]:
+    return {words: tuple(name for name in columns.names if name.startswith(start)) for words, start in GROUPS.items()}
+
+
+def predict(
+    model: Fitted, decision: Mapping[str, Any], examples: pa.Table, *, explain: bool = False, threshold: float | None = None
+) -> pa.Table:
+    """entity_id, as_of, probability (calibrated), band, will_churn, reasons (list<string>, null without `explain`)."""
+
+    def probabilities(rows: pa.Table) -> np.ndarray:
+        return calibration.apply(decision["calibration"], model.predict(rows)["score"])
+
+    probability = probabilities(examples)
+    told = None
+    if explain:
+        told = reasons.explain(probabilities, examples, decision["reference"], decision["groups"], NUM_REASONS)
+    return pa.table(
+        {
+            "entity_id": examples["entity_id"],
+            "as_of": examples["as_of"],
+            "probability": pa.array(probability, pa.float64()),
+            "band": pa.array(calibration.bands(probability, decision["bands"]), pa.string()),
+            "will_churn": pa.array(probability >= (decision["threshold"] if threshold is None else threshold)),
+            "reasons": pa.array(told or [None] * examples.num_rows, pa.list_(pa.string())),
+        }
+    )
+
+
+def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
+    """Test figures of the calibrated probabilities: at the threshold, by band, in the top tenth, for young customers."""
+    label = labels_of(test)
+    answers = predict(model, decision, test)
+    probability = answers["probability"].to_numpy()
+    band = answers["band"].to_numpy(zero_copy_only=False)
+    young = test["is_young"].to_numpy()
+    return {
+        **metrics.binary(label, probability, decision["threshold"]),
+        "auc_interval": metrics.bootstrap_ci(metrics.auc_figure(label, probability), len(label)),
+        "bands": {name: _group(label, probability, band == name) for name in BANDS},
+        "top_tenth": metrics.top_share(label, probability, 0.1),
+        "young": _group(label, probability, young),
+    }
+
+
+def _group(label: np.ndarray, probability: np.ndarray, mask: np.ndarray) -> dict[str, float | int | None]:
+    """Rows, their churn rate and the mean probability given to them (null for no rows)."""
+    rows = int(mask.sum())
+    rate, given = (float(values[mask].mean()) if rows else None for values in (label, probability))
+    return {"rows": rows, "churn_rate": rate, "mean_probability": given}

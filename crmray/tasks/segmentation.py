@@ -1,0 +1,279 @@
+"""Segmentation: groups of customers by recency, frequency, spend and behaviour, named by what sets them apart.
+
+The segments are fitted on the rows at `as_of`; spend in the horizon after it is read only by the report, to show
+whether they differ in what they go on to do. Customers of later dates are assigned to the nearest centre.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, Field
+from scipy.stats import kruskal
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.metrics import calinski_harabasz_score, silhouette_score
+
+from crmray.data import asof, splits
+from crmray.data.splits import Snapshots, TimeSettings
+from crmray.errors import DataError, NotEnoughDataError
+from crmray.evaluate.plots import bar_chart
+from crmray.models.kmeans import KMeans, RFMRules, nearest
+from crmray.tasks.contract import KEYS, EntityRequest, Needs
+
+NAME, ROUTE, ENTITY = "segmentation", "/v1/segment", "customer"
+FEATURES_VERSION = f"1.{asof.FEATURES_VERSION}"
+LABELS = ("later_amount",)
+METRIC: str = "stable_silhouette"
+MODE: Literal["max", "min"] = "max"
+CANDIDATES = {candidate.NAME: candidate for candidate in (KMeans, RFMRules)}
+STABLE_ENOUGH = 0.8
+SILHOUETTE_ROWS = 10_000
+SUBSEGMENT_ROWS = 2_000
+NUM_SUBSEGMENTS = 3
+MIN_SUBSEGMENT_ROWS = 30
+
+WORDS: dict[str, tuple[str, str]] = {
+    "spend_amount": ("high value", "low value"),
+    "frequency_orders": ("buys often", "buys rarely"),
+    "recency_days": ("lapsing", "bought lately"),
+    "basket_amount_mean": ("large baskets", "small baskets"),
+    "price_discount_mean": ("buys at a discount", "pays full price"),
+    "visit_num_90d": ("visits often", "visits rarely"),
+}
+"""feature -> words for "unusually high" and "unusually low"; segments are numbered along the first"""
+UNUSUAL = 0.5
+"""standard deviations from the mean over all customers from which on a feature is worth a word"""
+
+
+class Settings(TimeSettings):
+    """Business facts of the segmentation."""
+
+    features: Literal["behaviour", "rfm"] = "behaviour"
+    """what customers are grouped by: recency, frequency and spend alone, or behaviour as well"""
+    num_segments: Annotated[int, Field(ge=2, le=20)] | None = None
+    """fixed number of segments; default: chosen by silhouette and stability"""
+
+
+class Request(EntityRequest):
+    """Body of POST /v1/segment."""
+
+
+class Prediction(BaseModel):
+    """One customer's segment."""
+
+    entity_id: str
+    as_of: datetime | None
+    segment: int
+    segment_name: str
+    subsegment: int
+    subsegment_name: str
+    distance: float
+    reasons: list[str] | None = None
+
+
+class Response(BaseModel):
+    """Answer of POST /v1/segment."""
+
+    version: str
+    predictions: list[Prediction]
+
+
+def needs(settings: Settings) -> Needs:
+    """Transactions; the rest makes the segments richer."""
+    rich = settings.features == "behaviour"
+    useful = {"engagement": ("kind",), "products": ("price_amount",)} if rich else {}
+    return Needs(required={"transactions": ("entity_id", "occurred_at", "net_amount")}, useful=useful)
+
+
+def dates(settings: Settings, span: tuple[datetime, datetime]) -> Snapshots:
+    """One date for all: nothing is predicted, so nothing is held back; later spend is read by the report alone."""
+    found = splits.snapshots(settings.model_copy(update={"num_snapshots": 1}), span)
+    assert found.test is not None
+    return replace(found, train=(found.test,), validation=found.test, horizon_days=0)
+
+
+def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings, *, labels: bool) -> pa.Table:
+    """One row per customer with a purchase in the lookback: features of WORDS that the org has, and later_amount."""
+    if as_of is None:
+        raise DataError("segmentation: got data without time, expected transactions with a clock; map occurred_at")
+    entities = asof.buyers(tables, as_of, settings.lookback_days)
+    rich = settings.features == "behaviour"
+    read = ("transactions", "products", "engagement") if rich else ("transactions",)
+    given = {name: tables[name] for name in read if name in tables}
+    frame = asof.frame(
+        given, as_of, lookback_days=settings.lookback_days, horizon_days=settings.horizon_days, entities=entities
+    )
+    window = f"{settings.lookback_days:.0f}d"
+    spend = np.maximum(frame[f"spend_net_{window}_amount"].to_numpy(), 0.0)
+    columns = {name: frame[name] for name in KEYS} | {
+        "spend_amount": spend,
+        "frequency_orders": frame["frequency_orders_per_30d" if rich else f"frequency_orders_{window}"],
+        "recency_days": pc.floor(frame["recency_days"]),
+    }
+    if rich:
+        columns |= {name: frame[name] for name in WORDS if name in frame.column_names and name not in columns}
+    later = (
+        asof.later_amount(tables, entities, as_of, settings.horizon_days)
+        if labels
+        else pa.nulls(len(entities), pa.float64())
+    )
+    return pa.table(columns | {"later_amount": later})
+
+
+def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Silhouette and stability; stable_silhouette counts a silhouette in full from a stability of 0.8 on."""
+    segment, position = predictions["segment"], predictions["position"]
+    if len(np.unique(segment)) < 2:
+        raise NotEnoughDataError(
+            f"segmentation: all {len(segment)} customers fell into one segment, expected at least 2"
+        )
+    steady = float(predictions["stability"][0])
+    silhouette = _silhouette(position, segment)
+    return {
+        "stable_silhouette": silhouette * min(1.0, steady / STABLE_ENOUGH),
+        "silhouette": silhouette,
+        "stability": steady,
+        "calinski_harabasz": float(calinski_harabasz_score(position, segment)),
+        "num_segments": float(len(np.unique(segment))),
+    }
+
+
+def _silhouette(position: np.ndarray, segment: np.ndarray) -> float:
+    return float(silhouette_score(position, segment, sample_size=min(len(segment), SILHOUETTE_ROWS), random_state=0))
+
+
+def finalize(model: Any, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
+    """Names, profiles and sub-segments of the segments: what `predict` and the report need beside the model."""
+    predictions = model.predict(train)
+    segment, position = predictions["segment"], predictions["position"]
+    columns = _axes(model)
+    spend = train["spend_amount"].to_numpy()
+    numbers = np.unique(segment)
+    names = _names([position[segment == k].mean(axis=0) for k in numbers], columns)
+    segments = []
+    for name, k in zip(names, numbers.tolist(), strict=True):
+        inside = segment == k
+        segments.append(
+            {
+                "segment": k,
+                "name": name,
+                "share_of_customers": float(inside.mean()),
+                "share_of_sales": float(spend[inside].sum() / max(spend.sum(), 1e-9)),
+                "medians": {column: _median(train[column], inside) for column in columns},
+                "subsegments": _subsegments(position[inside], columns),
+            }
+        )
+    return {"columns": list(columns), "segments": segments, "date": max(train["as_of"].to_pylist()).isoformat()}
+
+
+def _axes(model: Any) -> tuple[str, ...]:
+    return getattr(model, "columns", RFMRules.COLUMNS)
+
+
+def _median(values: pa.ChunkedArray, inside: np.ndarray) -> float | None:
+    known = values.filter(pa.array(inside)).drop_null()
+    return float(np.median(known.to_numpy())) if len(known) else None
+
+
+def _names(deviations: Sequence[np.ndarray], columns: Sequence[str]) -> list[str]:
+    """A name per deviation (in standard deviations): its strongest words, as many as it takes to tell them apart."""
+    ranked = []
+    for deviation in deviations:
+        order = np.argsort(-np.abs(deviation), kind="stable")
+        strong = [d for n, d in enumerate(order) if n == 0 or abs(deviation[d]) >= UNUSUAL]
+        ranked.append([WORDS[columns[d]][0 if deviation[d] > 0 else 1] for d in strong])
+    for length in range(2, len(columns) + 1):
+        names = [", ".join(words[:length]) for words in ranked]
+        if len(set(names)) == len(names):
+            return names
+    counts: dict[str, int] = {}
+    for i, name in enumerate(names):
+        counts[name] = counts.get(name, 0) + 1
+        names[i] = name if counts[name] == 1 else f"{name} ({counts[name]})"
+    return names
+
+
+def _subsegments(position: np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Names and centres of a Ward hierarchy inside one segment, on a sample; one for a small segment."""
+    if len(position) < NUM_SUBSEGMENTS * MIN_SUBSEGMENT_ROWS:
+        return [{"name": "all of it", "center": position.mean(axis=0).tolist()}]
+    rows = np.random.default_rng(0).permutation(len(position))[:SUBSEGMENT_ROWS]
+    found = AgglomerativeClustering(NUM_SUBSEGMENTS, linkage="ward").fit_predict(position[rows])
+    centers = sorted((position[rows][found == k].mean(axis=0) for k in range(NUM_SUBSEGMENTS)), key=lambda c: -c[0])
+    names = _names([center - position.mean(axis=0) for center in centers], columns)
+    return [{"name": name, "center": center.tolist()} for name, center in zip(names, centers, strict=True)]
+
+
+def predict(
+    model: Any, decision: Mapping[str, Any], examples: pa.Table, *, explain: bool = False, **options: Any
+) -> pa.Table:
+    """Segment, sub-segment and their names; reasons are the features that set the customer's segment apart."""
+    predictions = model.predict(examples)
+    entries = {entry["segment"]: entry for entry in decision["segments"]}
+    segment, position = predictions["segment"], predictions["position"]
+    known = np.array(sorted(entries))
+    segment = np.where(
+        np.isin(segment, known), segment, known[np.searchsorted(known, segment).clip(max=len(known) - 1)]
+    )
+    subsegment = np.zeros(len(segment), np.int64)
+    for k, entry in entries.items():
+        inside = segment == k
+        if inside.any():
+            subsegment[inside], _ = nearest(position[inside], np.array([sub["center"] for sub in entry["subsegments"]]))
+    columns = {
+        "entity_id": examples["entity_id"],
+        "as_of": examples["as_of"],
+        "segment": segment,
+        "segment_name": [entries[k]["name"] for k in segment.tolist()],
+        "subsegment": subsegment,
+        "subsegment_name": [
+            entries[k]["subsegments"][j]["name"] for k, j in zip(segment.tolist(), subsegment.tolist(), strict=True)
+        ],
+        "distance": predictions["distance"],
+    }
+    if explain:
+        columns["reasons"] = pa.array([_reasons(row, decision["columns"]) for row in position], pa.list_(pa.string()))
+    return pa.table(columns)
+
+
+def _reasons(row: np.ndarray, columns: Sequence[str]) -> list[str]:
+    order = np.argsort(-np.abs(row), kind="stable")[:3]
+    return [WORDS[columns[d]][0 if row[d] > 0 else 1] for d in order if abs(row[d]) >= UNUSUAL]
+
+
+def evaluate(model: Any, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
+    """Figures of the segments, and whether they differ in later spend (Kruskal-Wallis over customers)."""
+    predictions = model.predict(test)
+    segment, later = predictions["segment"], test["later_amount"].to_numpy(zero_copy_only=False)
+    groups = [later[segment == k] for k in np.unique(segment)]
+    figures = score(test, predictions)
+    p_value = 1.0 if np.ptp(later) == 0 else float(kruskal(*groups).pvalue)
+    return {
+        **figures,
+        "later_amount_mean": {
+            entry["name"]: float(later[segment == entry["segment"]].mean()) for entry in decision["segments"]
+        },
+        "later_amount_p_value": p_value,
+        "segments": [
+            {key: entry[key] for key in ("name", "share_of_customers", "share_of_sales")}
+            for entry in decision["segments"]
+        ],
+    }
+
+
+def files(decision: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, bytes]:
+    """The distribution of segments and their share of sales: a bar chart and its data."""
+    names = [entry["name"] for entry in decision["segments"]]
+    shares = {
+        "share of customers": [entry["share_of_customers"] for entry in decision["segments"]],
+        "share of sales": [entry["share_of_sales"] for entry in decision["segments"]],
+    }
+    chart = bar_chart(names, shares, title="Segments")
+    return {"segments.svg": chart, "segments.json": json.dumps(decision["segments"], indent=1).encode()}

@@ -1,0 +1,1 @@
+"""Training on a Ray cluster: the DeepSpeed engine, batches, the loop, search, fit."""

@@ -1,0 +1,282 @@
+"""The search: every point is one Ray Tune trial in a process of its own; torch candidates train there with DeepSpeed.
+
+A trial's process is used again for the next trial, so that starting Python and importing torch is paid once per slot
+and not once per point. Whatever a trial finishes is kept in the lake, and the search itself by Tune: after kill -9 a
+rerun goes on with what is left. TensorBoard logs and Tune's tables lie in the folder that the event `search` names.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from ray import tune
+
+from crmray import cluster, log
+from crmray.errors import ConfigError, CrmrayError, TrainingError
+from crmray.storage import Lake
+from crmray.tasks.contract import Fitted, Task
+from crmray.train import engine, loop
+from crmray.train.engine import EngineSettings
+from crmray.train.points import Fit, Point, Result, Results
+from crmray.train.trials import TrialTable
+
+MAX_SAMPLES = 30
+"""trials of a search by Optuna, where the grid is not smaller"""
+CRASHES = 2
+"""times that a trial is run again when its process dies"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What all trials of a search share. Picklable."""
+
+    task: Task
+    """module of the task"""
+    results: Results
+    """where finished trials are kept"""
+    examples: str
+    """run_id of the examples"""
+    seed: int
+    """of every fit"""
+    engine: EngineSettings
+    """settings of the DeepSpeed engine"""
+    device: str
+    """cpu or cuda, for torch candidates"""
+    points: tuple[Point, ...]
+    """the grid"""
+    by_optuna: bool
+    """whether Optuna proposes the points; the grid then says between which values"""
+
+    def fit_of(self, config: Mapping[str, Any]) -> Fit:
+        """The fit that a trial's config asks for."""
+        point = self._proposed(config) if self.by_optuna else self.points[config["point"]]
+        return Fit.of(point, "selection", examples=self.examples, seed=self.seed, engine=self.engine)
+
+    def _proposed(self, config: Mapping[str, Any]) -> Point:
+        name = config["candidate"]
+        first = next(point for point in self.points if point.candidate == name)
+        space = _space(self.points)[name]
+        given = {}
+        for field, values in space.items():
+            value = config[f"{name}.{field}"]
+            given[field] = value if _is_continuous(values) else values[value]
+        return Point(candidate=name, settings={**first.settings, **given})
+
+
+def _space(points: Sequence[Point]) -> dict[str, dict[str, list[Any]]]:
+    """candidate -> field -> the distinct values that the grid has, fields with one value left out."""
+    space: dict[str, dict[str, list[Any]]] = {}
+    for point in points:
+        fields = space.setdefault(point.candidate, {})
+        for field, value in point.settings.items():
+            values = fields.setdefault(field, [])
+            if value not in values:
+                values.append(value)
+    return {name: {f: v for f, v in fields.items() if len(v) > 1} for name, fields in space.items()}
+
+
+def _is_continuous(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, float) for value in values)
+
+
+def fit_here(
+    task: Task, fit: Fit, train: pa.Table, validation: pa.Table | None, *, seed: int, settings: EngineSettings,
+    device: str, report: loop.Report | None = None,
+) -> tuple[Fitted, int | None]:  # fmt: skip
+    """Fit in this process, and the number of rounds; torch candidates through the engine in a process group of one."""
+    candidate: Any = fit.point.make(task)
+    if candidate.KIND != "torch":
+        model = candidate.fit(train, validation, seed=seed, rounds=fit.rounds)
+        return model, model.rounds
+    state = candidate.prepare(train)
+    data = encoded(task, candidate, state, train, validation)
+    with engine.single_process_group(device):
+        outcome = loop.train(
+            candidate, state, data, seed=seed, device=device, rounds=fit.rounds, settings=settings, report=report
+        )
+    return candidate.fitted(state, outcome.weights, outcome.rounds), outcome.rounds
+
+
+def encoded(task: Task, candidate: Any, state: Any, train: pa.Table, validation: pa.Table | None) -> loop.Data:
+    """A torch candidate's rows as the loop takes them."""
+    if validation is None:
+        return loop.Data(train=candidate.encode(state, train), num_train=train.num_rows)
+    return loop.Data(
+        train=candidate.encode(state, train),
+        num_train=train.num_rows,
+        validation=candidate.encode(state, validation),
+        num_validation=validation.num_rows,
+        score=lambda predictions: task.score(validation, predictions),
+        metric=task.METRIC,
+        mode=task.MODE,
+    )
+
+
+def _trial(config: Mapping[str, Any], shared: Search, train: pa.Table, validation: pa.Table) -> None:
+    """One trial, in its own process. A candidate that diverges or refuses is a result too: it is not tried again."""
+    log.setup(json=True)
+    task, fit = shared.task, shared.fit_of(config)
+    worst = -np.inf if task.MODE == "max" else np.inf
+    result = shared.results.read(fit)
+    epochs = 0
+
+    def report(figures: dict[str, Any], save: Callable[..., None]) -> None:
+        nonlocal epochs
+        epochs = figures["epoch"]
+        tags = {"task": task.NAME, "candidate": fit.point.candidate}
+        cluster.record("crmray_loss", figures["train_loss"], **tags, part="train")
+        cluster.record("crmray_examples_per_s", figures["rows_per_s"], **tags)
+        if task.METRIC in figures:
+            tune.report({**figures, "finished": False})
+
+    if result is None:
+        started = time.perf_counter()
+        try:
+            model, rounds = fit_here(
+                task, fit, train, validation, seed=shared.seed, settings=shared.engine, device=shared.device,
+                report=report,
+            )  # fmt: skip
+            scored = task.score(validation, model.predict(validation))
+            figures = {name: float(value) for name, value in scored.items()}
+            if not np.isfinite(figures[task.METRIC]):
+                raise TrainingError(f"got {task.METRIC} {figures[task.METRIC]} on validation, expected a finite number")
+        except (CrmrayError, ValueError) as error:
+            result = Result(fit=fit, seconds=_since(started), failed=f"{type(error).__name__}: {error}")
+            shared.results.write(result, None)
+        else:
+            result = Result(fit=fit, figures=figures, rounds=rounds, seconds=_since(started))
+            shared.results.write(result, model)
+    final = {"epoch": epochs, "finished": True, "failed": result.failed or "", "seconds": result.seconds}
+    tune.report({task.METRIC: worst, **result.figures, **final})
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 3)
+
+
+def search(
+    shared: Search, train: pa.Table, validation: pa.Table, *, lake: Lake, name: str, concurrency: int | None = None,
+    scheduler: str | None = None, cpus_per_trial: float = 1,
+) -> list[Result]:  # fmt: skip
+    """Run the trials that are not finished yet; one result per trial, failed ones included.
+
+    name: of the Tune experiment; the same name goes on where a killed one stopped. TrainingError when all trials failed.
+    """
+    task = shared.task
+    gpus = 1 if shared.device == "cuda" else 0
+    cluster.preflight(1, cpus_per_trial, gpus)
+    slots = int(cluster.resources().get("GPU", 0)) if gpus else int(cluster.resources().get("CPU", 1) / cpus_per_trial)
+    concurrency = min(concurrency or max(1, slots), len(shared.points))
+    todo = [fit for fit in map(_selection(shared), shared.points) if shared.results.read(fit) is None]
+    folder = lake.work_folder("search", task.NAME)
+    how = {"scheduler": scheduler or "none", "search": "optuna" if shared.by_optuna else "grid"}
+    counts = {"points": len(shared.points), "left": len(todo), "concurrency": concurrency}
+    log.event("search", task=task.NAME, **counts, **how, logs=f"{folder}/{name}")
+    if not shared.by_optuna and not todo:
+        return _checked(shared, [shared.results.read(fit) for fit in map(_selection(shared), shared.points)])
+    trainable = tune.with_resources(
+        tune.with_parameters(_trial, shared=shared, train=train, validation=validation),
+        {"cpu": cpus_per_trial, "gpu": gpus},
+    )
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # what kill -9 may cost
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    path = f"{folder}/{name}"
+    if tune.Tuner.can_restore(path):
+        log.event("search.resumed", task=task.NAME, folder=path)
+        tuner = tune.Tuner.restore(path, trainable=trainable, resume_errored=True)
+    else:
+        tuner = _tuner(shared, trainable, folder, name, concurrency, scheduler)
+    grid = tuner.fit()
+    return _checked(shared, [_result(shared, grid, index) for index in range(len(grid))])
+
+
+def _selection(shared: Search) -> Callable[[Point], Fit]:
+    return lambda point: Fit.of(point, "selection", examples=shared.examples, seed=shared.seed, engine=shared.engine)
+
+
+def _tuner(
+    shared: Search, trainable: Any, folder: str, name: str, concurrency: int, scheduler: str | None
+) -> tune.Tuner:
+    task, points = shared.task, shared.points
+    options: dict[str, Any] = {"metric": task.METRIC, "mode": task.MODE}
+    param_space: dict[str, Any] = {}
+    num_trials = len(points)
+    if shared.by_optuna:
+        num_trials = min(len(points), MAX_SAMPLES)
+        options |= {"search_alg": _optuna(shared), "num_samples": num_trials}
+    else:
+        param_space["point"] = tune.grid_search(list(range(len(points))))
+    if scheduler == "asha":
+        longest = max(point.settings.get("max_epochs", 1) for point in points)
+        options["scheduler"] = tune.schedulers.ASHAScheduler(
+            time_attr="epoch", max_t=max(2, longest), grace_period=min(3, max(1, longest - 1)), reduction_factor=3
+        )
+    elif scheduler is not None:
+        raise ConfigError(f"got scheduler {scheduler!r}, expected 'asha' or none")
+    table = TrialTable(task=task.NAME, metric=task.METRIC, mode=task.MODE, total=num_trials,
+                       labels=None if shared.by_optuna else [point.label(task) for point in points])  # fmt: skip
+    return tune.Tuner(
+        trainable,
+        param_space=param_space,
+        tune_config=tune.TuneConfig(**options, max_concurrent_trials=concurrency, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=folder,
+            failure_config=tune.FailureConfig(max_failures=CRASHES),
+            callbacks=[table],
+            verbose=0,
+        ),
+    )
+
+
+def _optuna(shared: Search) -> Any:
+    """A searcher over what the grids span: floats between their ends, everything else one of its values."""
+    try:
+        from ray.tune.search.optuna import OptunaSearch
+    except ImportError:
+        raise ConfigError("search 'optuna': the package is not installed; pip install crmray[optuna]") from None
+    space = _space(shared.points)
+
+    def define(trial: Any) -> None:
+        name = trial.suggest_categorical("candidate", sorted(space))
+        for field, values in space[name].items():
+            if _is_continuous(values):
+                low, high = min(values), max(values)
+                trial.suggest_float(f"{name}.{field}", low, high, log=low > 0 and high / low >= 5)
+            else:
+                trial.suggest_int(f"{name}.{field}", 0, len(values) - 1)
+
+    return OptunaSearch(space=define, metric=shared.task.METRIC, mode=shared.task.MODE, seed=shared.seed)
+
+
+def _result(shared: Search, grid: tune.ResultGrid, index: int) -> Result:
+    """What a trial left in the lake, or why there is nothing."""
+    trial = grid[index]
+    fit = shared.fit_of(trial.config)
+    result = shared.results.read(fit)
+    if result is not None:
+        return result
+    metrics = trial.metrics or {}
+    figures = {shared.task.METRIC: metrics[shared.task.METRIC]} if shared.task.METRIC in metrics else {}
+    why = "stopped early by the scheduler"
+    if trial.error is not None:
+        why = str(trial.error).strip().splitlines()[-1]
+    return Result(fit=fit, figures=figures, failed=why)
+
+
+def _checked(shared: Search, results: Sequence[Result | None]) -> list[Result]:
+    done = [result for result in results if result is not None]
+    if all(result.failed for result in done):
+        reasons = sorted({f"{result.fit.point.candidate}: {result.failed}" for result in done})
+        raise TrainingError(f"{shared.task.NAME}: none of {len(done)} trials gave a model; " + "; ".join(reasons[:5]))
+    for result in done:
+        if result.failed:
+            log.warn("trial.failed", trial=result.fit.point.label(shared.task), why=result.failed)
+    return done

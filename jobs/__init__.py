@@ -1,0 +1,122 @@
+"""What you submit: one parse, one call into the Python API, one closing JSON line that names the manifest.
+
+    python -m jobs.train churn --org org.yaml --set lr=3e-4     on this machine
+    crmray submit train churn --org org.yaml --set lr=3e-4      on the cluster
+
+A job over several tasks does one after the other and closes each with a line of its own; what stops one of them does
+not stop the rest. Exit code 0: done; 2: the request, the org file or the data is wrong, told in one line; 1: a fault
+of ours, with its traceback; 143: stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from crmray import log
+from crmray.errors import ConfigError, CrmrayError
+
+if TYPE_CHECKING:
+    from crmray.org import OpenOrg
+
+STATIONS = {
+    "ingest": "bring the source's objects into the lake",
+    "shard": "type, clean and shard them with Modin",
+    "examples": "make as-of rows of tasks",
+    "train": "fit every candidate of tasks once, refit the winner",
+    "tune": "search the candidates' grids with Ray Tune, refit the winner",
+    "publish": "compare with the champion; promote, refuse or roll back",
+    "score": "predict for every customer",
+}
+WITHOUT_TASK = ("ingest", "shard")
+# Flags: name of the option in the Python API -> flag and how argparse reads it.
+FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "candidates": ("--candidates", {"action": "append", "metavar": "NAME", "help": "only this model (again for more)"}),
+    "overrides": ("--set", {"action": "append", "metavar": "FIELD=VALUE", "help": "a hyper-parameter, e.g. lr=3e-4"}),
+    "num_workers": ("--workers", {"type": int, "help": "training workers for the refit; default: all that fit"}),
+    "concurrency": ("--concurrency", {"type": int, "help": "trials at the same time; default: all that fit"}),
+    "scheduler": ("--scheduler", {"choices": ["asha"], "help": "stop hopeless trials early"}),
+    "search": ("--search", {"choices": ["optuna"], "help": "search instead of the full grid (extra `optuna`)"}),
+    "version": ("--version", {"help": "a bundle's version; default: the current one"}),
+    "force": ("--force", {"metavar": "REASON", "help": "promote whatever the comparison says, and say why"}),
+    "rollback": ("--rollback", {"action": "store_true", "help": "make the previous champion champion again"}),
+}
+
+
+def add_flags(parser: argparse.ArgumentParser, options: Iterable[str]) -> None:
+    """Add the flags of these options."""
+    for option in options:
+        flag, how = FLAGS[option]
+        parser.add_argument(flag, dest=option, **how)
+
+
+def job(
+    name: str,
+    call: Callable[[OpenOrg, str, dict[str, Any]], Any],
+    *,
+    flags: Sequence[str] = (),
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse, run `call(org, task, options)` for each task (task "" for stations without) and print the closing lines.
+
+    options: those of `flags` that were given, under their names in the Python API. Returns the exit code.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=STATIONS[name])
+    if name not in WITHOUT_TASK:
+        parser.add_argument("tasks", nargs="+", metavar="task", help="churn, segmentation, recommendation, …")
+    parser.add_argument("--org", required=True, metavar="ORG.yaml", help="the org file")
+    add_flags(parser, flags)
+    arguments = parser.parse_args(argv)
+    log.setup()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that claims are given back and Ray is left in order
+    outcomes = []
+    for task in getattr(arguments, "tasks", [""]):
+        outcomes.append(_one(name, call, arguments, task, {option: getattr(arguments, option) for option in flags}))
+    return max(outcomes)
+
+
+def _one(name: str, call: Callable[..., Any], arguments: argparse.Namespace, task: str, options: dict[str, Any]) -> int:
+    from crmray.org import OpenOrg
+
+    started = time.monotonic()
+    try:
+        options = {option: value for option, value in options.items() if value}
+        if "overrides" in options:
+            options["overrides"] = settings_of(options["overrides"])
+        result = call(OpenOrg.load(arguments.org), task, options)
+    except CrmrayError as error:
+        print(f"{' '.join(filter(None, (name, task)))}: {error}", file=sys.stderr, flush=True)
+        return 2
+    line = {"job": name, "task": task, **closing(result), "seconds": round(time.monotonic() - started, 2)}
+    print(json.dumps(line, default=str), flush=True)
+    return 0
+
+
+def settings_of(pairs: Iterable[str]) -> dict[str, Any]:
+    """`lr=3e-4` → {"lr": 0.0003}: values are JSON where they can be, else text."""
+    settings = {}
+    for pair in pairs:
+        field, equals, value = pair.partition("=")
+        if not (field and equals):
+            raise ConfigError(f"--set: got {pair!r}, expected FIELD=VALUE, for example lr=3e-4")
+        try:
+            settings[field] = json.loads(value)
+        except ValueError:
+            settings[field] = value
+    return settings
+
+
+def closing(result: Any) -> dict[str, Any]:
+    """Fields of the closing line: the manifest's path of one run, of several by name, or a ledger entry as it is."""
+    from crmray.storage import Run
+
+    if isinstance(result, Run):
+        return {"run_id": result.run_id, "manifest": f"{result.path}/manifest.json"}
+    if isinstance(result, Mapping) and all(isinstance(run, Run) for run in result.values()):
+        return {"manifests": {name: f"{run.path}/manifest.json" for name, run in result.items()}}
+    return dict(result)

@@ -1,0 +1,19 @@
+"""Fit every candidate of a task once, refit the winner over all workers and write a bundle."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from jobs import job
+
+FLAGS = ("candidates", "overrides", "num_workers", "concurrency")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    return job("train", lambda org, task, options: org.train(task, **options), flags=FLAGS, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

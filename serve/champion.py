@@ -1,0 +1,150 @@
+"""The champion in a replica: loaded and warmed beside the one that answers, then swapped in one assignment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from crmray import log, tasks
+from crmray.data.asof import conform
+from crmray.errors import CrmrayError, DataError, NoChampionError, NotFoundError
+from crmray.registry import Bundle, Ledger, load_bundle
+from crmray.storage import Lake, Run
+from crmray.tasks.contract import Task
+from serve.described import INLINE_ID, date_of, in_order, tables_of
+from serve.errors import Refused
+from serve.known import Known
+
+_WARM_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """One version with the rows that it answers from: all of one answer comes from one of these."""
+
+    bundle: Bundle
+    """the champion"""
+    known: Known
+    """the `now` rows that fit it"""
+    schemas: dict[str, pa.Schema]
+    """canonical tables of the org and their columns"""
+    shared: dict[str, pa.Table]
+    """tables that are not sharded, whole"""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Version and examples run: what a swap compares."""
+        return self.bundle.version, self.known.run.run_id
+
+    def described(self, customer: dict[str, list[dict[str, Any]]]) -> pa.Table:
+        """The example of somebody described inline. 422 where the description is wrong or has nothing to go by."""
+        tables = tables_of(customer, self.schemas, field="customer", entity_id=INLINE_ID)
+        if "customers" in tables and not tables["customers"].num_rows:
+            tables |= tables_of(
+                {"customers": [{}]}, {"customers": self.schemas["customers"]}, field="", entity_id=INLINE_ID
+            )
+        return self._example(tables, "customer")
+
+    def updated(self, entity_id: str, events: dict[str, list[dict[str, Any]]]) -> pa.Table:
+        """The example of a known one whose history is continued by recent events."""
+        recent = tables_of(events, self.schemas, field="recent_events", entity_id=entity_id)
+        history = self.known.history(entity_id)
+        tables = {
+            name: in_order(name, pa.concat_tables([conform(history[name], rows.schema), rows]))
+            for name, rows in recent.items()
+        }
+        return self._example(tables, "recent_events")
+
+    def _example(self, tables: dict[str, pa.Table], field: str) -> pa.Table:
+        task, manifest = self.bundle.task, self.known.manifest
+        settings = tasks.check_settings(task, manifest["settings"])
+        as_of: datetime | None = date_of(tables, self.known.as_of)
+        try:
+            rows = task.examples({**self.shared, **tables}, as_of, settings, labels=False)
+        except DataError as error:
+            raise Refused(422, "invalid_field", f"{field}: {error}", field=field) from None
+        if rows.num_rows != 1:
+            message = f"{field}: got rows from which no example follows under the org's settings for {task.NAME}"
+            raise Refused(422, "not_eligible", message, field=field)
+        return conform(rows, self.known.rows.schema)
+
+
+class Champion:
+    """Looks at the ledger and the examples; `served` is what answers now, None while nothing is published."""
+
+    def __init__(self, lake: Lake, task: Task):
+        self.lake, self.task = lake, task
+        self.served: Served | None = None
+        self.problem = ""
+        self._ledger = Ledger(lake, task.NAME)
+        self._manifests: dict[str, str] = {}
+
+    def poll(self) -> bool:
+        """Load what is new, whole, before it answers. A version that cannot be loaded leaves the old one in place."""
+        try:
+            version = self._ledger.champion()
+            if self.served is None or self.served.bundle.version != version:
+                bundle = load_bundle(self.lake, self.lake.run("bundles", self.task.NAME, version), self.task)
+            else:
+                bundle = self.served.bundle
+            run = self._examples(bundle)
+            if self.served is not None and self.served.names == (version, run.run_id):
+                self.problem = ""
+                return False
+            served = self._load(bundle, run)
+        except NoChampionError:
+            return False
+        except CrmrayError as error:
+            if self.problem != str(error):
+                log.warn("serve.load_failed", task=self.task.NAME, why=str(error))
+            self.problem = str(error)
+            return False
+        self.served, self.problem = served, ""
+        log.event(
+            "serve.swapped", task=self.task.NAME, version=version, examples=run.run_id, rows=served.known.rows.num_rows
+        )
+        return True
+
+    def _examples(self, bundle: Bundle) -> Run:
+        """The current examples, or after a rollback to older features the newest ones that fit."""
+        latest = self.lake.latest("examples", self.task.NAME)
+        if self._features(latest) == bundle.about["features_version"]:
+            return latest
+        for run in reversed(self.lake.runs("examples", self.task.NAME)):
+            if self._features(run) == bundle.about["features_version"]:
+                return run
+        raise NotFoundError(
+            f"{self.task.NAME}: no examples with features_version {bundle.about['features_version']!r}, which bundle "
+            f"{bundle.version} expects; run the 'examples' job"
+        )
+
+    def _features(self, run: Run) -> str:
+        """features_version of a run; runs never change, so each manifest is read once."""
+        if run.run_id not in self._manifests:
+            self._manifests[run.run_id] = json.loads(run.read_bytes("manifest.json"))["features_version"]
+        return self._manifests[run.run_id]
+
+    def _load(self, bundle: Bundle, run: Run) -> Served:
+        known = Known.open(run)
+        served = Served(bundle=bundle, known=known, schemas=known.schemas(), shared=known.shared_tables())
+        for count in (1, _WARM_ROWS):  # the first calls of a model are slow: they are made here, not by a client
+            rows = known.rows.slice(0, count)
+            if rows.num_rows:
+                bundle.predict(rows, explain=count == 1)
+        return served
+
+    def current(self) -> Served:
+        """What answers now; 503 while there is nothing."""
+        if self.served is None:
+            why = f": {self.problem}" if self.problem else "; run the 'publish' job after training"
+            raise Refused(503, "no_champion", f"no version of {self.task.NAME} is served yet{why}")
+        return self.served
+
+    def status(self) -> dict[str, Any]:
+        """For `publish`, which waits until every replica says the new version."""
+        version, examples = self.served.names if self.served else (None, None)
+        return {"version": version, "examples": examples, "problem": self.problem}

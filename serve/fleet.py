@@ -1,0 +1,49 @@
+"""What all replicas of a task answer with, asked from a job: `publish` waits here until every one has swapped."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from crmray import log
+from crmray.errors import WatchdogError
+
+_ASK_S = 0.5
+_ANSWER_S = 10.0
+
+
+def states(task: str) -> list[dict[str, Any]]:
+    """{pid, version, examples, problem} of each running replica; empty where the task's application is not running.
+
+    Needs a connection to the cluster (`crmray.cluster.connect`). The application has the task's name, its ingress answers.
+    """
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        handle = serve.get_app_handle(task)
+        return handle.broadcast("status").results(timeout_s=_ANSWER_S)
+    except (RayServeException, KeyError):  # no Serve here, or not this application
+        return []
+
+
+def wait_for(task: str, version: str, *, timeout_s: float = 120.0) -> int:
+    """Wait until every replica answers with the version; how many there are (0: the task is not served here).
+
+    Replicas look at the ledger by themselves, so nothing is sent and no request is dropped. WatchdogError names what
+    a replica still answers with, and why it could not load the version.
+    """
+    started = time.monotonic()
+    while True:
+        found = states(task)
+        behind = [state for state in found if state["version"] != version]
+        if not behind:
+            log.event("publish.live", task=task, version=version, replicas=len(found))
+            return len(found)
+        if time.monotonic() - started > timeout_s:
+            reasons = "; ".join(sorted({state["problem"] for state in behind if state["problem"]})) or "no reason given"
+            raise WatchdogError(
+                f"{task}: {len(behind)} of {len(found)} replicas still answer with {behind[0]['version']} after "
+                f"{timeout_s:.0f} s, expected {version}: {reasons}"
+            )
+        time.sleep(_ASK_S)

@@ -1,0 +1,98 @@
+"""Known entities: the `now` rows of one examples run, memory-mapped and found by binary search."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crmray import schema
+from crmray.data.splits import Snapshots
+from crmray.errors import CorruptError, NotFoundError
+from crmray.storage import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """The rows of one run. Nothing is copied into memory; pages are read as they are needed."""
+
+    run: Run
+    """the examples run"""
+    manifest: dict[str, Any]
+    """its manifest"""
+    rows: pa.Table
+    """one row per entity, sorted by entity_id"""
+    _ids: Sequence[Any] = field(repr=False)
+    """entity_id of each row"""
+
+    @staticmethod
+    def open(run: Run) -> Known:
+        """Map now.arrow of the run, a local copy where the lake is not local. CorruptError when it is not sorted."""
+        path = run.lake.local(run) / "now.arrow"
+        if not path.exists():
+            raise NotFoundError(f"{run!r}: no file now.arrow; make the examples again")
+        try:
+            rows = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        except pa.ArrowInvalid as error:
+            raise CorruptError(f"{path}: not an Arrow file ({error}); make the examples again") from None
+        if rows.num_rows and rows["entity_id"].num_chunks > 1:  # many batches: one array makes a search step cheap
+            rows = rows.set_column(
+                rows.schema.get_field_index("entity_id"), "entity_id", rows["entity_id"].combine_chunks()
+            )
+        ids = rows["entity_id"].chunk(0) if rows.num_rows else pa.array([], pa.string())
+        if len(ids) > 1 and not pc.all(pc.less(ids[:-1], ids[1:])).as_py():
+            raise CorruptError(f"{path}: the rows are not sorted by entity_id; make the examples again")
+        return Known(run=run, manifest=run.manifest(), rows=rows, _ids=ids)
+
+    @property
+    def as_of(self) -> datetime | None:
+        """Date of the rows; None for an org without time."""
+        return as_of_now(self.manifest)
+
+    def find(self, entity_id: str) -> int | None:
+        """Row of an id, or None. Arrow sorts by bytes of UTF-8, which is the order of Python's strings."""
+        index = bisect.bisect_left(self._ids, entity_id, key=lambda scalar: scalar.as_py())
+        return index if index < len(self._ids) and self._ids[index].as_py() == entity_id else None
+
+    def take(self, indices: Sequence[int]) -> pa.Table:
+        """The rows of these positions."""
+        return self.rows.take(pa.array(indices, pa.int64()))
+
+    def schemas(self) -> dict[str, pa.Schema]:
+        """Canonical tables that the examples were made from, with the columns that this org has in them."""
+        found = {}
+        for name, run in self._tables():
+            found[name] = run.open_parquet(run.files("shard-*.parquet")[0]).schema_arrow.remove_metadata()
+        return found
+
+    def shared_tables(self) -> dict[str, pa.Table]:
+        """The tables that are not sharded (products, campaigns), whole."""
+        tables = ((name, run) for name, run in self._tables() if not schema.TABLES[name].sharded)
+        return {name: run.read_table("shard-*.parquet") for name, run in tables}
+
+    def history(self, entity_id: str) -> dict[str, pa.Table]:
+        """The rows of one entity in the sharded tables. Reads the lake: tens of milliseconds."""
+        tables = ((name, run) for name, run in self._tables() if schema.TABLES[name].sharded)
+        own = {name: pc.field(schema.TABLES[name].entity) == entity_id for name in schema.TABLES}
+        return {name: run.read_table("shard-*.parquet", filters=own[name]) for name, run in tables}
+
+    def _tables(self) -> list[tuple[str, Run]]:
+        inputs = self.manifest["inputs"]
+        return [(name, self.run.lake.run("tables", name, inputs[name])) for name in schema.TABLES if name in inputs]
+
+
+def as_of_now(manifest: dict[str, Any]) -> datetime | None:
+    """Date of the `now` rows of an examples run; None for an org without time."""
+    return Snapshots.of(manifest).now
+
+
+def age_days(as_of: datetime | None) -> float | None:
+    """Days from `as_of` to this moment, two decimals; None for an org without time."""
+    if as_of is None:
+        return None
+    return round((datetime.now(timezone.utc) - as_of) / timedelta(days=1), 2)

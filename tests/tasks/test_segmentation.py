@@ -1,0 +1,121 @@
+"""Segmentation: planted groups are found, named and told apart; shards do not matter."""
+
+import json
+from datetime import datetime, timezone
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from sklearn.metrics import adjusted_rand_score
+
+from crmray.errors import NotEnoughDataError
+from crmray.models.kmeans import KMeans, RFMRules, Segments
+from crmray.tasks import segmentation
+from crmray.tasks.segmentation import Settings
+
+
+def planted(n=600, seed=0):
+    """Three groups of customers, far apart in spend, frequency and recency."""
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, 3, n)
+    spend = np.exp(np.array([8.0, 5.0, 2.0])[group] + rng.normal(0, 0.3, n))
+    orders = np.round(np.exp(np.array([3.5, 2.0, 0.5])[group] + rng.normal(0, 0.2, n)))
+    recency = np.floor(np.exp(np.array([1.0, 5.0, 4.0])[group] + rng.normal(0, 0.2, n)))
+    as_of = pa.array([datetime(2026, 1, 1, tzinfo=timezone.utc)] * n, pa.timestamp("us", "UTC"))
+    table = pa.table(
+        {
+            "entity_id": [f"c{i}" for i in range(n)],
+            "as_of": as_of,
+            "part": ["train"] * n,
+            "spend_amount": spend,
+            "frequency_orders": orders,
+            "recency_days": recency,
+            "later_amount": spend / 4,
+        }
+    )
+    return table, group
+
+
+def fit(table, candidate, shards=1):
+    """Run the shard-wise contract in this process."""
+    state, done = candidate.start(table, 0), False
+    bounds = np.linspace(0, table.num_rows, shards + 1).astype(int)
+    parts = [table.slice(a, b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+    while not done:
+        state, done = candidate.reduce(state, [candidate.map(state, part) for part in parts])
+    return candidate.fitted(state)
+
+
+def test_planted_groups_are_found_whatever_the_shards():
+    table, group = planted()
+    one, many = fit(table, KMeans(num_segments=3)), fit(table, KMeans(num_segments=3), shards=7)
+    segment = one.predict(table)["segment"]
+    assert adjusted_rand_score(group, segment) > 0.98
+    np.testing.assert_allclose(one.centers_KD, many.centers_KD, atol=1e-9)
+    assert one.stability > 0.95
+
+
+def test_segments_are_numbered_by_spend_and_standardised_by_hand():
+    table, _ = planted()
+    model = fit(table, KMeans(num_segments=3))
+    logs = np.log1p(table["spend_amount"].to_numpy())
+    axis = model.columns.index("spend_amount")
+    assert axis == 0
+    np.testing.assert_allclose([model.mean_D[0], model.scale_D[0]], [logs.mean(), logs.std()], rtol=1e-9)
+    assert np.all(np.diff(model.centers_KD[:, 0]) < 0)
+
+
+def test_the_right_number_scores_best():
+    table, _ = planted()
+    quality = {k: segmentation.score(table, fit(table, KMeans(num_segments=k)).predict(table)) for k in (2, 3, 4, 5)}
+    assert max(quality, key=lambda k: quality[k]["stable_silhouette"]) == 3
+
+
+def test_round_trip_and_batch_equals_single():
+    table, _ = planted()
+    model = fit(table, KMeans(num_segments=3))
+    again = KMeans.load(model.save())
+    assert isinstance(again, Segments)
+    whole = again.predict(table)
+    single = [again.predict(table.slice(i, 1)) for i in range(20)]
+    assert whole["segment"][:20].tolist() == [one["segment"][0] for one in single]
+    assert whole["distance"][:20].tolist() == [one["distance"][0] for one in single]
+    assert np.array_equal(whole["position"], model.predict(table)["position"])
+
+
+def test_names_say_what_sets_a_segment_apart():
+    table, group = planted()
+    model = fit(table, KMeans(num_segments=3))
+    decision = json.loads(json.dumps(segmentation.finalize(model, table, table, Settings())))
+    names = [entry["name"] for entry in decision["segments"]]
+    assert len(set(names)) == 3
+    assert {"high value", "buys often", "bought lately"} & set(names[0].split(", "))
+    assert "lapsing" in names[1]
+    assert {"low value", "buys rarely"} & set(names[2].split(", "))
+    assert sum(entry["share_of_customers"] for entry in decision["segments"]) == pytest.approx(1)
+    best = table["spend_amount"].to_numpy()[group == 0].sum() / table["spend_amount"].to_numpy().sum()
+    assert decision["segments"][0]["share_of_sales"] == pytest.approx(best, abs=0.01)
+    predictions = segmentation.predict(model, decision, table, explain=True)
+    assert predictions.num_rows == table.num_rows
+    assert set(predictions["subsegment"].to_pylist()) <= {0, 1, 2}
+    figures = segmentation.evaluate(model, decision, table, Settings())
+    assert figures["later_amount_p_value"] < 1e-6
+    chart = segmentation.files(decision, figures)["segments.svg"]
+    assert chart.startswith(b"<?xml")
+    assert names[0].encode() in chart
+
+
+def test_rules_put_the_best_customers_first():
+    table, group = planted()
+    rules = RFMRules().fit(table, None, seed=0)
+    segment = RFMRules.load(rules.save()).predict(table)["segment"]
+    assert segment[group == 0].mean() < 1.5
+    assert segment[group == 1].mean() > 3
+    assert segment.min() >= 0
+    assert segment.max() <= 6
+
+
+def test_too_few_customers_is_said_with_the_counts():
+    table, _ = planted(20)
+    with pytest.raises(NotEnoughDataError, match="got 20 customers, expected at least 30"):
+        KMeans(num_segments=3).start(table, 0)

@@ -1,0 +1,120 @@
+"""Bundles, the ledger and the decision, on a task whose figures are known by hand."""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from crmray import registry
+from crmray.errors import BundleError, CorruptError, NoChampionError, RegistryError
+from crmray.storage import Lake
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "ray"))
+import toy_task as toy  # noqa: E402
+
+TASK = toy.module()
+RIGHT = {"bias": 2.5, "weight": -1.0}  # leaves below 2.5 orders, which is the label: accuracy 1
+HALF = {"bias": 1.5, "weight": -1.0}  # wrong for the customers with 2 orders, a fifth of them: accuracy 0.8
+
+
+@pytest.fixture
+def lake(tmp_path):
+    lake = Lake(tmp_path)
+    toy.write_examples(lake, 500)
+    return lake
+
+
+def test_a_bundle_comes_back_as_it_was_written(lake):
+    bundle = registry.load_bundle(lake, toy.write_bundle(lake, "a" * 16, **RIGHT), TASK)
+    rows = lake.latest("examples", "toy").read_table("test/*.parquet")
+    answer = bundle.predict(rows, explain=True)
+    assert answer.column_names[0] == "entity_id" and answer["entity_id"].equals(rows["entity_id"])
+    assert answer["probability"][3].as_py() == pytest.approx(1 / (1 + 2.718281828459045**0.5))  # 3 orders: sigmoid(-0.5)
+    assert bundle.version == "a" * 16 and bundle.settings == toy.Settings()
+
+
+def test_changed_bytes_and_other_features_are_refused(lake, monkeypatch):
+    run = toy.write_bundle(lake, "a" * 16, **RIGHT)
+    path = Path(run.path) / "model" / "weights.json"
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b"2.5", b"9.5"))
+    with pytest.raises(CorruptError, match=r"weights.json differs from its SHA-256"):
+        registry.load_bundle(lake, run, TASK)
+    path.write_bytes(good)
+    bundle = registry.load_bundle(lake, run, TASK)
+    monkeypatch.setattr(toy, "FEATURES_VERSION", "2")
+    with pytest.raises(BundleError, match="features_version '1', this code makes '2'"):
+        registry.load_bundle(lake, run, TASK)
+    newer = lake.run("examples", "toy", "f" * 16)
+    newer.write_bytes("now.arrow", b"")
+    newer.commit(features_version="2")
+    with pytest.raises(BundleError, match="has features_version '2', expected '1'"):
+        bundle.check_run(newer)
+
+
+def test_a_row_that_does_not_fit_names_the_column(lake):
+    bundle = registry.load_bundle(lake, toy.write_bundle(lake, "a" * 16, **RIGHT), TASK)
+    rows = lake.latest("examples", "toy").read_table("test/*.parquet").slice(0, 2)
+    with pytest.raises(BundleError, match="column 'num_orders' is missing, expected a numeric column"):
+        bundle.predict(rows.drop_columns(["num_orders"]))
+    text = rows.set_column(rows.schema.get_field_index("num_orders"), "num_orders", pa.array(["1", "2"]))
+    with pytest.raises(BundleError, match="column 'num_orders' is text, expected numeric"):
+        bundle.predict(text)
+    nulls = rows.set_column(rows.schema.get_field_index("country"), "country", pa.nulls(2))
+    assert bundle.predict(nulls).num_rows == 2
+
+
+def test_first_version_has_to_beat_its_baseline(lake):
+    toy.write_bundle(lake, "a" * 16, **HALF, baseline=0.9)
+    refusal = registry.publish(lake, TASK)
+    assert not refusal["promoted"] and "baseline coin 0.9000" in refusal["why"]
+    with pytest.raises(NoChampionError):
+        registry.Ledger(lake, "toy").champion()
+    entry = registry.publish(lake, TASK, force="pilot")
+    assert entry["promoted"] and entry["why"].startswith("forced: pilot (the comparison said: does not beat")
+    assert registry.Ledger(lake, "toy").champion() == "a" * 16
+
+
+def test_better_is_promoted_worse_is_refused_and_rollback_walks_back(lake):
+    toy.write_bundle(lake, "a" * 16, **HALF)
+    assert registry.publish(lake, TASK)["promoted"]
+    toy.write_bundle(lake, "b" * 16, **RIGHT)
+    better = registry.publish(lake, TASK)
+    assert better["promoted"] and better["previous"] == "a" * 16
+    assert better["figures"]["champion"] == pytest.approx(0.8) and better["figures"]["challenger"] == 1.0
+    assert 0.15 < better["figures"]["low"] < 0.2 < better["figures"]["high"] < 0.25  # se of 0.2 on 500 rows: 0.018
+    assert better["compared_on"] == {"examples": lake.latest("examples", "toy").run_id, "part": "test"}
+    assert registry.publish(lake, TASK)["why"] == "is the champion already"
+    worse = registry.publish(lake, TASK, version="a" * 16)
+    assert not worse["promoted"] and worse["why"].startswith("worse: accuracy 0.8000 against the champion's 1.0000")
+    toy.write_bundle(lake, "c" * 16, bias=2.6, weight=-1.0)
+    same = registry.publish(lake, TASK)
+    assert not same["promoted"] and same["why"].startswith("no better:")
+    registry.publish(lake, TASK, force="rehearsal")
+    ledger = registry.Ledger(lake, "toy")
+    for expected in ("b", "a"):
+        registry.rollback(lake, TASK)
+        assert ledger.champion() == expected * 16
+    with pytest.raises(RegistryError, match="is the first one"):
+        registry.rollback(lake, TASK)
+    rows = registry.compare(lake, TASK)
+    assert [row["version"][0] for row in rows if row["champion"]] == ["a"]
+    assert {row["version"][0]: row["validation"] for row in rows} == {"a": pytest.approx(0.8), "b": 1.0, "c": 1.0}
+
+
+def test_two_publishers_at_once_write_one_entry_each(lake):
+    def append(number):
+        try:
+            registry.Ledger(lake, "toy").append(0, version=f"{number}", previous=None, why="race")
+        except RegistryError:
+            return 0
+        return 1
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(append, range(8))) == 1
+    assert len(registry.Ledger(lake, "toy").refresh()) == 1
+    entry = json.loads(lake.read("registry/toy/ledger/000001.json"))
+    assert entry["number"] == 1 and "@" in entry["who"]
