@@ -15,10 +15,10 @@ EPILOG = """examples:
   crmray up                              a Ray head on this machine
   crmray run org.yaml                    all stations, to live endpoints
   crmray submit tune churn --org org.yaml --scheduler asha
-  crmray predict churn C00042 --org org.yaml
+  crmray predict churn C00042 --explain
   crmray down
 
-exit codes: 0 done; 2 the request, the org file, the data or the cluster is at fault, told in one line; 1 a fault of ours
+exit codes: 0 done; 2 the request, the org file, the data or the cluster is at fault, told in one line; 1 we are
 """
 
 

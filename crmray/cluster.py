@@ -252,17 +252,21 @@ def _short(item: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+TICK_S = 5.0
+"""how often a map that gets no result looks why"""
+
+
 class _Watchdog:
-    """Says what a map waits for, at 10, 20, 40, … seconds without a result, and ends a wait that has no end."""
+    """Says what a map waits for, after 2, 4, 8, … ticks without a result, and ends a wait that has no end."""
 
     def __init__(self, label: str, prefix: str, num_cpus: float, give_up_s: float):
         self.label, self.prefix, self.num_cpus, self.give_up_s = label, prefix, num_cpus, give_up_s
-        self.tick_s = min(5.0, give_up_s)
+        self.tick_s = min(TICK_S, give_up_s)
         self.fed()
 
     def fed(self) -> None:
         """A result came: start counting anew."""
-        self.since, self.next_word_s, self.idle_since = time.monotonic(), 10.0, time.monotonic()
+        self.since, self.next_word_s, self.idle_since = time.monotonic(), 2 * self.tick_s, time.monotonic()
 
     def look(self, pending: dict[int, Any]) -> None:
         """Nothing came for a tick: tell whether tasks run or wait; WatchdogError when none has run for too long."""
@@ -324,20 +328,20 @@ _BOUNDARIES_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
 _metrics: dict[str, Any] = {}
 
 
-def record(name: str, value: float, **tags: str) -> None:
+def record(metric: str, value: float, /, **tags: str) -> None:
     """Add to a counter, set a gauge or observe in a histogram of METRICS. Outside a Ray process nothing is exported."""
     from ray.util import metrics
 
     if not ray.is_initialized():
         return
-    kind, description, keys = METRICS[name]
-    assert set(tags) == set(keys), f"{name}: got tags {sorted(tags)}, expected {sorted(keys)}"
-    if name not in _metrics:
+    kind, description, keys = METRICS[metric]
+    assert set(tags) == set(keys), f"{metric}: got tags {sorted(tags)}, expected {sorted(keys)}"
+    if metric not in _metrics:
         if kind == "counter":
-            _metrics[name] = metrics.Counter(name, description, tag_keys=keys)
+            _metrics[metric] = metrics.Counter(metric, description, tag_keys=keys)
         elif kind == "gauge":
-            _metrics[name] = metrics.Gauge(name, description, tag_keys=keys)
+            _metrics[metric] = metrics.Gauge(metric, description, tag_keys=keys)
         else:
-            _metrics[name] = metrics.Histogram(name, description, boundaries=_BOUNDARIES_S, tag_keys=keys)
+            _metrics[metric] = metrics.Histogram(metric, description, boundaries=_BOUNDARIES_S, tag_keys=keys)
     write = {"counter": "inc", "gauge": "set", "histogram": "observe"}[kind]
-    getattr(_metrics[name], write)(value, tags=tags)
+    getattr(_metrics[metric], write)(value, tags=tags)

@@ -31,7 +31,9 @@ def token() -> str | None:
         return path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         if named:
-            raise AuthError(f"token file {path}: not there; set RAY_AUTH_TOKEN_PATH to the cluster's token file") from None
+            raise AuthError(
+                f"token file {path}: not there; set RAY_AUTH_TOKEN_PATH to the cluster's token file"
+            ) from None
         return None
 
 
@@ -46,7 +48,9 @@ class Dashboard:
             raise ClusterError("no cluster: none was given and no local head runs; do `crmray up` or give --address")
         self.address = (address or self.head.dashboard).rstrip("/")  # type: ignore[union-attr]
         if not self.address.startswith(("http://", "https://")):
-            raise ClusterError(f"got address {self.address!r}, expected the dashboard's URL, e.g. http://127.0.0.1:8265")
+            raise ClusterError(
+                f"got address {self.address!r}, expected the dashboard's URL, e.g. http://127.0.0.1:8265"
+            )
         self.timeout_s = timeout_s
         self._headers = {"Authorization": f"Bearer {found}"} if (found := token()) else {}
 
@@ -118,7 +122,9 @@ class Dashboard:
                     if message.type == aiohttp.WSMsgType.TEXT:
                         write(message.data)
         except aiohttp.ClientError as error:
-            raise ClusterError(f"{self.address}: lost the job's log ({error}); the job {submission_id} goes on") from None
+            raise ClusterError(
+                f"{self.address}: lost the job's log ({error}); the job {submission_id} goes on"
+            ) from None
 
     def upload(self, files: Mapping[str, bytes]) -> str:
         """Put files where every node can fetch them; the URI for `working_dir`. Equal content has the same URI."""

@@ -37,11 +37,11 @@ class OpenOrg:
 
     def shard(self) -> dict[str, Run]:
         """Type, clean and shard what was ingested into tables/ with Modin; canonical table -> run."""
-        from crmray.cluster import connect
+        from crmray.cluster import connect, map_shards
         from crmray.data.shard import shard
 
         connect()
-        return shard(self.config, self.lake)
+        return shard(self.config, self.lake, map_shards)
 
     def examples(self, task: str) -> Run:
         """Make the as-of rows of a task."""
@@ -78,7 +78,7 @@ class OpenOrg:
         """
         from crmray.registry import publish
 
-        return publish(self.config, self.lake, tasks.task(task), tasks.settings(self.config, task), **options)
+        return publish(self.lake, tasks.task(task), **options)
 
     def rollback(self, task: str, **options: Any) -> dict[str, Any]:
         """Make the champion before the present one champion again; the ledger entry."""

@@ -68,7 +68,8 @@ def write_bundle(
     """Write the files of a bundle into a run that is not yet complete; the caller commits it.
 
     examples: any rows of the training examples (their columns are what the bundle will ask for). facts: JSON fields of
-    bundle.json beside those named here, among them metrics {candidate: figures}, baselines, data, seed.
+    bundle.json beside those named here, among them metrics {candidate: figures on validation}, baselines {name:
+    figures}, test and test_baselines where they were measured, data (manifest of the examples), seed.
     """
     for name, content in model.save().items():
         run.write_bytes(f"model/{name}", content)
@@ -252,8 +253,8 @@ def decide(challenger: Bundle, champion: Bundle | None, rows: pa.Table) -> Decis
     found = paired_bootstrap(*sides, rows.num_rows, mode=task.MODE, num_resamples=resamples)
     figures = {"metric": task.METRIC, "resamples": resamples, **found.to_json()}
     said = (
-        f"{task.METRIC} {found.challenger:.4f} against the champion's {found.champion:.4f} on the same {found.rows} test "
-        f"rows (gain {found.gain:+.4f}, {found.level:.0%} interval {found.low:+.4f} to {found.high:+.4f})"
+        f"{task.METRIC} {found.challenger:.4f} against the champion's {found.champion:.4f} on the same {found.rows} "
+        f"test rows (gain {found.gain:+.4f}, {found.level:.0%} interval {found.low:+.4f} to {found.high:+.4f})"
     )
     if found.gain > 0:
         return Decision(promote=True, why=f"better: {said}", figures=figures)
@@ -277,18 +278,22 @@ def _figure(task: Task, rows: pa.Table, predictions: Mapping[str, np.ndarray]) -
 
 
 def _against_baselines(challenger: Bundle) -> Decision:
-    """First version: better on validation than every baseline that its training measured."""
+    """First version: better than every baseline of its training, on test where both were measured there."""
     task, about = challenger.task, challenger.about
-    own = about["metrics"][about["candidate"]][task.METRIC]
-    baselines = {name: figures[task.METRIC] for name, figures in about["baselines"].items() if task.METRIC in figures}
-    figures = {"metric": task.METRIC, "challenger": own, "baselines": baselines}
+    winner, part = about["candidate"], "validation"
+    own, baselines = about["metrics"][winner].get(task.METRIC), about["baselines"]
+    if task.METRIC in about.get("test", {}) and about.get("test_baselines"):
+        own, baselines, part = about["test"][task.METRIC], about["test_baselines"], "test"
+    known = {name: figures[task.METRIC] for name, figures in baselines.items() if task.METRIC in figures}
+    others = {name: figure for name, figure in known.items() if name != winner}
+    figures = {"metric": task.METRIC, "part": part, "challenger": own, "baselines": known}
     sign = 1.0 if task.MODE == "max" else -1.0
-    if not baselines:
-        why = f"first version, {task.METRIC} {own:.4f}; no baseline applies"
+    if own is None or not others:
+        why = f"first version, {winner}: no baseline beside it has a {task.METRIC}"
         return Decision(promote=True, why=why, figures=figures)
-    name = max(baselines, key=lambda key: sign * baselines[key])
-    said = f"{task.METRIC} {own:.4f} on validation, baseline {name} {baselines[name]:.4f}"
-    if sign * (own - baselines[name]) > 0:
+    name = max(others, key=lambda key: sign * others[key])
+    said = f"{task.METRIC} {own:.4f} on {part}, baseline {name} {others[name]:.4f}"
+    if sign * (own - others[name]) > 0:
         return Decision(promote=True, why=f"first version, beats its baseline: {said}", figures=figures)
     return Decision(promote=False, why=f"does not beat its baseline: {said}", figures=figures)
 
@@ -314,7 +319,7 @@ def publish(lake: Lake, task: Task, *, version: str | None = None, force: str | 
     head = {"version": challenger.version, "previous": previous}
     if previous == challenger.version:
         return {**head, "promoted": False, "why": "is the champion already", "figures": {}, "number": len(entries)}
-    examples = lake.run("examples", task.NAME, challenger.about["data"]["examples"])
+    examples = lake.run("examples", task.NAME, challenger.about["data"]["run_id"])
     decision = _compare_now(lake, task, challenger, previous, examples)
     if not decision.promote and not force:
         log.warn("publish.refused", task=task.NAME, version=challenger.version, why=decision.why)

@@ -15,7 +15,7 @@ _ANSWER_S = 10.0
 def states(task: str) -> list[dict[str, Any]]:
     """{pid, version, examples, problem} of each running replica; empty where the task's application is not running.
 
-    Needs a connection to the cluster (`crmray.cluster.connect`). The application has the task's name, its ingress answers.
+    Needs a connection to the cluster (`crmray.cluster.connect`). The application has the name of the task.
     """
     from ray import serve
     from ray.serve.exceptions import RayServeException

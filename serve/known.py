@@ -6,12 +6,14 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import schema
+from crmray.data.examples import Content, content_of
 from crmray.data.splits import Snapshots
 from crmray.errors import CorruptError, NotFoundError
 from crmray.storage import Run
@@ -64,26 +66,37 @@ class Known:
         return self.rows.take(pa.array(indices, pa.int64()))
 
     def schemas(self) -> dict[str, pa.Schema]:
-        """Canonical tables that the examples were made from, with the columns that this org has in them."""
-        found = {}
-        for name, run in self._tables():
-            found[name] = run.open_parquet(run.files("shard-*.parquet")[0]).schema_arrow.remove_metadata()
-        return found
+        """Canonical tables that the examples were made from, with the columns that this org has: those with a value."""
+        return {name: self._empty(name).schema for name in self._tables}
 
     def shared_tables(self) -> dict[str, pa.Table]:
         """The tables that are not sharded (products, campaigns), whole."""
-        tables = ((name, run) for name, run in self._tables() if not schema.TABLES[name].sharded)
-        return {name: run.read_table("shard-*.parquet") for name, run in tables}
+        return {name: self._read(name, 0) for name in self._tables if not schema.TABLES[name].sharded}
 
     def history(self, entity_id: str) -> dict[str, pa.Table]:
-        """The rows of one entity in the sharded tables. Reads the lake: tens of milliseconds."""
-        tables = ((name, run) for name, run in self._tables() if schema.TABLES[name].sharded)
-        own = {name: pc.field(schema.TABLES[name].entity) == entity_id for name in schema.TABLES}
-        return {name: run.read_table("shard-*.parquet", filters=own[name]) for name, run in tables}
+        """The rows of one entity in the sharded tables. Reads its shard from the lake: tens of milliseconds."""
+        from crmray.data.partition import shard_of  # imports pandas, which a replica does without otherwise
 
-    def _tables(self) -> list[tuple[str, Run]]:
+        shard = int(shard_of(pa.array([entity_id]), self.manifest["num_shards"])[0])
+        sharded = (name for name in self._tables if schema.TABLES[name].sharded)
+        return {name: self._read(name, shard, pc.field(schema.TABLES[name].entity) == entity_id) for name in sharded}
+
+    @cached_property
+    def _tables(self) -> dict[str, Content]:
+        """What the examples were made from."""
         inputs = self.manifest["inputs"]
-        return [(name, self.run.lake.run("tables", name, inputs[name])) for name in schema.TABLES if name in inputs]
+        return {name: content_of(self.run.lake.run("tables", name, inputs[name])) for name in inputs}
+
+    def _read(self, name: str, shard: int, filters: Any = None) -> pa.Table:
+        table, file = self._tables[name], f"shard-{shard:05d}.parquet"
+        if not table.run.has(file):
+            return self._empty(name)
+        return table.run.read_table([file], columns=table.columns, filters=filters)
+
+    def _empty(self, name: str) -> pa.Table:
+        table = self._tables[name]
+        whole = table.run.open_parquet(table.run.files("shard-*.parquet")[0]).schema_arrow.remove_metadata()
+        return pa.schema([whole.field(column) for column in table.columns]).empty_table()
 
 
 def as_of_now(manifest: dict[str, Any]) -> datetime | None:

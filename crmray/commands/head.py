@@ -30,7 +30,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     up = commands.add_parser(
         "up",
         help="start a Ray head on this machine",
-        description="Start a Ray head on this machine: every port on 127.0.0.1, token auth on. Ends with `crmray down`.",
+        description="Start a Ray head on this machine: every port on 127.0.0.1, token auth on. `crmray down` ends it.",
         epilog="example: crmray up --num-cpus 8",
     )
     up.add_argument("--num-cpus", type=int, help="CPUs that Ray may plan with; default: all")

@@ -6,12 +6,11 @@ import argparse
 import json
 from typing import Any
 
-from crmray import config, tasks
+from crmray import config
 from crmray.commands.text import table
 from crmray.config import Org
 from crmray.dashboard import Dashboard
 from crmray.errors import ClusterError, NoChampionError, NotFoundError
-from crmray.registry import Ledger, compare
 from crmray.storage import KINDS, Lake, Run
 
 GC_KINDS = tuple(kind for kind in KINDS if kind not in ("registry", "receipts", "truth"))
@@ -40,7 +39,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     collect = commands.add_parser(
         "gc",
         help="remove runs that nothing refers to",
-        description="Runs that no latest.json, no ledger entry and no kept run refers to; shown, and removed with --yes.",
+        description="Runs that no latest.json, ledger entry or kept run refers to are shown, and removed with --yes.",
         epilog="example: crmray gc org.yaml --yes",
     )
     collect.add_argument("org", metavar="ORG.yaml", help="the org file")
@@ -53,6 +52,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def compare_command(arguments: argparse.Namespace) -> int:
     """Print the versions."""
+    from crmray import tasks
+    from crmray.registry import compare
+
     org = config.load(arguments.org)
     rows = compare(Lake(org.root), tasks.task(arguments.task))
     if not rows:
@@ -63,6 +65,9 @@ def compare_command(arguments: argparse.Namespace) -> int:
 
 def champion_row(org: Org, task: str) -> dict[str, Any] | None:
     """The champion of a task with its figure, the best baseline and the ceiling where known; None without champion."""
+    from crmray import tasks
+    from crmray.registry import Ledger
+
     lake, which = Lake(org.root), tasks.task(task)
     try:
         version = Ledger(lake, task).champion()
@@ -72,7 +77,9 @@ def champion_row(org: Org, task: str) -> dict[str, Any] | None:
     test = about.get("test") or {}
     part = "test" if which.METRIC in test else "validation"
     figures = test if part == "test" else about["metrics"].get(about["candidate"], {})
-    baselines = {name: values[which.METRIC] for name, values in about.get("baselines", {}).items() if which.METRIC in values}
+    baselines = {
+        name: values[which.METRIC] for name, values in about.get("baselines", {}).items() if which.METRIC in values
+    }
     best = (max if which.MODE == "max" else min)(baselines, key=lambda name: baselines[name], default=None)
     ceiling = about.get("best_possible")
     return {

@@ -53,7 +53,9 @@ def command(arguments: argparse.Namespace) -> int:
     """Run all stations; exit code 2 when a task could not be brought to a champion."""
     org = config.load(arguments.org)
     dashboard = Dashboard(arguments.address)
-    return run(dashboard, org, tasks=arguments.task, tune=arguments.tune, port=None if arguments.no_deploy else arguments.port)
+    return run(
+        dashboard, org, tasks=arguments.task, tune=arguments.tune, port=None if arguments.no_deploy else arguments.port
+    )
 
 
 def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, port: int | None) -> int:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import requests
 import yaml
 
-from crmray import config, tasks
+from crmray import config
 from crmray.config import Org
 from crmray.dashboard import Dashboard
 from crmray.errors import AuthError, ClusterError, ConfigError, CrmrayError
@@ -43,7 +43,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     predict = commands.add_parser(
         "predict",
         help="ask an endpoint about ids",
-        description="Ask the task's endpoint. The key comes from CRMRAY_KEY, else from what `deploy` left for this user.",
+        description="Ask the task's endpoint, with the key in CRMRAY_KEY, else with the one that `deploy` left here.",
         epilog="example: crmray predict churn C00042 --explain",
     )
     predict.add_argument("task", help="churn, segmentation, recommendation, …")
@@ -73,13 +73,28 @@ def deploy_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def serve_config(org: Org, *, port: int = PORT, org_path: str | None = None) -> dict[str, Any]:
-    """serve/config.yaml for this org: the applications of its tasks, with the org file and the key file as args."""
+def _template() -> dict[str, Any]:
+    """serve/config.yaml as it stands."""
     spec = importlib.util.find_spec("serve")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError("the package `serve` is not installed beside crmray; install crmray again")
-    path = Path(spec.submodule_search_locations[0]) / "config.yaml"
-    deployment = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path = Path(next(iter(spec.submodule_search_locations))) / "config.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def route(task: str) -> str:
+    """Path of a task's endpoint, from serve/config.yaml; ConfigError for a task that it does not serve."""
+    routes = {
+        part["args"]["task"]: part["route_prefix"] for part in _template()["applications"] if "task" in part["args"]
+    }
+    if task not in routes:
+        raise ConfigError(f"got task {task!r}, expected one of {', '.join(routes)}")
+    return routes[task]
+
+
+def serve_config(org: Org, *, port: int = PORT, org_path: str | None = None) -> dict[str, Any]:
+    """serve/config.yaml for this org: the applications of its tasks, with the org file and the key file as args."""
+    deployment = _template()
     applications = []
     for application in deployment["applications"]:
         task = application.get("args", {}).get("task")
@@ -127,7 +142,9 @@ def _wait_until_running(dashboard: Dashboard, names: list[str]) -> None:
             raise ClusterError(f"Serve could not start {failed[0]}: {_last_line(applications[failed[0]])}")
         if time.monotonic() > deadline:
             slow = ", ".join(f"{name} is {state}" for name, state in states.items() if state != "RUNNING")
-            raise ClusterError(f"Serve: waited {DEPLOY_TIMEOUT_S:.0f} s and {slow}; most often no CPU is free for replicas")
+            raise ClusterError(
+                f"Serve: waited {DEPLOY_TIMEOUT_S:.0f} s and {slow}; most often no CPU is free for replicas"
+            )
         time.sleep(0.5)
 
 
@@ -172,11 +189,10 @@ def cli_key() -> str:
 
 def predict_command(arguments: argparse.Namespace) -> int:
     """Ask and print the answer as JSON."""
-    which = tasks.task(arguments.task)
     body: dict[str, Any] = {"id": arguments.ids[0]} if len(arguments.ids) == 1 else {"ids": arguments.ids}
     if arguments.explain:
         body["explain"] = True
-    answer = ask(arguments.url.rstrip("/") + which.ROUTE, body)
+    answer = ask(arguments.url.rstrip("/") + route(arguments.task), body)
     print(json.dumps(answer, indent=1, ensure_ascii=False))
     return 0
 
@@ -197,7 +213,7 @@ def ask(url: str, body: dict[str, Any]) -> Any:
 def show_request(dashboard: Dashboard, org: Org, task: str) -> str:
     """One request about the first known customer as a curl line, and its answer."""
     http = dashboard.serve().get("http_options") or {}
-    url = f"http://127.0.0.1:{http.get('port', PORT)}{tasks.task(task).ROUTE}"
+    url = f"http://127.0.0.1:{http.get('port', PORT)}{route(task)}"
     body = {"id": _first_id(Lake(org.root), task)}
     curl = (
         f"curl -H \"Authorization: Bearer $(cat {home() / 'key'})\" -H 'Content-Type: application/json' "

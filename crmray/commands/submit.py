@@ -34,7 +34,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("job", choices=STATIONS, metavar="JOB", help=", ".join(STATIONS))
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="churn, segmentation, recommendation, …")
     parser.add_argument("--org", required=True, metavar="ORG.yaml", help="the org file")
-    parser.add_argument("--address", help="dashboard of another cluster, e.g. http://head:8265; default: the local head")
+    parser.add_argument(
+        "--address", help="dashboard of another cluster, e.g. http://head:8265; default: the local head"
+    )
     parser.add_argument("--no-wait", action="store_true", help="do not follow the job")
     add_flags(parser, FLAGS)
     parser.set_defaults(call=command)

@@ -51,7 +51,7 @@ class LogReader:
     def close(self) -> None:
         """Take what came after the last line break, and leave the line of progress."""
         if self._rest:
-            self(("\n"))
+            self("\n")
         if self._in_place:
             print("\r\033[K", end="", flush=True)
 

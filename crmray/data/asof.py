@@ -1,13 +1,14 @@
 """As-of features: what is known of each customer strictly before a date.
 
-`frame` makes one row per customer from the canonical tables of one shard. Everything is numpy and Arrow over whole columns,
-no loop over customers. A column of the result depends on which tables are given and on their columns, never on their rows,
-so all shards of an org give the same columns when they are given the same tables.
+`frame` makes one row per customer from the canonical tables of one shard. Everything is numpy and Arrow over whole
+columns, no loop over customers. A column of the result depends on which tables are given and on their columns, never on
+their rows, so all shards of an org give the same columns when they are given the same tables.
 
 Feature families by prefix, in days before as_of and in the org's currency:
     tenure_ recency_ frequency_ spend_ gap_ trend_ basket_ product_ price_ season_ return_     purchases
     visit_ mail_ contact_ rating_ exposure_ change_ subscription_ customer_<attribute>         the other tables
-Numbers are float32 with null for "not known", categoricals are strings, `is_young` is a bool: less history than the lookback.
+Numbers are float32 with null for "not known", categoricals are strings, `is_young` is a bool: less history than the
+lookback.
 
 Attributes of the customers table are taken as they stand: a CRM keeps no history of most of them.
 """
@@ -36,8 +37,8 @@ __all__ = [
 FEATURES_VERSION = "1"
 """raised when the meaning of a column changes"""
 _TIMES = {
-    "transactions": "occurred_at", "interactions": "occurred_at", "engagement": "occurred_at", "exposures": "occurred_at",
-    "changes": "occurred_at", "subscriptions": "started_at",
+    "transactions": "occurred_at", "interactions": "occurred_at", "engagement": "occurred_at",
+    "exposures": "occurred_at", "changes": "occurred_at", "subscriptions": "started_at",
 }  # fmt: skip
 """event table -> the column that says when a row became known"""
 
@@ -67,7 +68,9 @@ def purchases_between(tables: Mapping[str, pa.Table], start: datetime, end: date
     """Purchase rows in [start, end)."""
     transactions = tables["transactions"]
     times = transactions["occurred_at"]
-    inside = pc.and_(pc.greater_equal(times, pa.scalar(start, schema.TIME)), pc.less(times, pa.scalar(end, schema.TIME)))
+    inside = pc.and_(
+        pc.greater_equal(times, pa.scalar(start, schema.TIME)), pc.less(times, pa.scalar(end, schema.TIME))
+    )
     inside = transactions.filter(inside)
     return inside.filter(pa.array(is_purchase(inside)))
 
@@ -99,7 +102,7 @@ def frame(
 ) -> pa.Table:
     """One row per customer: entity_id, as_of, part, is_young, the features, and with `events` the event lists.
 
-    tables: canonical tables that the org has, this shard's rows. entities: sorted and distinct; default: all that are known.
+    tables: canonical tables that the org has, this shard's rows. entities: sorted, distinct; default: all known ones.
     Without as_of only the customers' attributes are given, and is_young is false.
     """
     entities = known(tables, as_of) if entities is None else entities
@@ -168,5 +171,3 @@ def conform(table: pa.Table, to: pa.Schema) -> pa.Table:
         for field in to
     ]
     return pa.table(columns, schema=to)
-
-

@@ -1,4 +1,4 @@
-"""As-of features of everything that is not a purchase: visits, mail, contacts, exposures, changes, subscriptions, attributes."""
+"""As-of features of what is no purchase: visits, mail, contacts, exposures, changes, subscriptions, attributes."""
 
 from __future__ import annotations
 
@@ -179,5 +179,5 @@ def attributes(entities: pa.Array, customers: pa.Table, as_of_us: int | None) ->
         elif pa.types.is_string(values.type):
             columns[f"customer_{name}"] = values
         else:
-            columns[f"customer_{name}"] = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+            columns[f"customer_{name}"] = values.cast(pa.float64())  # a number of the org's own: no rounding to float32
     return columns

@@ -117,12 +117,14 @@ def _frequency(view: View, bought: Orders) -> dict:
     columns["frequency_orders_all"] = total
     # one order and 90 days more on each side keep the rate of a customer of yesterday within reason
     columns["frequency_orders_per_30d"] = 30.0 * (total + 0.5) / (np.nan_to_num(since_first) + 90.0)
-    for days in HALF_LIVES_DAYS:
-        columns[f"frequency_decayed_{days}d"] = rows.totals(np.exp2(-rows.days / days))
+    for half_life in HALF_LIVES_DAYS:
+        columns[f"frequency_decayed_{half_life}d"] = rows.totals(np.exp2(-rows.days / half_life))
     at = {days: i for i, days in enumerate(limits)}
     for days in (30.0, 90.0):
         if days in at and 2 * days in at:
-            columns[f"trend_orders_{days:.0f}d"] = trend(counts[:, at[days]], counts[:, at[2 * days]] - counts[:, at[days]])
+            columns[f"trend_orders_{days:.0f}d"] = trend(
+                counts[:, at[days]], counts[:, at[2 * days]] - counts[:, at[days]]
+            )
     if view.lookback_days >= YEAR_DAYS:
         season = _season(view, rows)
         columns["season_orders"] = rows.totals(season.astype(np.float64))
@@ -218,7 +220,7 @@ def _assortment(lines: Rows, purchase: np.ndarray, products: pa.Table | None) ->
     top = np.lexsort((-kind, count, owner))  # the commonest last; of equals the first in the alphabet
     best = Rows(code=owner[top], days=count[top], table=pa.table({}), n=lines.n)
     favourite = best.last(kind[top].astype(np.float64))
-    taken = np.array(categories.dictionary.take(pa.array(ordered)).to_pylist() + [None], object)
+    taken = np.array([*categories.dictionary.take(pa.array(ordered)).to_pylist(), None], object)
     columns["product_num_categories"] = np.bincount(owner, minlength=lines.n).astype(np.float64)
     columns["product_category_share"] = ratio(best.last(count[top]), np.bincount(code[known], minlength=lines.n))
     columns["product_category_top"] = pa.array(taken[np.nan_to_num(favourite, nan=-1).astype(int)], pa.string())
@@ -239,7 +241,9 @@ def _prices(lines: Rows, purchase: np.ndarray, products: pa.Table | None) -> dic
     listed = products is not None and "price_amount" in products.column_names and lines.has("product_id")
     if listed:
         assert products is not None
-        row_of = pc.index_in(lines.table["product_id"].combine_chunks(), value_set=products["product_id"].combine_chunks())
+        row_of = pc.index_in(
+            lines.table["product_id"].combine_chunks(), value_set=products["product_id"].combine_chunks()
+        )
         list_price = products["price_amount"].combine_chunks().take(row_of).to_numpy(zero_copy_only=False)[purchase]
         discount = 1.0 - np.divide(price, list_price, out=np.full(len(price), np.nan), where=list_price > 0)
         columns["price_discount_mean"] = rows.means(discount)
@@ -250,4 +254,4 @@ def _prices(lines: Rows, purchase: np.ndarray, products: pa.Table | None) -> dic
 def _last_channel(lines: Rows, purchase: np.ndarray) -> pa.Array:
     code, names = lines.codes("channel")
     last = np.nan_to_num(lines.where(purchase).last(code[purchase].astype(np.float64)), nan=-1).astype(int)
-    return pa.array(np.array(names.to_pylist() + [None], object)[last], pa.string())
+    return pa.array(np.array([*names.to_pylist(), None], object)[last], pa.string())

@@ -1,11 +1,11 @@
 """From the columns of a source to a canonical table: renamed, typed, and without rows that cannot be true.
 
-Pure functions over a frame: a pandas frame with Arrow-backed columns, which is what Modin maps `clean` over, or an Arrow table.
-A row leaves only with a reason, so rows in = rows out + rows rejected. Set aside are rows that an org file drops, rows
-without a required value, values that cannot be read as what the column is (text in a number, a date in another format, money
-in another currency), times before 1990 or later than the source can know, and amounts that are not finite or beyond all
-reason. Negative quantities (returns) and zero prices are legal. Lines that repeat are legal too: only tables with a row key
-lose repeats, in the second pass (`partition.merge`).
+Pure functions over a frame: a pandas frame with Arrow-backed columns, which is what Modin maps `clean` over, or an
+Arrow table. A row leaves only with a reason, so rows in = rows out + rows rejected. Set aside are rows that an org
+file drops, rows without a required value, values that cannot be read as what the column is (text in a number, a date
+in another format, money in another currency), times before 1990 or later than the source can know, and amounts that
+are not finite or beyond all reason. Negative quantities (returns) and zero prices are legal. Lines that repeat are
+legal too: only tables with a row key lose repeats, in the second pass (`partition.merge`).
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Plan:
         for name in self.attributes:
             if name in spec.fields:
                 raise SchemaError(
-                    f"table {self.table}: got attribute {name!r}, which is the name of a canonical column; map it under "
-                    "`columns:` instead"
+                    f"table {self.table}: got attribute {name!r}, which is the name of a canonical column; map it "
+                    "under `columns:` instead"
                 )
         parse.check_zone(self.time_zone)
 
@@ -163,7 +163,9 @@ def _canonical(data: pa.Table, name: str, type_: pa.DataType, plan: Plan, verdic
     try:
         parsed = _parse(source, name, type_, plan)
     except CrmrayError as error:
-        raise DataError(f"table {plan.table}: column {name} (source column {plan.columns.get(name)!r}): {error}") from None
+        raise DataError(
+            f"table {plan.table}: column {name} (source column {plan.columns.get(name)!r}): {error}"
+        ) from None
     for reason, rows in parsed.problems:
         verdict.reject(f"{name}: {reason}", rows)
     for reason, rows in _impossible(parsed.values, name, type_, plan):

@@ -1,7 +1,7 @@
 """The conditions of `drop:` in an org file, evaluated on the columns of a source.
 
-An operand that is a number compares as numbers, one that is a date or time as times, any other as text; a value that is
-missing or cannot be read so matches nothing but `missing: true`.
+An operand that is a number compares as numbers, one that is a date or time as times, any other as text; a value that
+is missing or cannot be read so matches nothing but `missing: true`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def matches(data: pa.Table, entry: Mapping[str, Any], plan: Plan) -> pa.ChunkedA
         conditions = condition if isinstance(condition, Mapping) else {"eq": condition}
         for name, operand in conditions.items():
             try:
-                masks.append(pc.fill_null(_mask(data[column], name, operand, plan), False))
+                masks.append(pc.fill_null(_mask(data[column], name, operand, plan), name == "ne"))
             except DataError as error:
                 raise DataError(f"table {plan.table}: drop: column {column!r}: {name}: {error}") from None
     if not masks:
@@ -70,4 +70,3 @@ def _comparable(column: pa.ChunkedArray, operands: list[Any], plan: Plan) -> tup
         iso = pa.array([value.isoformat() if isinstance(value, date) else value for value in operands])
         return times, parse.times(iso, time_zone=plan.time_zone).values.combine_chunks()
     return parse.text(column), pa.array([str(value) for value in operands], pa.string())
-

@@ -1,10 +1,10 @@
 """The demo org's products and the planted structure of what is bought after what.
 
 A line of an order follows, with probability FOLLOW, one product j of the order before (any of its lines alike):
-P(i | j) = successors[era, j, i], four successors with weights SUCCESSOR_WEIGHTS. Otherwise, and in a first order, it is drawn
-from base[era, t, s, i] ∝ exp(popularity_i + liking[t, category_i] + tier_liking[s, tier_i]), as are the products viewed on the
-web. An era begins whenever new products are launched; before its launch a product has probability 0, and the rest is
-scaled up.
+P(i | j) = successors[era, j, i], four successors with weights SUCCESSOR_WEIGHTS. Otherwise, and in a first order, it is
+drawn from base[era, t, s, i] ∝ exp(popularity_i + liking[t, category_i] + tier_liking[s, tier_i]), as are the products
+viewed on the web. An era begins whenever new products are launched; before its launch a product has probability 0, and
+the rest is scaled up.
 """
 
 from __future__ import annotations
@@ -17,14 +17,30 @@ FOLLOW = 0.45
 SUCCESSOR_WEIGHTS = np.array([0.4, 0.3, 0.2, 0.1])
 NUM_TASTES = 5
 CATEGORIES = ("Electronics", "Kitchen", "Garden", "Office", "Toys", "Sports", "Beauty", "Books", "Tools", "Textiles")
-CATEGORY_PRICES = np.array([80.0, 35, 40, 25, 20, 45, 18, 14, 50, 22])
+CATEGORY_PRICES = np.array([48.0, 30, 34, 26, 22, 40, 24, 20, 42, 25])
 TIERS = ("Basic", "Plus", "Premium")
 TIER_FACTORS = np.array([0.6, 1.0, 1.9])
 PER_CATEGORY = 15
 LAUNCHES = (0.25, 0.5, 0.75)
 """fractions of the history at which new products come"""
 PER_LAUNCH = 6
-NOUNS = ("Lamp", "Case", "Set", "Kit", "Stand", "Box", "Pack", "Frame", "Tray", "Mat", "Rack", "Holder", "Cover", "Board", "Band")
+NOUNS = (
+    "Lamp",
+    "Case",
+    "Set",
+    "Kit",
+    "Stand",
+    "Box",
+    "Pack",
+    "Frame",
+    "Tray",
+    "Mat",
+    "Rack",
+    "Holder",
+    "Cover",
+    "Board",
+    "Band",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +105,7 @@ class Catalogue:
 
 
 def _successors(rng: np.random.Generator, category: np.ndarray, launch_era: np.ndarray, sold: np.ndarray) -> np.ndarray:
-    """(E, M, M): four successors of each product, two in its category and two in the next; the first is always sold."""
+    """(E, M, M): four successors of each product, two in its category and two in another; the first is always sold."""
     num = len(category)
     weights = np.zeros((num, num))
     for i in range(num):

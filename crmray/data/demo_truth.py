@@ -2,8 +2,8 @@
 
 The probability is exact. A forward filter over (class c = (v, s, a), engagement z) weighs every event strictly before
 `as_of`, the cut week included; taste enters through the marginal likelihood of the products given (v, s). A backward
-recursion gives P(no order in [as_of, as_of + horizon) | c, z), with future mails, price rises and cases summed out. So its
-ranking is the best that any model of the same data can reach.
+recursion gives P(no order in [as_of, as_of + horizon) | c, z), with future mails, price rises and cases summed out. So
+its ranking is the best that any model of the same data can reach.
 
 Symbols as in demo_world; shapes: N customers, C = 12 classes, 3 engagement states, T tastes.
 """
@@ -37,17 +37,22 @@ POPULATION_DAYS = 365
 def tables(world: World, as_of: Sequence[datetime], *, horizon_days: int = 90) -> Iterator[pa.Table]:
     """One table per block of customers, a row per (as_of, customer that existed then).
 
-    entity_id string (18-character Account id), as_of timestamp, p_leave float64 = P(no order in [as_of, as_of + horizon) |
-    all before as_of), left bool (what came; null where the history ends earlier), in_population bool (an order in the 365
-    days before), segment string, taste int64, price_sensitive bool, engagement string (at as_of). Raises DataError for an as_of
-    that is not a midnight UTC within the history.
+    entity_id string (18-character Account id), as_of timestamp, p_leave float64 = P(no order in [as_of, as_of +
+    horizon) | all before as_of), left bool (what came; null where the history ends earlier), in_population bool (an
+    order in the 365 days before), segment string and engagement string (both at as_of), taste int64, price_sensitive
+    bool. Raises DataError for an as_of that is not a midnight UTC within the history.
     """
-    days = [_day(world, date) for date in as_of]
     for index in range(world.num_blocks):
-        block = world.simulate(index)
-        probabilities = p_leave(world, block, days, horizon_days)
-        parts = [_rows(world, block, day, p, horizon_days) for day, p in zip(days, probabilities, strict=True)]
-        yield pa.concat_tables(parts)
+        yield of_block(world, world.simulate(index), as_of, horizon_days)
+
+
+def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days: int) -> pa.Table:
+    """As `tables`, for one block."""
+    days = [_day(world, date) for date in as_of]
+    probabilities = p_leave(world, block, days, horizon_days)
+    return pa.concat_tables(
+        _rows(world, block, day, p, horizon_days) for day, p in zip(days, probabilities, strict=True)
+    )
 
 
 def _day(world: World, as_of: datetime) -> int:
@@ -64,7 +69,7 @@ def _rows(world: World, block: Block, day: int, p: np.ndarray, horizon_days: int
     after = _has_order(block, day, day + horizon_days)
     known = day + horizon_days <= world.num_days
     moment = datetime.combine(world.epoch + timedelta(days=day), datetime.min.time(), timezone.utc)
-    z = block.z[:, min(day // 7, world.num_weeks - 1)]
+    z = block.z[:, : day // 7 + 1]
     count = int(kept.sum())
     return pa.table(
         {
@@ -73,10 +78,10 @@ def _rows(world: World, block: Block, day: int, p: np.ndarray, horizon_days: int
             "p_leave": p[kept],
             "left": pa.array(~after[kept]) if known else pa.nulls(count, pa.bool_()),
             "in_population": before[kept],
-            "segment": pa.array(dw.SEGMENTS).take(pa.array(dw.segment_of(block.v, block.s)[kept])),
+            "segment": pa.array(dw.SEGMENTS).take(pa.array(dw.segments(block.v, block.s, z)[kept])),
             "taste": block.t[kept],
             "price_sensitive": block.s[kept] == 1,
-            "engagement": pa.array(dw.ENGAGEMENT).take(pa.array(z[kept])),
+            "engagement": pa.array(dw.ENGAGEMENT).take(pa.array(z[kept, -1])),
         }
     )
 
@@ -90,7 +95,7 @@ def _has_order(block: Block, first_day: int, end_day: int) -> np.ndarray:
 
 
 def p_leave(world: World, block: Block, days: Sequence[int], horizon_days: int) -> np.ndarray:
-    """(len(days), N) P(no order in [day, day + horizon) | everything before the day); NaN before a customer's first week."""
+    """(len(days), N) P(no order in [day, day + horizon) | all before the day); NaN before a customer's first week."""
     result = np.full((len(days), len(block)), np.nan)
     alpha = _prior(block)
     seasons = world.seasons(max(days) // 7 + horizon_days // 7 + 3)
@@ -123,8 +128,8 @@ def _prior(block: Block) -> np.ndarray:
 
 
 def _weekly(block: Block, weeks: int, before_day: int | None = None) -> list[np.ndarray]:
-    """What a week shows, (N, W) each: orders, orders when treated, treated, visits, opened, not opened, clicked, the six
-    cells of cases, one. With `before_day`: only what came before that day, for its week alone (W = 1)."""
+    """What a week shows, (N, W) each: orders, orders when treated, treated, visits, opened, not opened, clicked, the
+    six cells of cases, one. With `before_day`: only what came before that day, for its week alone (W = 1)."""
     only = None if before_day is None else before_day // 7
     span = slice(0, weeks) if only is None else slice(only, only + 1)
     width = weeks if only is None else 1
@@ -138,7 +143,8 @@ def _weekly(block: Block, weeks: int, before_day: int | None = None) -> list[np.
     treated, opened = (block.arm[:, span] == 1) * shown, block.opened[:, span] * shown
     orders = count(block.order_customer, block.order_day)
     cells = [
-        count(block.case_customer[block.case_cell == cell], block.case_day[block.case_cell == cell]) for cell in range(6)
+        count(block.case_customer[block.case_cell == cell], block.case_day[block.case_cell == cell])
+        for cell in range(6)
     ]
     visits, clicked = count(block.visit_customer, block.visit_day), block.clicked[:, span] * shown
     mail = [opened, treated - opened, clicked]
@@ -146,8 +152,8 @@ def _weekly(block: Block, weeks: int, before_day: int | None = None) -> list[np.
 
 
 def _log_likelihood(season: float, share: float, case_share: float) -> np.ndarray:
-    """(features, C · 3) weights by which the columns of `_weekly` add up to the log-likelihood of a week or of a part of it:
-    the share of its orders and visits, and of its days."""
+    """(features, C · 3) weights by which the columns of `_weekly` add up to the log-likelihood of a week, or of the part
+    of it that has these shares of its orders and visits and of its days."""
     uplift, opening, clicking = dw.UPLIFT[S][:, None], dw.P_OPEN[:, S].T, dw.P_CLICK[S][:, None]
     expected = (ORDER_RATES + VISIT_RATES) * season * share + dw.CASE_RATES.sum(0) * case_share
     rows = [
@@ -175,7 +181,7 @@ def _move(alpha: np.ndarray, bad: np.ndarray, rise: np.ndarray) -> np.ndarray:
 
 def _posterior(world: World, block: Block, alpha: np.ndarray, day: int, season: float) -> np.ndarray:
     """(N, C, 3) given the weeks before (alpha), the days of the cut week, and all that tells of the class alone."""
-    logs = _log_for_life(world, block, day)[:, :, None] + np.log(alpha)
+    logs = _log_for_life(world, block, day)[:, :, None] + np.log(np.maximum(alpha, np.finfo(float).tiny))
     cut = day % 7
     if cut:
         features = np.column_stack(_weekly(block, world.num_weeks, before_day=day))
@@ -185,7 +191,7 @@ def _posterior(world: World, block: Block, alpha: np.ndarray, day: int, season: 
 
 
 def _log_for_life(world: World, block: Block, day: int) -> np.ndarray:
-    """(N, C) log-likelihood of lines, units, discounts and products before the day: they tell of the class, not of z."""
+    """(N, C) log-likelihood of lines, units, discounts and products before the day: they tell of the class alone."""
     count = len(block)
     ordered, lined = block.order_day < day, block.order_day[block.line_order] < day
     buyer = block.order_customer[block.line_order]
@@ -234,9 +240,7 @@ def _view_probabilities(world: World, block: Block, chosen: np.ndarray) -> np.nd
 # -- backward: what the future may bring ------------------------------------------------------------------------------
 
 
-def _no_order(
-    block: Block, posterior: np.ndarray, day: int, horizon_days: int, seasons: np.ndarray
-) -> np.ndarray:
+def _no_order(block: Block, posterior: np.ndarray, day: int, horizon_days: int, seasons: np.ndarray) -> np.ndarray:
     """(N,) P(no order in [day, day + horizon)) under the posterior of (class, z) in the week of the day."""
     week, cut, end = day // 7, day % 7, day + horizon_days
     following = _no_order_from(week + 1, end, seasons)

@@ -1,14 +1,16 @@
 """The world behind the demo org: a generative model of customers, simulated in blocks.
 
-Time runs in weeks w = 0, 1, … from the first Monday of the history; days d = 0..6 within a week, UTC. All random counts are
-independent Poisson variables per day given the states, so a week cut anywhere has an exact likelihood (demo_truth).
+Time runs in weeks w = 0, 1, … from the first Monday of the history; days d = 0..6 within a week, UTC. All random
+counts are independent Poisson variables per day given the states, so a week cut anywhere has an exact likelihood
+(demo_truth).
 
 Hidden, for life
     v  value           0 occasional, 1 loyal                          P(v)       P_LOYAL
     s  price-sensitive 0 no, 1 yes                                    P(s | v)   P_SENSITIVE
     a  activity        0, 1, 2: multiplies purchases and visits       P(a)       P_ACTIVITY, ACTIVITY
     t  taste           0..4 over ten product categories               P(t | v,s) taste_prior
-    The planted segment is (v, s): SEGMENTS[2 v + s].
+    The planted segment at a date is "lapsing" for a loyal customer that has been leaving for LAPSING_WEEKS, else
+    that of (v, s).
 Hidden, weekly
     z  engagement      0 content, 1 drifting, 2 leaving               P(z_0)     P_START
        content → drifting   CONTENT_TO_DRIFTING + bad·BAD_CASE_PUSH[0] + rise·PRICE_RISE_PUSH[s]
@@ -25,12 +27,12 @@ Seen
     discounted    Bernoulli(P_DISCOUNT[s]) an order
     product       of a line: with FOLLOW from the successors of a product of the order before (uniform over its lines),
                   else from the taste: see demo_catalogue
-    visits        Poisson(VISITS[s] ACTIVITY[a] VISITS_BY_STATE[z] season(w)) a week; P_VIEW of them view a product, drawn
-                  from the taste
+    visits        Poisson(VISITS[s] ACTIVITY[a] VISITS_BY_STATE[z] season(w)) a week; P_VIEW of them view a product,
+                  drawn from the taste
     cases         Poisson(CASES[kind, z] P_TONE[kind, z, tone]) a week for each kind (complaint, question) and tone
                   (negative, neutral, positive)
-Days of orders and visits follow DAY_SHARES, of cases 1/7. Everything else in the raw objects is noise that depends on nothing
-hidden, or on the hidden only through what is listed here.
+Days of orders and visits follow DAY_SHARES, of cases 1/7. Everything else in the raw objects is noise that depends on
+nothing hidden, or on the hidden only through what is listed here.
 """
 
 from __future__ import annotations
@@ -47,19 +49,36 @@ from crmray.errors import ConfigError
 
 BLOCK = 10_000
 """customers simulated at once; each block has its own random stream"""
-SEGMENTS = ("occasional, full price", "occasional bargain hunters", "loyal, high value", "loyal bargain hunters")
+SEGMENTS = (
+    "occasional, full price",
+    "occasional bargain hunters",
+    "loyal, high value",
+    "loyal bargain hunters",
+    "lapsing",
+)
+LAPSING_WEEKS = 13
+"""a loyal customer that has been leaving for so many weeks counts as lapsing"""
 ENGAGEMENT = ("content", "drifting", "leaving")
 
-P_LOYAL = 0.5
+P_LOYAL = 0.45
 P_SENSITIVE = np.array([0.45, 0.40])
 P_ACTIVITY = np.array([0.3, 0.4, 0.3])
-ACTIVITY = np.array([0.75, 1.0, 1.3])
-P_START = np.array([0.88, 0.08, 0.04])
-CONTENT_TO_DRIFTING, DRIFTING_TO_CONTENT, DRIFTING_TO_LEAVING, LEAVING_TO_CONTENT = 0.012, 0.04, 0.06, 0.006
+ACTIVITY = np.array([0.8, 1.0, 1.2])
+P_START = np.array([0.92, 0.06, 0.02])
+CONTENT_TO_DRIFTING, DRIFTING_TO_CONTENT, DRIFTING_TO_LEAVING, LEAVING_TO_CONTENT = 0.0075, 0.04, 0.06, 0.008
 BAD_CASE_PUSH = np.array([0.35, 0.30])
 PRICE_RISE_PUSH = np.array([0.01, 0.15])
 
-INDUSTRIES = ("Retail", "Hospitality", "Manufacturing", "Healthcare", "Education", "Construction", "Finance", "Technology")
+INDUSTRIES = (
+    "Retail",
+    "Hospitality",
+    "Manufacturing",
+    "Healthcare",
+    "Education",
+    "Construction",
+    "Finance",
+    "Technology",
+)
 P_INDUSTRY = np.array([[0.2, 0.18, 0.12, 0.1, 0.12, 0.1, 0.09, 0.09], [0.1, 0.12, 0.16, 0.14, 0.08, 0.12, 0.13, 0.15]])
 P_SIZE = np.array([[0.5, 0.3, 0.15, 0.05], [0.2, 0.3, 0.3, 0.2]])
 SIZES = ((1, 10), (10, 50), (50, 250), (250, 2000))
@@ -67,17 +86,19 @@ COUNTRIES = ("Norland", "Sudmark", "Estovia", "Westria", "Midland")
 P_COUNTRY = np.array([0.35, 0.25, 0.18, 0.12, 0.1])
 P_OPT_IN = 0.75
 
-P_PRICE_RISE, PRICE_RISE = 1 / 60, 0.04
+P_PRICE_RISE, PRICE_RISE = 1 / 60, 0.02
+DISCOUNT = (0.25, 0.35)
+"""range of the discount of a discounted order, uniform"""
 MAIL_EVERY, P_TREATMENT = 2, 0.8
-P_OPEN = np.array([[0.34, 0.68], [0.16, 0.32], [0.05, 0.08]])
+P_OPEN = np.array([[0.40, 0.70], [0.18, 0.32], [0.04, 0.06]])
 P_CLICK = np.array([0.12, 0.30])
 UPLIFT = np.array([0.05, 0.25])
-PURCHASES = np.array([0.13, 0.45])
+PURCHASES = np.array([0.10, 0.60])
 PURCHASES_BY_STATE = np.array([1.0, 0.5, 0.05])
-EXTRA_LINES, EXTRA_UNITS = np.array([0.4, 1.2]), np.array([0.3, 2.0])
-P_DISCOUNT = np.array([0.10, 0.65])
-VISITS = np.array([0.35, 1.4])
-VISITS_BY_STATE = np.array([1.0, 0.55, 0.15])
+EXTRA_LINES, EXTRA_UNITS = np.array([0.3, 1.6]), np.array([0.2, 3.0])
+P_DISCOUNT = np.array([0.05, 0.80])
+VISITS = np.array([0.6, 2.4])
+VISITS_BY_STATE = np.array([1.0, 0.5, 0.08])
 P_VIEW = 0.6
 KINDS, TONES = ("complaint", "question"), ("negative", "neutral", "positive")
 CASES = np.array([[0.010, 0.022, 0.006], [0.020, 0.018, 0.005]])
@@ -89,9 +110,9 @@ CASE_RATES = (CASES[:, :, None] * P_TONE).transpose(0, 2, 1).reshape(6, 3)
 DAY_SHARES = np.array([0.16, 0.17, 0.17, 0.17, 0.15, 0.11, 0.07])
 """Monday first"""
 DAYS_BEFORE = np.concatenate([[0.0], np.cumsum(DAY_SHARES)])
-SEASON = 0.2
-"""amplitude"""
 """share of a week's orders and visits before day d = 0..7"""
+SEASON = 0.15
+"""amplitude of the season"""
 
 
 def season(week_start: date) -> float:
@@ -100,19 +121,21 @@ def season(week_start: date) -> float:
     return 1 + SEASON * math.cos(2 * math.pi * (day - 330) / 365.25)
 
 
-def segment_of(v: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """Index into SEGMENTS."""
-    return 2 * v + s
+def segments(v: np.ndarray, s: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """(N,) index into SEGMENTS after the weeks z (N, W)."""
+    lately = z[:, -LAPSING_WEEKS:]
+    lapsing = (v == 1) & (lately.shape[1] == LAPSING_WEEKS) & (lately == 2).all(1)
+    return np.where(lapsing, len(SEGMENTS) - 1, 2 * v + s)
 
 
 def taste_prior() -> np.ndarray:
-    """P(taste | v, s), (4, tastes): every segment leans to a taste of its own, none excludes one."""
-    return np.full((len(SEGMENTS), NUM_TASTES), 0.6 / NUM_TASTES) + 0.4 * np.eye(len(SEGMENTS), NUM_TASTES)
+    """P(taste | 2 v + s), (4, tastes): each kind of customer leans to a taste of its own, none excludes one."""
+    return np.full((4, NUM_TASTES), 0.6 / NUM_TASTES) + 0.4 * np.eye(4, NUM_TASTES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What is common to all customers. Simulates blocks of them; equal settings give equal blocks, whatever is run beside."""
+    """What is common to all customers. Equal settings give equal blocks of them, whatever is run beside."""
 
     customers: int = 6_000
     """number of customers"""
@@ -176,8 +199,11 @@ class World:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Customers [first, first + N) and their events. Events are sorted by customer and day; days count from the epoch and
-    may lie at or after the end of the history (the last week is simulated whole): who reads them cuts them."""
+    """Customers [first, first + N) and their events, sorted by customer and day.
+
+    Days count from the epoch and may lie at or after the end of the history, because the last week is simulated whole:
+    who reads them cuts them.
+    """
 
     first: int
     """index of the first customer"""
@@ -239,7 +265,7 @@ def _simulate(world: World, rng: np.random.Generator, count: int, first: int) ->
     v = (rng.random(count) < P_LOYAL).astype(np.int64)
     s = (rng.random(count) < P_SENSITIVE[v]).astype(np.int64)
     a = _pick(rng, P_ACTIVITY, count)
-    t = _pick(rng, taste_prior()[segment_of(v, s)])
+    t = _pick(rng, taste_prior()[2 * v + s])
     attributes = {
         "industry": _pick(rng, P_INDUSTRY[v]),
         "size": _pick(rng, P_SIZE[v]),
@@ -274,9 +300,9 @@ def _simulate(world: World, rng: np.random.Generator, count: int, first: int) ->
     viewed = _views(rng, world.catalogue, visit_day // 7, t[visit_customer], s[visit_customer])
     case_customer, case_day, case_cell = _case_days(rng, cells)
     return Block(
-        first=first, v=v, s=s, a=a, t=t, **attributes, first_week=first_week, z=z, rise=rise, arm=arm, opened=opened,
-        clicked=clicked, order_customer=order_customer, order_day=order_day, discounted=discounted, line_order=line_order,
-        product=product, units=units, pair_line=parents[0], pair_parent=parents[1],
+        first=first, v=v, s=s, a=a, t=t, **attributes, first_week=first_week, z=z, rise=rise, arm=arm,
+        opened=opened, clicked=clicked, order_customer=order_customer, order_day=order_day, discounted=discounted,
+        line_order=line_order, product=product, units=units, pair_line=parents[0], pair_parent=parents[1],
         visit_customer=visit_customer, visit_day=visit_day, viewed=viewed,
         case_customer=case_customer, case_day=case_day, case_cell=case_cell,
     )  # fmt: skip
@@ -339,7 +365,7 @@ def _case_days(rng: np.random.Generator, cells: np.ndarray) -> tuple[np.ndarray,
 def _parents(
     order_customer: np.ndarray, num_lines: np.ndarray, line_order: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Order before that of each line: pairs (line, line of the order before), and the first pair of each line (L + 1,)."""
+    """Pairs (line, line of the customer's order before), and where the pairs of each line begin (L + 1,)."""
     starts = np.concatenate([[0], np.cumsum(num_lines)])
     has_before = np.zeros(len(order_customer), bool)
     has_before[1:] = order_customer[1:] == order_customer[:-1]

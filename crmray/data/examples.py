@@ -1,11 +1,13 @@
 """The examples stage: as-of rows of a task, from the canonical tables, shard by shard.
 
-    examples/<task>/<run_id>/train|validation|test/shard-*.parquet   labelled rows of the training, validation, test dates
-                            /now/shard-*.parquet                      rows to score, without labels
-                            /now.arrow                                the same, all shards, sorted by entity_id, to memory-map
-                            /manifest.json                            dates, counts of rows and labels, what was left out
+    examples/<task>/<run_id>/
+        train|validation|test/shard-*.parquet   labelled rows of the training, validation, test dates
+        now/shard-*.parquet                     rows to score, without labels
+        now.arrow                               the same, all shards, sorted by entity_id, to memory-map
+        manifest.json                           dates, counts of rows and labels, what was left out
 
-Without time (given labels without a date) the rows are split by their part. No Ray here: the way to map over shards is given.
+Without time (given labels without a date) the rows are split by their part. No Ray here: the way to map over shards is
+given.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _CLOCKLESS = ("subscriptions",)
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What a canonical table holds, over all shards, from the footers of its files."""
+    """What a canonical table holds, over all shards."""
 
     run: Run
     """the table's current run"""
@@ -50,15 +52,17 @@ class Content:
     """columns with a value in some row; the others are as good as absent"""
     span: tuple[datetime, datetime] | None
     """first and last time; None without a time column or a time"""
-    files: tuple[str, ...]
-    """names of the shard files"""
+    has_clock: bool
+    """False: its times are positions, an order without a clock"""
+    num_shards: int
+    """files, one a shard"""
 
 
 def examples(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callable[..., Iterator[tuple]]) -> Run:
-    """Make the examples of a task, or find them made.
+    """Make the examples of a task, or find them made. A task may choose its dates itself: `dates(settings, span)`.
 
-    map_shards(fn, items, *, label) yields (item, fn(item)) in any order. DataError and NotEnoughDataError say which table,
-    column or kind of row is missing.
+    map_shards(fn, items, *, label) yields (item, fn(item)) in any order. DataError and NotEnoughDataError say which
+    table, column or kind of row is missing.
     """
     content = _contents(lake, task, settings)
     run = lake.run("examples", task.NAME, _run_id(org, task, settings, content))
@@ -100,31 +104,31 @@ def _contents(lake: Lake, task: Any, settings: Any) -> dict[str, Content]:
 
 
 def content_of(run: Run) -> Content:
-    """Rows, columns with values and span of a table run, without reading its rows."""
-    files = tuple(run.files("shard-*.parquet"))
-    time = schema.table(run.name).time
-    rows, columns, times = 0, dict.fromkeys(()), []
-    for file in files:
-        with run.open_parquet(file) as parquet:
-            meta = parquet.metadata
-            rows += meta.num_rows
-            for group in range(meta.num_row_groups):
-                for index in range(meta.num_columns):
-                    chunk = meta.row_group(group).column(index)
-                    assert chunk.is_stats_set, f"{run!r}/{file} was written without statistics"
-                    if chunk.statistics.num_values:
-                        columns[chunk.path_in_schema] = None
-                        if chunk.path_in_schema == time:
-                            times += [chunk.statistics.min, chunk.statistics.max]
-    span = (min(times), max(times)) if times else None
-    return Content(run=run, rows=rows, columns=tuple(columns), span=span, files=files)
+    """What the manifest of a table run says, without reading its rows."""
+    about = run.manifest()
+    columns = (name for name in about["columns"] if about["missing"].get(name, 0) < about["rows"])
+    times = [datetime.fromisoformat(about[name]) for name in ("earliest", "latest") if about[name]]
+    return Content(
+        run=run,
+        rows=about["rows"],
+        columns=tuple(columns),
+        span=(times[0], times[1]) if times else None,
+        has_clock=about["clock"] != "ordinal",
+        num_shards=about["num_shards"],
+    )
 
 
 def span_of(content: Mapping[str, Content], required: Mapping[str, Any]) -> tuple[datetime, datetime] | None:
     """First and last moment of the data, by the required tables' clocks, or of all tables where these have none.
 
-    None: no time. A task on given labels has time only if the labels have.
+    None: no time. A task on given labels has time only if the labels have. DataError for an order without a clock.
     """
+    for name, table in content.items():
+        if not table.has_clock:
+            raise DataError(
+                f"table {name}: got positions (date_format: ordinal), expected times; features in days need a clock:"
+                f" map a column with times, or choose settings that need none"
+            )
     if "outcomes" in required and content["outcomes"].span is None:
         return None
     clocks = [content[name] for name in required if name not in _CLOCKLESS]
@@ -132,12 +136,14 @@ def span_of(content: Mapping[str, Content], required: Mapping[str, Any]) -> tupl
     return (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
 
 
-def _make(org: Org, lake: Lake, task: Any, settings: Any, content: Mapping[str, Content], run: Run, map_shards: Callable) -> None:
+def _make(
+    org: Org, lake: Lake, task: Any, settings: Any, content: Mapping[str, Content], run: Run, map_shards: Callable
+) -> None:
     span = span_of(content, task.needs(settings).required) if settings.uses_time else None
     choose = getattr(task, "dates", splits.snapshots)
     dates = choose(settings, span) if span else Snapshots(horizon_days=settings.horizon_days)
     log.event("examples.dates", task=task.NAME, **dates.to_json())
-    num_shards = max(len(table.files) for name, table in content.items() if schema.table(name).sharded)
+    num_shards = max(table.num_shards for table in content.values())
     work = partial(
         make_shard,
         root=lake.root,
@@ -182,19 +188,17 @@ def make_shard(
 ) -> dict[str, Any]:
     """Write one shard of every split. Gives its counts by split and date, its columns, and the size of its `now` rows.
 
-    All arguments are plain, so any process can do it: root of the lake, name of the task's module, and per table its run_id
-    and the columns that the org has.
+    All arguments are plain, so any process can do it: root of the lake, name of the task's module, and per table its
+    run_id and the columns that the org has.
     """
     lake, task, when = Lake(root), importlib.import_module(task_module), Snapshots.of(dates)
     own = task.Settings.model_validate(settings)
     run = lake.run("examples", task.NAME, run_id)
     rows = {name: _read(lake.run("tables", name, id_), columns, shard) for name, (id_, columns) in tables.items()}
     if when.has_time:
-        found = {
-            "train": pa.concat_tables([task.examples(rows, date, own, labels=True) for date in when.train]),
-            "validation": task.examples(rows, when.validation, own, labels=True),
-            "test": task.examples(rows, when.test, own, labels=True),
-        }
+        at = {date: task.examples(rows, date, own, labels=True) for date in {*when.train, when.validation, when.test}}
+        train = pa.concat_tables([at[date] for date in when.train])
+        found = {"train": train, "validation": at[when.validation], "test": at[when.test]}
     else:
         labelled = task.examples(rows, None, own, labels=True)
         found = {part: labelled.filter(pc.equal(labelled["part"], part)) for part in PARTS}
@@ -245,7 +249,7 @@ def _total(shards: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _check_enough(task: Any, counts: Mapping[str, Any], dates: Snapshots) -> None:
-    """NotEnoughDataError, with the counts, when a split has no rows or, of a class label, fewer than two rows of a class."""
+    """NotEnoughDataError, with the counts, when a split has no rows, or fewer than two of a class of a 0/1 label."""
     where = {"train": "before the validation date" if dates.has_time else "in the training part"}
     chosen = dict(counts["train"])
     if dates.has_time:
@@ -264,8 +268,9 @@ def _check_enough(task: Any, counts: Mapping[str, Any], dates: Snapshots) -> Non
             classes = total.get(label)
             if classes is not None and (len(classes) < 2 or min(classes.values()) < MIN_CLASS_ROWS):
                 raise NotEnoughDataError(
-                    f"task {task.NAME}: got {label} {_classes(classes)} in the {place}, expected at least {MIN_CLASS_ROWS}"
-                    f" rows of each class; counts: {_told(counts)}; bring more data, or change the label or the dates"
+                    f"task {task.NAME}: got {label} {_classes(classes)} in the {place}, expected at least"
+                    f" {MIN_CLASS_ROWS} rows of each class; counts: {_told(counts)}; bring"
+                    " more data, or change the label or the dates"
                 )
 
 

@@ -1,8 +1,8 @@
 """Source files: found by path or glob, checked, and streamed as Arrow record batches in bounded memory.
 
-CSV (also compressed: .gz, .bz2, .xz, .zst) comes out as text columns, exactly as it stands, an empty field as null; types
-are checked later, with errors that name the column and the value. Parquet keeps its types. The source column `$row` is not
-in any file: it is the number of the row, from 0, over all files in the order of their names.
+CSV (also compressed: .gz, .bz2, .xz, .zst) comes out as text columns, exactly as it stands, an empty field as null;
+types are checked later, with errors that name the column. Parquet keeps its types. The source column `$row` is in no
+file: it is the number of the row, from 0, over all files in the order of their names.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def find(patterns: Sequence[str], folder: str | Path, *, encoding: str = "utf-8"
                 paths.append(scheme + path)
     kinds = {_is_parquet(path) for path in paths}
     if len(kinds) > 1:
-        raise DataError(f"files {list(patterns)}: got CSV and Parquet mixed, expected one kind; make two sources of them")
+        raise DataError(
+            f"files {list(patterns)}: got CSV and Parquet mixed, expected one kind; make two sources of them"
+        )
     return Source(paths=tuple(paths), encoding=encoding, delimiter=delimiter)
 
 
@@ -76,7 +78,7 @@ def fingerprint(source: Source) -> str:
     digest = hashlib.sha256()
     for path in source.paths:
         inner = hashlib.sha256()
-        with _open(path, compression=None) as file:
+        with open_file(path, compression=None) as file:
             while block := file.read(1 << 22):
                 inner.update(block)
         digest.update(inner.digest())
@@ -84,16 +86,17 @@ def fingerprint(source: Source) -> str:
 
 
 def schema(source: Source) -> pa.Schema:
-    """Names and types of the columns of all files: text for CSV; for Parquet the common type over the files.
+    """Names and types of the columns of all files (names that a file has twice are left out).
+
+    Text for CSV; for Parquet the common type over the files.
 
     DataError for files that cannot be read or whose types do not go together.
     """
     schemas = [_parquet_schema(path) if _is_parquet(path) else _csv_schema(source, path) for path in source.paths]
+    single = [pa.schema([field for field in part if part.names.count(field.name) == 1]) for part in schemas]
     try:
-        return pa.unify_schemas([part.remove_metadata() for part in schemas], promote_options="permissive")
-    except pa.ArrowInvalid as error:
-        raise DataError(f"files {source.paths[0]} …: columns differ in type between files: {error}") from None
-    except pa.ArrowTypeError as error:
+        return pa.unify_schemas(single, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"files {source.paths[0]} …: columns differ in type between files: {error}") from None
 
 
@@ -119,7 +122,9 @@ def _widen(path: str, name: str, values: pa.Array, type_: pa.DataType) -> pa.Arr
     try:
         return values if values.type == type_ else values.cast(type_)
     except pa.ArrowInvalid as error:
-        raise DataError(f"file {path}: column {name!r} is {values.type}, expected {type_} as in other files: {error}") from None
+        raise DataError(
+            f"file {path}: column {name!r} is {values.type}, expected {type_} as in other files: {error}"
+        ) from None
 
 
 def _is_parquet(path: str) -> bool:
@@ -127,7 +132,7 @@ def _is_parquet(path: str) -> bool:
 
 
 @contextmanager
-def _open(path: str, compression: str | None = "infer") -> Iterator[Any]:
+def open_file(path: str, compression: str | None = "infer") -> Iterator[Any]:
     """Open for reading; what goes wrong while it is read becomes one DataError that names the file."""
     try:
         with fsspec.open(path, "rb", compression=compression) as file:
@@ -144,7 +149,7 @@ def _open(path: str, compression: str | None = "infer") -> Iterator[Any]:
 
 
 def _csv_schema(source: Source, path: str) -> pa.Schema:
-    with _open(path) as file:
+    with open_file(path) as file:
         names = _reader(source, path, file, None).schema.names
     return pa.schema([pa.field(name, pa.string()) for name in names])
 
@@ -152,7 +157,7 @@ def _csv_schema(source: Source, path: str) -> pa.Schema:
 def _csv(source: Source, path: str, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
     names = _csv_schema(source, path).names
     _require(path, wanted, names)
-    with _open(path) as file:
+    with open_file(path) as file:
         reader = _reader(source, path, file, wanted or names)
         while True:
             try:
@@ -182,7 +187,9 @@ def _reader(source: Source, path: str, file: Any, columns: Sequence[str] | None)
             ),
         )
     except LookupError:
-        raise DataError(f"file {path}: got encoding {source.encoding!r}, expected a name such as utf-8 or latin-1") from None
+        raise DataError(
+            f"file {path}: got encoding {source.encoding!r}, expected a name such as utf-8 or latin-1"
+        ) from None
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise _csv_error(source, path, error) from None
 
@@ -208,7 +215,7 @@ def _parquet_error(path: str, error: Exception) -> DataError:
 
 
 def _parquet_schema(path: str) -> pa.Schema:
-    with _open(path, compression=None) as file:
+    with open_file(path, compression=None) as file:
         try:
             return pq.ParquetFile(file).schema_arrow
         except (pa.ArrowInvalid, OSError) as error:
@@ -216,7 +223,7 @@ def _parquet_schema(path: str) -> pa.Schema:
 
 
 def _parquet(path: str, wanted: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-    with _open(path, compression=None) as file:
+    with open_file(path, compression=None) as file:
         try:
             reader = pq.ParquetFile(file)
             _require(path, wanted, reader.schema_arrow.names)
@@ -230,7 +237,8 @@ def _require(path: str, wanted: Sequence[str], names: Sequence[str]) -> None:
     for name in wanted:
         if names.count(name) == 1:
             continue
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near and name not in names else "; correct the mapping"
+        plain = {other.lower().strip(): other for other in names}
+        near = difflib.get_close_matches(name.lower().strip(), plain, n=1)
+        hint = f"; did you mean {plain[near[0]]!r}?" if near and name not in names else "; correct the mapping"
         got = "twice" if name in names else "not there"
         raise DataError(f"file {path}: column {name!r} is {got}, expected it once among {list(names)}{hint}")

@@ -1,8 +1,8 @@
 """The types of attributes, decided over all rows of a table before any row is cleaned, so that no chunk differs.
 
-Columns that have a type in the source (Parquet) keep it, widened to one of the attribute types. Text (CSV) becomes a number,
-a time or true/false only if every value of the column is one; numbers with leading zeros or more than 15 digits are codes
-and stay text.
+Columns that have a type in the source (Parquet) keep it, widened to one of the attribute types. Text (CSV) becomes a
+number, a time or true/false only if every value of the column is one; numbers with leading zeros or more than 15
+digits are codes and stay text.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def possible(column: pa.ChunkedArray, decimal: str = ".") -> set[str]:
     kinds = {"string"}
     if pc.all(pc.is_in(pc.utf8_lower(values), pa.array(["true", "false"]))).as_py():
         kinds.add("bool")
-    numbers = values if decimal == "." else pc.replace_substring(values, ",", ".")
-    if decimal == "." or not pc.any(pc.match_substring(values, ".")).as_py():
-        if _all(numbers, _FLOAT) and _all(numbers, _SOME_DIGIT):
-            kinds |= {"float64", "int64"} if _all(numbers, _INTEGER) else {"float64"}
+    if decimal == ",":  # swap the marks: 1.5 is then no number
+        values = pc.replace_substring(pc.replace_substring(pc.replace_substring(values, ".", " "), ",", "."), " ", ",")
+    if _all(values, _FLOAT) and _all(values, _SOME_DIGIT):
+        kinds |= {"float64", "int64"} if _all(values, _INTEGER) else {"float64"}
     if len(kinds) == 1 and not parse.times(values).problems:
         kinds.add("time")
     return kinds
@@ -66,7 +66,8 @@ def of_type(table: str, name: str, type_: pa.DataType) -> pa.DataType:
     if pa.types.is_timestamp(type_) or pa.types.is_date(type_):
         return schema.TIME
     raise DataError(
-        f"table {table}: attribute {name!r} has type {type_}, expected text, a number, a time or true/false; leave it out"
+        f"table {table}: attribute {name!r} has type {type_}, expected text, a number, a time or true/false; "
+        "leave it out"
     )
 
 

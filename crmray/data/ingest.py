@@ -1,4 +1,4 @@
-"""From the source to raw/: its rows as it has them, only the columns that are mapped or kept, in parts of bounded size."""
+"""From the source to raw/: its rows as it has them, only the columns that are needed, in parts of a fixed size."""
 
 from __future__ import annotations
 

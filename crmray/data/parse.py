@@ -1,6 +1,6 @@
 """Columns as a source has them, to canonical types. What cannot be read is reported row by row, never guessed.
 
-Every function takes a column (text or typed, chunked or not), is vectorised over it, and gives the values with nulls where
+Every function takes a column (text or typed, chunked or not), is vectorised over it, and gives the values, null where
 there was nothing or nothing legible, and the problems: pairs of a reason and a Boolean array of the rows concerned.
 """
 
@@ -27,7 +27,7 @@ SYMBOLS = {
 }  # fmt: skip
 _MISSING = ("", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "-")
 _ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?)?\s?(Z|[+-]\d{2}(:?\d{2})?)?$"
-_ZONED = r"\d{2}:\d{2}.*(Z|[+-]\d{2}(:?\d{2})?)$"
+_ZONED = r"\d{2}:\d{2}.*(?:Z|[+-]\d{2}(?::?\d{2})?)$"
 _PLAIN = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?$"
 _GROUPED = r"^[+-]?\d{1,3}([,  '’]\d{3})+(\.\d+)?$"
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
@@ -81,8 +81,8 @@ def _float_text(column: Column) -> Column:
 def ids(values: pa.Array | Column) -> Column:
     """As text; 15-character Salesforce ids become their 18-character form, which does not depend on case.
 
-    Other values stay as they are: an id counts as Salesforce's when it has 15 letters and digits, a 0 in the sixth place
-    and a letter among the fourth and fifth. The endpoint applies the same to what it is asked for (`normalize_id`).
+    Other values stay as they are: an id counts as Salesforce's when it has 15 letters and digits, a 0 in the sixth
+    place and a letter in the fourth or fifth. An endpoint applies the same to what it is asked for: `normalize_id`.
     """
     column = text(values)
     short = pc.equal(pc.binary_length(column), 15)
@@ -122,7 +122,9 @@ def times(values: pa.Array | Column, *, time_zone: str = "UTC", date_format: str
     if pa.types.is_null(column.type):
         return Parsed(values=column.cast(TIME))
     if not is_text(column.type):
-        raise DataError(f"got {column.type}, expected times or text; for positions without a clock set date_format: ordinal")
+        raise DataError(
+            f"got {column.type}, expected times or text; for positions without a clock set date_format: ordinal"
+        )
     column = without_missing(text(column))
     if date_format:
         expected = f"not a time of the form {date_format}"

@@ -1,7 +1,7 @@
 """Whole customers per shard: the hash that says which one, the split of rows, and the merge into a sorted shard.
 
-The hash is SipHash-1-3 of the id's UTF-8 bytes under a fixed key (`pandas.util.hash_array`), so a customer stays in its shard
-on every machine, in every process and for good; the split into train, validation and test uses another hash.
+The hash is SipHash-2-4 of the id's UTF-8 bytes under a fixed key, mixed once more (`pandas.util.hash_array`), so a customer stays
+shard on every machine, in every process and for good; the split into train, validation and test uses another hash.
 """
 
 from __future__ import annotations

@@ -52,9 +52,8 @@ def of_tables(view: View, tables: Mapping[str, pa.Table]) -> list[Events]:
     found: list[Events] = []
     if "engagement" in tables:
         rows = view.rows(tables["engagement"], "occurred_at", ("kind", "seconds"))
-        codes, names = rows.codes("kind")
-        lookup = np.array([_CODE.get(name, _CODE["contact"]) for name in names.to_pylist()] + [_CODE["contact"]], np.int16)
-        found.append((rows.code, rows.days, lookup[codes], _values(rows, rows.number("seconds") if rows.has("seconds") else None)))
+        values = _values(rows, rows.number("seconds") if rows.has("seconds") else None)
+        found.append((rows.code, rows.days, _kinds(rows, "kind"), values))
     if "interactions" in tables:
         rows = view.rows(tables["interactions"], "occurred_at", ("channel", "direction", "rating"))
         values = _values(rows, rows.number("rating") if rows.has("rating") else None)
@@ -64,23 +63,24 @@ def of_tables(view: View, tables: Mapping[str, pa.Table]) -> list[Events]:
             found.append(_events(view.rows(tables[name], "occurred_at"), kind))
     if "subscriptions" in tables:
         amount = ("monthly_amount",) if "monthly_amount" in tables["subscriptions"].column_names else ()
-        ended = tables["subscriptions"]
         for column, kind in (("started_at", "subscription_start"), ("ended_at", "subscription_end")):
-            if column in ended.column_names:
-                rows = view.rows(ended, column, amount)
+            if column in tables["subscriptions"].column_names:
+                rows = view.rows(tables["subscriptions"], column, amount)
                 found.append(_events(rows, kind, rows.number("monthly_amount") if amount else None))
     return found
+
+
+def _kinds(rows: Rows, column: str, **renamed: str) -> np.ndarray:
+    """(R,) int16 event kinds of a column's values; "contact" for those that EVENT_KINDS does not name."""
+    codes, names = rows.codes(column)
+    kinds = [_CODE.get(renamed.get(name, name), _CODE["contact"]) for name in names.to_pylist()]
+    return np.array([*kinds, _CODE["contact"]], np.int16)[codes]
 
 
 def _contact_kinds(rows: Rows) -> np.ndarray:
     if not rows.has("channel"):
         return np.full(len(rows.code), _CODE["contact"], np.int16)
-    codes, names = rows.codes("channel")
-    lookup = np.array([_CODE.get(name, _CODE["contact"]) for name in names.to_pylist()] + [_CODE["contact"]], np.int16)
-    for i, name in enumerate(names.to_pylist()):
-        if name == "email":
-            lookup[i] = _CODE["email_out"]
-    kinds = lookup[codes]
+    kinds = _kinds(rows, "channel", email="email_out")
     if rows.has("direction"):
         inbound = pc.fill_null(pc.equal(rows.table["direction"], "inbound"), False).to_numpy()
         kinds[(kinds == _CODE["email_out"]) & inbound] = _CODE["email_in"]
@@ -88,19 +88,35 @@ def _contact_kinds(rows: Rows) -> np.ndarray:
 
 
 def lists(view: View, found: list[Events]) -> dict[str, pa.Array]:
-    """The list columns: runs merged by time, the newest MAX_EVENTS of each customer kept."""
+    """The list columns: runs merged by time, the newest MAX_EVENTS of each customer kept.
+
+    Events of different runs within one millisecond stand in the order of the runs.
+    """
+    newest = [_newest(run, view.n) for run in found]
     code, days, kind, value = (
-        np.concatenate([run[i] for run in found]) if found else np.zeros(0, dtype)
+        np.concatenate([run[i] for run in newest]) if newest else np.zeros(0, dtype)
         for i, dtype in enumerate((np.int64, np.float64, np.int16, np.float32))
     )
-    order = np.lexsort((-days, code))
-    ends = np.searchsorted(code[order], np.arange(view.n), side="right")
-    starts = np.maximum(np.searchsorted(code[order], np.arange(view.n), side="left"), ends - MAX_EVENTS)
+    before_ms = np.floor(days * 86_400_000).astype(np.int64)
+    # runs are sorted already, so a stable sort (timsort) of one integer key merges them in linear time
+    order = np.argsort(code * (before_ms.max(initial=0) + 1) - before_ms, kind="stable")
+    at, lengths = _tails(code[order], view.n)
+    order = order[at]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    parts = (kind[order], days[order].astype(np.float32), value[order])
+    return {name: pa.ListArray.from_arrays(offsets, pa.array(part)) for name, part in zip(COLUMNS, parts, strict=True)}
+
+
+def _newest(run: Events, n: int) -> Events:
+    """Each customer's newest MAX_EVENTS of one run."""
+    at, lengths = _tails(run[0], n)
+    return run if lengths.sum() == len(run[0]) else (run[0][at], run[1][at], run[2][at], run[3][at])
+
+
+def _tails(code: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the last MAX_EVENTS entries of each customer in an ascending `code`, and how many each has (n,)."""
+    ends = np.searchsorted(code, np.arange(n), side="right")
+    starts = np.maximum(np.searchsorted(code, np.arange(n), side="left"), ends - MAX_EVENTS)
     lengths = ends - starts
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    kept = order[np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])]
-    at = pa.array(offsets.astype(np.int32))
-    parts = (kind[kept], days[kept].astype(np.float32), value[kept])
-    return {
-        name: pa.ListArray.from_arrays(at, pa.array(part)) for name, part in zip(COLUMNS, parts, strict=True)
-    }
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum()), lengths

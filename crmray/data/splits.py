@@ -2,8 +2,8 @@
 
 An example is a customer at an `as_of`. Features read strictly before it, labels read [as_of, as_of + horizon). While
 candidates are compared, training rows end their label window before the *validation* as_of; for the refit, before the
-*test* as_of. Beside the split by time, every customer belongs to one part (train, validation or test, 70/15/15 by a salted
-hash), which is the split where there is no time. A mapped `split` column is honoured.
+*test* as_of. Beside the split by time, every customer belongs to one part (train, validation or test, 70/15/15 by a
+salted hash), which is the split where there is no time. A mapped `split` column is honoured.
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ class TimeSettings(Part):
         if self.train_as_of is not None and not self.train_as_of:
             raise ValueError("train_as_of: got an empty list, expected at least one date; leave it out for the default")
         return self
-
 
     @property
     def uses_time(self) -> bool:
@@ -128,8 +127,9 @@ def snapshots(settings: TimeSettings, span: tuple[datetime, datetime]) -> Snapsh
     test = settings.as_of or now - horizon
     if test + horizon > now:
         raise DataError(
-            f"got as_of {_day(test)} with horizon_days {settings.horizon_days}, but the data ends on {_day(last)}; expected"
-            f" as_of at most {_day(now - horizon)}, so that the outcome is known: choose an earlier date or leave as_of out"
+            f"got as_of {_day(test)} with horizon_days {settings.horizon_days}, but the data ends on {_day(last)};"
+            f" expected as_of at most {_day(now - horizon)}, so that the outcome is known: choose an earlier date or"
+            " leave as_of out"
         )
     validation = settings.validation_as_of or test - horizon
     if validation + horizon > test:
@@ -161,7 +161,7 @@ def _given_train(settings: TimeSettings, validation: datetime, test: datetime) -
     if settings.train_as_of[0] + horizon > validation:
         raise NotEnoughDataError(
             f"got training dates from {_day(settings.train_as_of[0])} on, expected one at or before"
-            f" {_day(validation - horizon)}, so that its label window ends before the validation date {_day(validation)}"
+            f" {_day(validation - horizon)}, so that its label window ends before validation, {_day(validation)}"
         )
     return tuple(settings.train_as_of)
 
@@ -180,9 +180,10 @@ def _default_train(
     if newest < start + horizon:
         needed = timedelta(days=4 * settings.horizon_days)
         raise NotEnoughDataError(
-            f"the data begins on {_day(start)}; with horizon_days {settings.horizon_days} the newest training date would be"
-            f" {_day(newest)} (validation {_day(validation)}), expected at least {settings.horizon_days} days of history"
-            f" before it: {needed.days} days of data in all; bring more history or choose a shorter horizon_days"
+            f"the data begins on {_day(start)}; with horizon_days {settings.horizon_days} the newest training date"
+            f" would be {_day(newest)} (validation {_day(validation)}), expected at least {settings.horizon_days} days"
+            f" of history before it: {needed.days} days of data in all; bring more history or choose a shorter"
+            " horizon_days"
         )
     back = [newest - every * index for index in range(settings.num_snapshots)]
     enough = [date for date in back if date - timedelta(days=settings.lookback_days) >= start]

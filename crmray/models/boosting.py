@@ -34,9 +34,9 @@ class LightGBM:
     KIND: ClassVar[str] = "memory"
     NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {
-        "num_leaves": (8, 16, 32),
-        "feature_fraction": (0.4, 0.8),
-        "min_rows_leaf": (10, 40),
+        "num_leaves": (8, 32),
+        "feature_fraction": (0.3, 0.8),
+        "min_rows_leaf": (10, 100),
     }
 
     learning_rate: float = 0.05
@@ -115,7 +115,7 @@ class LightGBM:
         )
         stop_early = rounds is None and validation is not None
         if stop_early:
-            held = [data.create_valid(_lightgbm_matrix(tabular, validation), labels_of(validation))]
+            held = [data.create_valid(_lightgbm_matrix(tabular, validation), labels_of(validation, part="validation"))]
             stop = lightgbm.early_stopping(self.patience, first_metric_only=True, verbose=False)
         booster = lightgbm.train(
             self._parameters(seed),

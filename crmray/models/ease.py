@@ -19,6 +19,7 @@ from scipy.linalg import lapack
 
 from crmray.errors import TrainingError
 from crmray.models import histories
+from crmray.models.histories import Catalogue
 from crmray.models.neighbours import ItemToItem, check_share, needs_history
 from crmray.models.tabular import check_positive
 
@@ -30,7 +31,7 @@ class Ease:
     NAME: ClassVar[str] = "ease"
     KIND: ClassVar[str] = "memory"
     NEURAL: ClassVar[bool] = False
-    GRID: ClassVar[dict[str, tuple]] = {"l2": (30.0, 100.0, 300.0), "closeness": (0.8, 1.0), "decay": (0.5, 0.7, 0.9)}
+    GRID: ClassVar[dict[str, tuple]] = {"l2": (30.0, 100.0, 300.0), "closeness": (0.8, 1.0), "decay": (0.5, 0.7)}
 
     l2: float = 100.0
     """regularisation: added to the diagonal, in customers"""
@@ -41,7 +42,7 @@ class Ease:
     num_neighbours: int = 200
     """weights kept per product"""
     max_items: int = 20_000
-    """products solved for, the most bought ones; the others are never recommended. The matrix takes 4 max_items^2 bytes"""
+    """products solved for, the most bought ones; the others are never recommended. Takes 4 max_items^2 bytes, twice"""
 
     def __post_init__(self):
         check_positive(l2=self.l2, num_neighbours=self.num_neighbours, max_items=self.max_items)
@@ -49,15 +50,11 @@ class Ease:
 
     applies = staticmethod(needs_history)
 
-    def fit(
-        self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
-    ) -> ItemToItem:
+    def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> ItemToItem:
         """Solve. TrainingError when the matrix cannot be inverted in single precision."""
-        items, buyers = histories.catalogue(train)
-        items, buyers = items[: self.max_items], buyers[: self.max_items]
-        gram = histories.cooccurrence(histories.encode(train, items), len(items), self.closeness)
-        votes = solve(gram, self.l2, self.num_neighbours)
-        return ItemToItem(items=items, buyers=buyers, votes=votes, decay=self.decay)
+        catalogue = Catalogue.of(train, max_items=self.max_items)
+        gram = histories.cooccurrence(histories.encode(train, catalogue), len(catalogue), self.closeness)
+        return ItemToItem(catalogue=catalogue, votes=solve(gram, self.l2, self.num_neighbours), decay=self.decay)
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> ItemToItem:

@@ -7,16 +7,22 @@ Shape suffixes: B customers of a block, I items, K places of a ranking, M histor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
+from safetensors import numpy as safetensors
 
 from crmray.errors import DataError, NotEnoughDataError
+from crmray.models.tabular import file_of, to_json
 
+RECENT_DAYS = 30.0
+"""what counts as bought recently"""
 BLOCK_CELLS = 16_000_000
 """scores held at once while ranking: 64 MB of float32"""
 BLOCK_PAIRS = 20_000_000
@@ -88,47 +94,87 @@ def flatten(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), pc.list_flatten(array)
 
 
-def catalogue(train: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Product ids of all histories (object (I,), the most bought first, ties by id), and (I,) int64 their buyers.
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """The products that a model knows."""
 
-    NotEnoughDataError when there are fewer than two.
-    """
-    _, values = flatten(train["history"])
-    counts = pc.value_counts(values)
-    ids = counts.field("values").to_numpy(zero_copy_only=False).astype(object)
-    buyers = counts.field("counts").to_numpy(zero_copy_only=False)
-    if len(ids) < 2:
-        raise NotEnoughDataError(
-            f"got {len(ids)} different products in the purchases of {train.num_rows} customers, expected at least 2: "
-            "check that transactions.product_id is mapped and that products_matching fits the ids"
+    items: np.ndarray
+    """(I,) object: product ids, the most bought first, ties by id"""
+    buyers: np.ndarray
+    """(I,) int64: customers who bought it"""
+    popularity: np.ndarray
+    """(I,) float32: recent buyers as a share of the most bought product's; see `Catalogue.of`"""
+
+    @staticmethod
+    def of(train: pa.Table, window_days: float | None = RECENT_DAYS, max_items: int | None = None) -> Catalogue:
+        """The products of all histories (the `max_items` most bought ones).
+
+        Popularity counts customers whose last purchase of the product is at most `window_days` before as_of; all of
+        them where that is None, where rows have no date (leave-one-out), or where nothing was bought in the window.
+        NotEnoughDataError when there are fewer than two products.
+        """
+        _, values = flatten(train["history"])
+        counts = pc.value_counts(values)
+        ids = counts.field("values").to_numpy(zero_copy_only=False).astype(object)
+        buyers = counts.field("counts").to_numpy(zero_copy_only=False).astype(np.int64)
+        if len(ids) < 2:
+            raise NotEnoughDataError(
+                f"got {len(ids)} different products in the purchases of {train.num_rows} customers, expected 2 or more: "
+                "check that transactions.product_id is mapped and that products_matching fits the ids"
+            )
+        order = np.lexsort((ids.astype(str), -buyers))[:max_items]
+        items, buyers = ids[order], buyers[order]
+        known = Catalogue(items=items, buyers=buyers, popularity=_shares(buyers))
+        if window_days is None or train["as_of"].null_count:
+            return known
+        bought = encode(train, known)
+        recent = np.bincount(bought.codes[bought.days_before <= window_days], minlength=len(items))
+        return replace(known, popularity=_shares(recent)) if recent.any() else known
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def code_of(self) -> dict[str, int]:
+        """Product id -> position in `items`."""
+        return {item: code for code, item in enumerate(self.items.tolist())}
+
+    def codes(self, column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of a list<string> column: offsets (rows + 1,) and int32 codes of the known products, mask of all values: known."""
+        offsets, values = flatten(column)
+        encoded = values.dictionary_encode()
+        known = np.array([*(self.code_of.get(value, -1) for value in encoded.dictionary.to_pylist()), -1], np.int32)
+        codes = known[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+        kept = codes >= 0
+        return np.concatenate([[0], np.cumsum(kept)])[offsets].astype(np.int64), codes[kept], kept
+
+    def save(self) -> dict[str, bytes]:
+        """items.json, catalogue.safetensors."""
+        arrays = {"buyers": self.buyers, "popularity": self.popularity}
+        return {"items.json": to_json(self.items.tolist()), "catalogue.safetensors": safetensors.save(arrays)}
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> Catalogue:
+        """What `save` wrote. CorruptError when a file is missing."""
+        arrays = safetensors.load(file_of(files, "catalogue.safetensors"))
+        items = np.array(json.loads(file_of(files, "items.json")), dtype=object)
+        return Catalogue(items=items, buyers=arrays["buyers"], popularity=arrays["popularity"])
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    return (counts / max(1, counts.max())).astype(np.float32)
+
+
+def encode(examples: pa.Table, catalogue: Catalogue) -> Histories:
+    """Histories of `examples` in codes of `catalogue`. DataError when the two list columns do not run alongside."""
+    offsets, codes, kept = catalogue.codes(examples["history"])
+    _, days = flatten(examples["history_days_before"])
+    if len(days) != len(kept):
+        raise DataError(
+            f"columns 'history' and 'history_days_before' hold {len(kept)} and {len(days)} values, expected equal numbers"
         )
-    order = np.lexsort((ids.astype(str), -buyers))
-    return ids[order], buyers[order].astype(np.int64)
-
-
-def encode(examples: pa.Table, items: np.ndarray) -> Histories:
-    """Histories of `examples` in codes of `items`. DataError when the two list columns do not run alongside."""
-    offsets, values = flatten(examples["history"])
-    day_offsets, days = flatten(examples["history_days_before"])
-    if not np.array_equal(offsets, day_offsets):
-        raise DataError("columns 'history' and 'history_days_before' differ in length, expected one number per product")
-    codes, kept_offsets, kept = _codes(offsets, values, items)
     days_before = days.to_numpy(zero_copy_only=False).astype(np.float32)[kept]
-    return Histories(offsets=kept_offsets, codes=codes, days_before=days_before)
-
-
-def encode_lists(column: pa.ChunkedArray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets (rows + 1,) and codes of a list<string> column; ids outside `items` are left out."""
-    offsets, values = flatten(column)
-    codes, kept_offsets, _ = _codes(offsets, values, items)
-    return kept_offsets, codes
-
-
-def _codes(offsets: np.ndarray, values: pa.Array, items: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    found = pc.index_in(values.cast(pa.string()), value_set=pa.array(items, pa.string()))
-    kept = pc.is_valid(found).to_numpy(zero_copy_only=False)
-    codes = pc.drop_null(found).to_numpy(zero_copy_only=False).astype(np.int32)
-    return codes, np.concatenate([[0], np.cumsum(kept)])[offsets].astype(np.int64), kept
+    return Histories(offsets=offsets, codes=codes, days_before=days_before)
 
 
 def cooccurrence(histories: Histories, num_items: int, closeness: float) -> sp.csr_matrix:
@@ -179,7 +225,7 @@ def blocks(num_rows: int, num_items: int) -> Iterator[slice]:
 
 def rank(
     scores: Callable[[pa.Table], np.ndarray],
-    items: np.ndarray,
+    catalogue: Catalogue,
     examples: pa.Table,
     *,
     top_k: int = 10,
@@ -188,17 +234,18 @@ def rank(
     """The best `top_k` items of every row: {"products": (rows, K) object, "scores": (rows, K) float32}.
 
     scores: examples -> (B, I), higher is better. What a customer owns is left out where `exclude_owned` says so,
-    `exclude` for everybody. Equal scores stand in the order of `items`. Where fewer than K items are left, the rest is
-    None with score nan.
+    `exclude` for everybody. Equal scores stand in the order of the catalogue. Where fewer than K items are left, the
+    rest is None with score nan.
     """
+    items = catalogue.items
     width = min(top_k, len(items))
     products = np.full((examples.num_rows, top_k), None, dtype=object)
     values = np.full((examples.num_rows, top_k), np.nan, dtype=np.float32)
-    barred = np.flatnonzero(np.isin(items.astype(str), list(exclude))) if len(exclude) else np.empty(0, np.int64)
+    barred = [catalogue.code_of[product] for product in exclude if product in catalogue.code_of]
     for block in blocks(examples.num_rows, len(items)):
         part = examples.slice(block.start, block.stop - block.start)
         scores_BI = np.array(scores(part), dtype=np.float32)
-        scores_BI[owned(part, items)] = -np.inf
+        scores_BI[owned(part, catalogue)] = -np.inf
         scores_BI[:, barred] = -np.inf
         best_BK, best_scores_BK = top(scores_BI, width)
         shown_BK = np.isfinite(best_scores_BK)
@@ -207,9 +254,9 @@ def rank(
     return {"products": products, "scores": values}
 
 
-def owned(examples: pa.Table, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def owned(examples: pa.Table, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
     """Index arrays (rows, codes) of what may not be shown because the customer has it."""
-    offsets, codes = encode_lists(examples["history"], items)
+    offsets, codes, _ = catalogue.codes(examples["history"])
     rows = np.repeat(np.arange(examples.num_rows), np.diff(offsets))
     asked = pc.fill_null(examples["exclude_owned"], True).to_numpy()[rows]
     return rows[asked], codes[asked]

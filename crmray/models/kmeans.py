@@ -20,13 +20,18 @@ import pyarrow.compute as pc
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from sklearn.cluster import KMeans as LocalKMeans
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from crmray.errors import BundleError, DataError, NotEnoughDataError
 
+NUM_SEGMENTS = (3, 4, 5, 6, 7, 8)
+"""numbers of segments that are tried"""
+STABLE_ENOUGH = 0.8
+"""stability from which on a silhouette counts in full"""
 STABILITY_PAIRS = 3
-STABILITY_ROWS = 20_000
-"""rows of the sample on which stability is measured, at most"""
+STABILITY_ROWS = 10_000
+SILHOUETTE_ROWS = 10_000
+"""rows on which each is measured, at most"""
 TOLERANCE = 1e-4
 """distance that all centres together may still move when the passes end"""
 NOT_FEATURES = ("entity_id", "as_of", "part", "later_amount")
@@ -44,6 +49,16 @@ def matrix(examples: pa.Table, columns: Sequence[str]) -> np.ndarray:
             raise DataError(f"segmentation: column {column!r} holds an infinite value, expected finite numbers")
         values_ND[:, d] = np.sign(values) * np.log1p(np.abs(values))
     return values_ND
+
+
+def silhouette(rows_ND: np.ndarray, segment: np.ndarray) -> float:
+    """Mean silhouette (Rousseeuw 1987) of at most SILHOUETTE_ROWS rows."""
+    return float(silhouette_score(rows_ND, segment, sample_size=min(len(segment), SILHOUETTE_ROWS), random_state=0))
+
+
+def quality(rows_ND: np.ndarray, segment: np.ndarray, steady: float) -> float:
+    """What the number of segments is chosen by: the silhouette, in full from a stability of STABLE_ENOUGH on."""
+    return silhouette(rows_ND, segment) * min(1.0, steady / STABLE_ENOUGH)
 
 
 def stability(rows_ND: np.ndarray, assign: Callable[[np.ndarray], np.ndarray], seed: int) -> float:
@@ -117,20 +132,20 @@ def _is_number(type_: pa.DataType) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class KMeans:
-    """k-means; the number of segments is what the grid searches."""
+    """k-means; unless it is given, the number of segments is chosen on the sample."""
 
-    num_segments: int = 4
-    """K"""
+    num_segments: int | None = None
+    """K; None: the best of NUM_SEGMENTS by silhouette and stability"""
     num_starts: int = 10
     """k-means++ starts on the sample; the best one goes over all shards"""
 
     NAME: ClassVar[str] = "kmeans"
     KIND: ClassVar[str] = "shards"
     NEURAL: ClassVar[bool] = False
-    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"num_segments": (3, 4, 5, 6, 7, 8)}
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"num_segments": NUM_SEGMENTS}
 
     def __post_init__(self) -> None:
-        if self.num_segments < 2:
+        if self.num_segments is not None and self.num_segments < 2:
             raise DataError(f"num_segments: got {self.num_segments}, expected 2 or more")
 
     @classmethod
@@ -141,10 +156,11 @@ class KMeans:
     def start(self, sample: pa.Table, seed: int) -> dict[str, Any]:
         """First state: the sample for seeding; the first pass measures mean and spread of every feature."""
         columns = [field.name for field in sample.schema if field.name not in NOT_FEATURES and _is_number(field.type)]
-        if sample.num_rows < 10 * self.num_segments:
+        least = 10 * (self.num_segments or max(NUM_SEGMENTS))
+        if sample.num_rows < least:
             raise NotEnoughDataError(
-                f"segmentation: got {sample.num_rows} customers, expected at least {10 * self.num_segments} "
-                f"for {self.num_segments} segments; widen lookback_days or ask for fewer"
+                f"segmentation: got {sample.num_rows} customers, expected at least {least} for "
+                f"{least // 10} segments; widen lookback_days or ask for fewer with num_segments"
             )
         return {"columns": tuple(columns), "seed": seed, "sample": matrix(sample, columns), "passes": 0}
 
@@ -159,7 +175,7 @@ class KMeans:
         segment, _ = nearest(rows_ND, state["centers"])
         sums_KD = np.zeros_like(state["centers"])
         np.add.at(sums_KD, segment, rows_ND)
-        return {"n": np.bincount(segment, minlength=self.num_segments), "sum": sums_KD}
+        return {"n": np.bincount(segment, minlength=len(sums_KD)), "sum": sums_KD}
 
     def reduce(
         self, state: Mapping[str, Any], partials: Sequence[Mapping[str, np.ndarray]]
@@ -173,8 +189,7 @@ class KMeans:
             scale_D[scale_D < 1e-9] = 1.0  # a constant feature stays at zero and separates nobody
             sample_ND = np.nan_to_num((state["sample"] - mean_D) / scale_D)
             rest = {key: value for key, value in state.items() if key != "sample"}
-            centers_KD = self._local(sample_ND, state["seed"]).cluster_centers_
-            steady = self._stability(sample_ND, state["seed"])
+            centers_KD, steady = self._best(sample_ND, state["seed"])
             return {**rest, "mean": mean_D, "scale": scale_D, "centers": centers_KD, "stability": steady}, False
         empty_K = total["n"] == 0  # keeps its old centre
         centers_KD = np.where(empty_K[:, None], state["centers"], total["sum"] / np.maximum(total["n"], 1)[:, None])
@@ -195,12 +210,21 @@ class KMeans:
         """The fitted segmentation from what `save` gave."""
         return Segments.from_files(files)
 
-    def _local(self, rows_ND: np.ndarray, seed: int) -> LocalKMeans:
-        return LocalKMeans(self.num_segments, n_init=self.num_starts, random_state=seed).fit(rows_ND)
+    def _best(self, sample_ND: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
+        """Centres and stability for the given number of segments, or for the number with the best quality."""
+        found = []
+        for k in (self.num_segments,) if self.num_segments else NUM_SEGMENTS:
+            steady = self._stability(sample_ND[:STABILITY_ROWS], k, seed)
+            local = self._local(sample_ND, k, seed)
+            found.append((quality(sample_ND, local.labels_, steady), local.cluster_centers_, steady))
+        _, centers_KD, steady = max(found, key=lambda entry: entry[0])
+        return centers_KD, steady
 
-    def _stability(self, sample_ND: np.ndarray, seed: int) -> float:
-        rows_ND = sample_ND[:STABILITY_ROWS]
-        return stability(rows_ND, lambda rows: self._local(rows_ND[rows], seed).predict(rows_ND), seed)
+    def _local(self, rows_ND: np.ndarray, k: int, seed: int) -> LocalKMeans:
+        return LocalKMeans(k, n_init=self.num_starts, random_state=seed).fit(rows_ND)
+
+    def _stability(self, rows_ND: np.ndarray, k: int, seed: int) -> float:
+        return stability(rows_ND, lambda rows: self._local(rows_ND[rows], k, seed).predict(rows_ND), seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,26 +14,26 @@ GIB = 2**30
 IMBALANCE = ("none", "weights", "smote")
 
 
-def labels_of(table: pa.Table, name: str = LABEL) -> np.ndarray:
+def labels_of(table: pa.Table, name: str = LABEL, *, part: str = "") -> np.ndarray:
     """Labels as int64 (N,) of 0 and 1, both with two rows or more.
 
     DataError for a missing or other value, NotEnoughDataError for a class with fewer than two rows; both give counts.
+    `part` names the rows in messages ("validation").
     """
+    where = f"column {name!r} of the {part} rows" if part else f"column {name!r}"
     if name not in table.column_names:
-        raise SchemaError(f"column {name!r} is missing; expected it as the 0/1 label of training rows")
+        raise SchemaError(f"{where} is missing; expected it as the 0/1 label of training rows")
     values = numbers_of(table, name)
     missing = int(np.isnan(values).sum())
     if missing:
-        raise DataError(
-            f"column {name!r}: got {missing} of {len(values)} rows without a value, expected 0 or 1 in each"
-        )
+        raise DataError(f"{where}: got {missing} of {len(values)} rows without a value, expected 0 or 1 in each")
     wrong = ~np.isin(values, (0.0, 1.0))
     if wrong.any():
-        raise DataError(f"column {name!r}: got {values[wrong.argmax()]:g} in {int(wrong.sum())} rows, expected 0 or 1")
+        raise DataError(f"{where}: got {values[wrong.argmax()]:g} in {int(wrong.sum())} rows, expected 0 or 1")
     num_positive = int(values.sum())
     if min(num_positive, len(values) - num_positive) < 2:
         raise NotEnoughDataError(
-            f"column {name!r}: got {num_positive} rows with 1 and {len(values) - num_positive} with 0, "
+            f"{where}: got {num_positive} rows with 1 and {len(values) - num_positive} with 0, "
             "expected at least 2 of each; give more history or another definition of the label"
         )
     return values.astype(np.int64)

@@ -33,6 +33,8 @@ EVENT_COLUMNS = ("event_kind", "event_days_before", "event_value")
 NUM_EVENT_NUMBERS = 3  # log gap, log days before, signed log value
 PADDING, FIRST_KIND = 0, 2  # kinds: 0 padding, 1 unseen in training, then the vocabulary
 PREDICT_ROWS = 1024
+FEW_ROWS = 8_000
+FURTHEST = 10.0  # a value far beyond those of training must not decide alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +44,9 @@ class LSTM:
     NAME: ClassVar[str] = "lstm"
     KIND: ClassVar[str] = "torch"
     NEURAL: ClassVar[bool] = True
-    GRID: ClassVar[dict[str, tuple]] = {"lr": (1e-3, 3e-3), "hidden": (32, 64), "dropout": (0.1, 0.3)}
+    GRID: ClassVar[dict[str, tuple]] = {"scale": ("standard", "quantile"), "lr": (1e-3, 3e-3), "dropout": (0.1, 0.3)}
 
-    hidden: int = 32
+    hidden: int = 64
     """Hidden units of the LSTM, and width of the attribute tower."""
     num_layers: int = 1
     """Layers of the LSTM."""
@@ -76,8 +78,8 @@ class LSTM:
     """Bounds on numbers; see `Preparation`."""
     iqr_k: float = 3.0
     """Interquartile ranges allowed beyond the quartiles."""
-    scale: Literal["minmax", "standard", "quantile"] = "quantile"
-    """Scaling of numbers; see `Preparation`."""
+    scale: Literal["minmax", "standard", "quantile"] = "standard"
+    """Scaling of numbers; see `Preparation`. Scaled numbers are kept within FURTHEST of 0."""
     min_frequency: int = 10
     """Rows that a category needs for a code of its own."""
 
@@ -94,6 +96,11 @@ class LSTM:
         check_choice("imbalance", self.imbalance, ("none", "weights"))
         check_choice("schedule", self.schedule, ("constant", "cosine"))
         self._preparation()
+
+    @classmethod
+    def for_rows(cls, num_rows: int) -> dict[str, Any]:
+        """Defaults that depend on the number of training rows: few rows need smaller batches and more epochs."""
+        return {"batch_size": 64, "max_epochs": 60, "patience": 10} if num_rows < FEW_ROWS else {}
 
     @classmethod
     def applies(cls, columns: Collection[str]) -> str | None:
@@ -141,7 +148,7 @@ class LSTM:
         arrays = _encode_events(examples, state, self.max_events)
         if state["tabular"] is not None:
             tabular = Tabular.from_state(state["tabular"])
-            arrays["numbers"] = tabular.numbers(examples).astype(np.float32)
+            arrays["numbers"] = np.clip(tabular.numbers(examples), -FURTHEST, FURTHEST).astype(np.float32)
             arrays["codes"] = tabular.codes(examples)
         else:
             arrays["numbers"] = np.zeros((examples.num_rows, 0), np.float32)

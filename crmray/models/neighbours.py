@@ -18,8 +18,11 @@ import scipy.sparse as sp
 from safetensors import numpy as safetensors
 
 from crmray.models import histories
+from crmray.models.histories import Catalogue
 from crmray.models.tabular import check_positive, file_of, to_json
 
+TIE = 1e-6
+"""weight of popularity in the scores: it orders what has no votes and nothing else"""
 HISTORY = ("history", "history_days_before", "exclude_owned")
 
 
@@ -38,14 +41,14 @@ def check_share(**values: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Popularity:
-    """The products with the most buyers, the same for everybody. The baseline."""
+    """The products with the most recent buyers, the same for everybody. The baseline."""
 
     NAME: ClassVar[str] = "popularity"
     KIND: ClassVar[str] = "memory"
     NEURAL: ClassVar[bool] = False
-    GRID: ClassVar[dict[str, tuple]] = {"window_days": (None, 14.0, 30.0, 90.0)}
+    GRID: ClassVar[dict[str, tuple]] = {}
 
-    window_days: float | None = None
+    window_days: float | None = histories.RECENT_DAYS
     """count only customers whose last purchase of the product is at most this many days before as_of; None: all.
     Without dates (leave-one-out) all count"""
 
@@ -59,46 +62,33 @@ class Popularity:
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
     ) -> FittedPopularity:
         """Count."""
-        items, buyers = histories.catalogue(train)
-        if self.window_days is not None and train["as_of"].null_count == 0:
-            bought = histories.encode(train, items)
-            recent = bought.codes[bought.days_before <= self.window_days]
-            buyers = np.bincount(recent, minlength=len(items))
-        return FittedPopularity(items=items, buyers=buyers.astype(np.int64))
+        return FittedPopularity(catalogue=Catalogue.of(train, self.window_days))
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> FittedPopularity:
         """What FittedPopularity.save wrote."""
-        return FittedPopularity(
-            items=load_items(files), buyers=safetensors.load(file_of(files, "buyers.safetensors"))["buyers"]
-        )
+        return FittedPopularity(catalogue=Catalogue.load(files))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedPopularity:
     """Numbers of buyers."""
 
-    items: np.ndarray
-    """(I,) product ids"""
-    buyers: np.ndarray
-    """(I,) int64"""
+    catalogue: Catalogue
+    """products and their popularity"""
     rounds: ClassVar[int | None] = None
 
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32: share of the most bought product's buyers."""
-        shares_I = (self.buyers / max(1, self.buyers.max())).astype(np.float32)
-        return np.broadcast_to(shares_I, (examples.num_rows, len(shares_I)))
+        return np.broadcast_to(self.catalogue.popularity, (examples.num_rows, len(self.catalogue)))
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """The ten best products of each row; see `histories.rank`."""
-        return histories.rank(self.scores, self.items, examples)
+        return histories.rank(self.scores, self.catalogue, examples)
 
     def save(self) -> dict[str, bytes]:
-        """items.json, buyers.safetensors."""
-        return {
-            "items.json": to_json(self.items.tolist()),
-            "buyers.safetensors": safetensors.save({"buyers": self.buyers}),
-        }
+        """The catalogue's files."""
+        return self.catalogue.save()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +99,7 @@ class ItemKNN:
     KIND: ClassVar[str] = "memory"
     NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {
-        "alpha": (0.5, 0.7), "shrink": (0.0, 5.0, 20.0), "closeness": (0.8, 1.0), "decay": (0.0, 0.5, 0.8, 1.0),
+        "alpha": (0.5, 0.7), "shrink": (0.0, 20.0), "closeness": (0.8, 1.0), "decay": (0.0, 0.7),
     }  # fmt: skip
 
     alpha: float = 0.5
@@ -131,18 +121,16 @@ class ItemKNN:
 
     applies = staticmethod(needs_history)
 
-    def fit(
-        self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
-    ) -> ItemToItem:
+    def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> ItemToItem:
         """Count co-purchases and normalise them."""
-        items, buyers = histories.catalogue(train)
-        pairs = histories.cooccurrence(histories.encode(train, items), len(items), self.closeness).tocoo()
+        catalogue = Catalogue.of(train)
+        buyers = catalogue.buyers
+        pairs = histories.cooccurrence(histories.encode(train, catalogue), len(catalogue), self.closeness).tocoo()
         apart = pairs.row != pairs.col
         owned, candidate, counts = pairs.row[apart], pairs.col[apart], pairs.data[apart]
         norm = buyers[owned].astype(np.float64) ** self.alpha * buyers[candidate] ** (1.0 - self.alpha) + self.shrink
         votes = sp.csr_matrix((counts / norm, (owned, candidate)), shape=pairs.shape)
-        votes = strongest(votes, self.num_neighbours)
-        return ItemToItem(items=items, buyers=buyers, votes=votes, decay=self.decay)
+        return ItemToItem(catalogue=catalogue, votes=strongest(votes, self.num_neighbours), decay=self.decay)
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> ItemToItem:
@@ -152,26 +140,27 @@ class ItemKNN:
 
 def strongest(votes: sp.csr_matrix, num_neighbours: int) -> sp.csr_matrix:
     """Keep the `num_neighbours` largest weights of each row, float32, columns ascending."""
-    votes = votes.tocsr()
-    rows = np.repeat(np.arange(votes.shape[0]), np.diff(votes.indptr))
-    order = np.lexsort((votes.indices, -np.abs(votes.data), rows))
-    place = np.arange(len(order)) - votes.indptr[rows[order]]
-    kept = np.sort(order[place < num_neighbours])
-    result = sp.csr_matrix(
-        (votes.data[kept].astype(np.float32), (rows[kept], votes.indices[kept])), shape=votes.shape, dtype=np.float32
-    )
+    kept = []
+    for start, stop in zip(votes.indptr[:-1], votes.indptr[1:], strict=True):
+        size = stop - start
+        if size <= num_neighbours:
+            kept.append(np.arange(start, stop))
+        else:
+            largest = np.argpartition(np.abs(votes.data[start:stop]), size - num_neighbours)[size - num_neighbours :]
+            kept.append(start + np.sort(largest))
+    index = np.concatenate(kept)
+    indptr = np.concatenate([[0], np.cumsum([len(row) for row in kept])])
+    result = sp.csr_matrix((votes.data[index].astype(np.float32), votes.indices[index], indptr), shape=votes.shape)
     result.sort_indices()
     return result
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemToItem:
-    """A fitted linear item model: scores = decayed history x votes. Of equal scores the most bought product is first."""
+    """A fitted linear item model: scores = decayed history x votes. Products without a vote follow by popularity."""
 
-    items: np.ndarray
-    """(I,) product ids, the most bought first"""
-    buyers: np.ndarray
-    """(I,) int64 number of buyers"""
+    catalogue: Catalogue
+    """the products"""
     votes: sp.csr_matrix
     """(I, I) float32; row: owned product, column: candidate"""
     decay: float
@@ -180,17 +169,17 @@ class ItemToItem:
 
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32."""
-        history_BI = histories.encode(examples, self.items).matrix(len(self.items), self.decay)
-        return (history_BI @ self.votes).toarray()
+        history_BI = histories.encode(examples, self.catalogue).matrix(len(self.catalogue), self.decay)
+        return (history_BI @ self.votes).toarray() + np.float32(TIE) * self.catalogue.popularity
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """The ten best products of each row; see `histories.rank`."""
-        return histories.rank(self.scores, self.items, examples)
+        return histories.rank(self.scores, self.catalogue, examples)
 
     def because(self, examples: pa.Table, products: np.ndarray, num_reasons: int = 2) -> list[list[list[str]]]:
-        """For each row and each of its products (rows, K): the owned products that vote most for it, strongest first."""
-        code_of = {item: code for code, item in enumerate(self.items)}
-        bought = histories.encode(examples, self.items).matrix(len(self.items), self.decay)
+        """For each row and each of its products (rows, K): the owned products that vote most for it, best first."""
+        code_of, items = self.catalogue.code_of, self.catalogue.items
+        bought = histories.encode(examples, self.catalogue).matrix(len(items), self.decay)
         answer = []
         for row, shown in enumerate(products):
             start, stop = bought.indptr[row : row + 2]
@@ -200,36 +189,27 @@ class ItemToItem:
             order = np.argsort(-shares, axis=0, kind="stable")[:num_reasons]
             answer.append(
                 [
-                    [self.items[owned[i]] for i in order[:, place] if shares[i, place] > 0] if code >= 0 else []
+                    [items[owned[i]] for i in order[:, place] if shares[i, place] > 0] if code >= 0 else []
                     for place, code in enumerate(asked)
                 ]
             )
         return answer
 
     def save(self) -> dict[str, bytes]:
-        """items.json, model.json, votes.safetensors."""
+        """The catalogue's files, model.json, votes.safetensors."""
         arrays = {
-            "buyers": self.buyers, "data": self.votes.data,
-            "indices": self.votes.indices.astype(np.int32), "indptr": self.votes.indptr.astype(np.int64),
-        }  # fmt: skip
-        return {
-            "items.json": to_json(self.items.tolist()),
-            "model.json": to_json({"decay": self.decay}),
-            "votes.safetensors": safetensors.save(arrays),
+            "data": self.votes.data,
+            "indices": self.votes.indices.astype(np.int32),
+            "indptr": self.votes.indptr.astype(np.int64),
         }
+        own = {"model.json": to_json({"decay": self.decay}), "votes.safetensors": safetensors.save(arrays)}
+        return {**self.catalogue.save(), **own}
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> ItemToItem:
         """What `save` wrote. CorruptError when a file is missing."""
-        items = load_items(files)
+        catalogue = Catalogue.load(files)
         arrays = safetensors.load(file_of(files, "votes.safetensors"))
-        votes = sp.csr_matrix(
-            (arrays["data"], arrays["indices"], arrays["indptr"]), shape=(len(items), len(items))
-        )  # fmt: skip
-        decay = json.loads(file_of(files, "model.json"))["decay"]
-        return ItemToItem(items=items, buyers=arrays["buyers"], votes=votes, decay=decay)
-
-
-def load_items(files: Mapping[str, bytes]) -> np.ndarray:
-    """(I,) object array of product ids from items.json."""
-    return np.array(json.loads(file_of(files, "items.json")), dtype=object)
+        parts = arrays["data"], arrays["indices"], arrays["indptr"]
+        votes = sp.csr_matrix(parts, shape=(len(catalogue), len(catalogue)))
+        return ItemToItem(catalogue=catalogue, votes=votes, decay=json.loads(file_of(files, "model.json"))["decay"])

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from crmray import log
 from crmray.errors import CorruptError
 from crmray.models.labels import IMBALANCE, labels_of, rebalanced, within_budget
 from crmray.models.preprocess import Preparation, Tabular
@@ -72,7 +73,7 @@ class DecisionTree:
         estimator = DecisionTreeClassifier(
             max_depth=self.max_depth, min_samples_leaf=self.min_rows_leaf, random_state=seed
         )
-        return _fit_sklearn(self, estimator, train, seed, bytes_per_tree_row=0.0)
+        return _fit_sklearn(self, estimator, train, seed)
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> SklearnModel:
@@ -87,7 +88,7 @@ class RandomForest:
     NAME: ClassVar[str] = "random_forest"
     KIND: ClassVar[str] = "memory"
     NEURAL: ClassVar[bool] = False
-    GRID: ClassVar[dict[str, tuple]] = {"min_rows_leaf": (1, 5, 20), "max_features": ("sqrt", 0.5)}
+    GRID: ClassVar[dict[str, tuple]] = {"min_rows_leaf": (1, 5, 20)}
 
     num_trees: int = 300
     """Trees in the forest."""
@@ -95,6 +96,8 @@ class RandomForest:
     """Training rows in each leaf."""
     max_features: Literal["sqrt"] | float = "sqrt"
     """Features tried per split: the square root of their number, or this share of it (above 0, at most 1)."""
+    max_rows_tree: int = 20_000
+    """Most rows drawn for one tree: beyond some ten thousand a forest gains little and its fit takes minutes."""
     max_depth: int | None = None
     """Questions from the root to a leaf; None for no limit."""
     imbalance: Literal["none", "weights", "smote"] = "none"
@@ -108,12 +111,13 @@ class RandomForest:
     num_threads: int = 1
     """Threads of the fit; the result is the same for any number."""
     memory_gib: float = 2.0
-    """Training rows are sampled beyond this; it bounds the forest too, whose size grows with the rows."""
+    """Training rows are sampled beyond this."""
 
     def __post_init__(self):
         check_positive(
             num_trees=self.num_trees,
             min_rows_leaf=self.min_rows_leaf,
+            max_rows_tree=self.max_rows_tree,
             num_threads=self.num_threads,
             memory_gib=self.memory_gib,
             max_depth=self.max_depth or 1,
@@ -141,8 +145,7 @@ class RandomForest:
             n_jobs=self.num_threads,
             random_state=seed,
         )
-        # A grown tree has up to 2 N / (leaf rows) nodes of 80 bytes; real trees stop earlier, at about half of that.
-        return _fit_sklearn(self, estimator, train, seed, bytes_per_tree_row=80.0 * self.num_trees / self.min_rows_leaf)
+        return _fit_sklearn(self, estimator, train, seed, max_rows_tree=self.max_rows_tree)
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> SklearnModel:
@@ -151,7 +154,7 @@ class RandomForest:
 
 
 def _fit_sklearn(
-    candidate: Any, estimator: Any, train: pa.Table, seed: int, *, bytes_per_tree_row: float
+    candidate: Any, estimator: Any, train: pa.Table, seed: int, max_rows_tree: int | None = None
 ) -> SklearnModel:
     labels_of(train)
     tabular = Tabular.fit(
@@ -165,13 +168,15 @@ def _fit_sklearn(
     )
     check_some_feature(tabular)
     width = len(tabular.number_names) + len(tabular.code_names)
-    bytes_per_row = 8.0 * 4 * width + bytes_per_tree_row
     rows = within_budget(
-        train, bytes_per_row=bytes_per_row, memory_gib=candidate.memory_gib, candidate=candidate.NAME, seed=seed
+        train, bytes_per_row=8 * 4 * width, memory_gib=candidate.memory_gib, candidate=candidate.NAME, seed=seed
     )
     numbers, codes, labels, weights = rebalanced(
         tabular.numbers(rows), tabular.codes(rows), labels_of(rows), candidate.imbalance, seed
     )
+    if max_rows_tree is not None and len(labels) > max_rows_tree:
+        log.event("train.rows_per_tree", candidate=candidate.NAME, rows=len(labels), per_tree=max_rows_tree)
+        estimator.set_params(max_samples=max_rows_tree)
     estimator.fit(np.concatenate([numbers, codes], axis=1), labels, sample_weight=weights)
     return SklearnModel(tabular=tabular, estimator=estimator)
 

@@ -1,7 +1,7 @@
 """Salesforce record ids: 15 case-sensitive characters, or 18 with a suffix that makes them safe where case is lost.
 
-The suffix has one character for each five of the id: a number of five bits, bit j set if character j is a capital letter,
-written with A..Z and 0..5 (Salesforce help, "ID fields").
+The suffix has one character for each five of the id: a number of five bits, bit j set if character j is a capital
+letter, written with A..Z and 0..5 (Salesforce help, "ID fields").
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Churn: which customers will not come back within the horizon, and why.
 
 Three labels. `no_purchase`, the non-contractual case: a customer with a purchase in the lookback makes none in
-[as_of, as_of + horizon_days). `cancelled`, the contractual case: a customer with a running subscription at as_of has none at
-the end of the horizon (a change of plan is no cancellation). `outcome:<name>`: a given label of the outcomes table, 0 or 1;
-without as_of it has no time, rows are split by part, and the features are the customers' attributes.
+[as_of, as_of + horizon_days). `cancelled`, the contractual case: a customer with a running subscription at as_of has
+none at the end of the horizon (a change of plan is no cancellation). `outcome:<name>`: a given label of the outcomes
+table, 0 or 1; without as_of it has no time, rows are split by part, and the features are the customers' attributes.
 """
 
 from __future__ import annotations
@@ -114,8 +114,9 @@ def needs(settings: Settings) -> Needs:
 
 
 def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings, *, labels: bool) -> pa.Table:
-    """One row per customer of the population at as_of: keys, `label` (int8, 1 = churned; null without labels), features,
-    event lists (with time). As-of features read rows strictly before as_of.
+    """One row per customer of the population at as_of: keys, `label`, features, and event lists where there is time.
+
+    label: int8, 1 = churned, null without `labels`. Features read rows strictly before as_of.
     """
     if settings.label == "no_purchase":
         entities, label, mapped = _no_purchase(tables, as_of, settings)
@@ -196,7 +197,7 @@ def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
 
 
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
-    """Calibration, F1 threshold and bands of the validation rows, and what reasons compare with, of the training rows."""
+    """Calibration, F1 threshold and bands from validation rows; what reasons compare with, from training rows."""
     label, raw = labels_of(validation), model.predict(validation)["score"]
     curve = calibration.fit(label, raw)
     probability = calibration.apply(curve, raw)
@@ -215,7 +216,12 @@ def _groups(columns: pa.Schema) -> dict[str, tuple[str, ...]]:
 
 
 def predict(
-    model: Fitted, decision: Mapping[str, Any], examples: pa.Table, *, explain: bool = False, threshold: float | None = None
+    model: Fitted,
+    decision: Mapping[str, Any],
+    examples: pa.Table,
+    *,
+    explain: bool = False,
+    threshold: float | None = None,
 ) -> pa.Table:
     """entity_id, as_of, probability (calibrated), band, will_churn, reasons (list<string>, null without `explain`)."""
 
@@ -223,7 +229,7 @@ def predict(
         return calibration.apply(decision["calibration"], model.predict(rows)["score"])
 
     probability = probabilities(examples)
-    told = None
+    told: list[list[str]] | list[None] = [None] * examples.num_rows
     if explain:
         told = reasons.explain(probabilities, examples, decision["reference"], decision["groups"], NUM_REASONS)
     return pa.table(
@@ -233,13 +239,13 @@ def predict(
             "probability": pa.array(probability, pa.float64()),
             "band": pa.array(calibration.bands(probability, decision["bands"]), pa.string()),
             "will_churn": pa.array(probability >= (decision["threshold"] if threshold is None else threshold)),
-            "reasons": pa.array(told or [None] * examples.num_rows, pa.list_(pa.string())),
+            "reasons": pa.array(told, pa.list_(pa.string())),
         }
     )
 
 
 def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
-    """Test figures of the calibrated probabilities: at the threshold, by band, in the top tenth, for young customers."""
+    """Test figures of the calibrated probabilities: at the threshold, by band, the top tenth, young customers."""
     label = labels_of(test)
     answers = predict(model, decision, test)
     probability = answers["probability"].to_numpy()

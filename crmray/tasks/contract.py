@@ -48,8 +48,9 @@ class Needs:
 class Fitted(Protocol):
     """A fitted model: predicts, and is saved as named byte strings (never pickle)."""
 
-    rounds: int | None
-    """boosting rounds or epochs that early stopping chose; None where there is no such number"""
+    @property
+    def rounds(self) -> int | None:
+        """Boosting rounds or epochs that early stopping chose; None where there is no such number."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """Arrays of the same length and order as the rows."""

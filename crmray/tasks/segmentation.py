@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 from scipy.stats import kruskal
 from sklearn.cluster import AgglomerativeClustering
-from sklearn.metrics import calinski_harabasz_score, silhouette_score
+from sklearn.metrics import calinski_harabasz_score
 
 from crmray.data import asof, splits
 from crmray.data.splits import Snapshots, TimeSettings
 from crmray.errors import DataError, NotEnoughDataError
 from crmray.evaluate.plots import bar_chart
-from crmray.models.kmeans import KMeans, RFMRules, nearest
+from crmray.models.kmeans import KMeans, RFMRules, nearest, quality, silhouette
 from crmray.tasks.contract import KEYS, EntityRequest, Needs
 
 NAME, ROUTE, ENTITY = "segmentation", "/v1/segment", "customer"
@@ -33,8 +33,6 @@ LABELS = ("later_amount",)
 METRIC: str = "stable_silhouette"
 MODE: Literal["max", "min"] = "max"
 CANDIDATES = {candidate.NAME: candidate for candidate in (KMeans, RFMRules)}
-STABLE_ENOUGH = 0.8
-SILHOUETTE_ROWS = 10_000
 SUBSEGMENT_ROWS = 2_000
 NUM_SUBSEGMENTS = 3
 MIN_SUBSEGMENT_ROWS = 30
@@ -135,18 +133,13 @@ def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str
             f"segmentation: all {len(segment)} customers fell into one segment, expected at least 2"
         )
     steady = float(predictions["stability"][0])
-    silhouette = _silhouette(position, segment)
     return {
-        "stable_silhouette": silhouette * min(1.0, steady / STABLE_ENOUGH),
-        "silhouette": silhouette,
+        "stable_silhouette": quality(position, segment, steady),
+        "silhouette": silhouette(position, segment),
         "stability": steady,
         "calinski_harabasz": float(calinski_harabasz_score(position, segment)),
         "num_segments": float(len(np.unique(segment))),
     }
-
-
-def _silhouette(position: np.ndarray, segment: np.ndarray) -> float:
-    return float(silhouette_score(position, segment, sample_size=min(len(segment), SILHOUETTE_ROWS), random_state=0))
 
 
 def finalize(model: Any, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
@@ -266,6 +259,11 @@ def evaluate(model: Any, decision: Mapping[str, Any], test: pa.Table, settings: 
             for entry in decision["segments"]
         ],
     }
+
+
+def fixed(settings: Settings) -> dict[str, Any]:
+    """Hyper-parameters that the org file sets."""
+    return {} if settings.num_segments is None else {"kmeans.num_segments": settings.num_segments}
 
 
 def files(decision: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, bytes]:

@@ -109,27 +109,16 @@ def train(
     improved for `candidate.patience` epochs. resume: folder of a checkpoint that `report`'s `save` wrote.
     NonFiniteError, naming epoch and step, before an optimizer step with a loss or gradient that is not finite.
     """
-    settings = settings or EngineSettings()
     if data.num_train == 0:
         raise NotEnoughDataError("got 0 training rows, expected at least 1")
-    torch.manual_seed(seed)
-    model = _LossModule(candidate.module(state), candidate)
-    engine = engines.start(
-        model,
-        settings,
-        batch_size=candidate.batch_size,
-        lr=candidate.lr,
-        weight_decay=candidate.weight_decay,
-        device=device,
-    )
-    run = _Run(candidate=candidate, data=data, engine=engine, seed=seed, device=device, settings=settings)
+    run = Run.start(candidate, state, data, seed=seed, device=device, settings=settings)
     progress = _Progress()
     if resume is not None:
-        client = engines.load(engine, resume)
+        client = engines.load(run.engine, resume)
         progress = _Progress(history=client["history"], best=client["best"], weights=client["weights"])
         log.event("train.resumed", epoch=len(progress.history))
     for epoch in range(len(progress.history) + 1, (rounds or candidate.max_epochs) + 1):
-        if data.validation is not None and _stale(progress, candidate.patience):
+        if rounds is None and data.validation is not None and _stale(progress, candidate.patience):
             break
         figures = run.epoch(epoch)
         progress.history.append(figures)
@@ -137,12 +126,12 @@ def train(
         if fixed or _better(figures, progress.best, run.metric, run.mode):
             progress.best = figures
             if not fixed or epoch == (rounds or candidate.max_epochs):
-                progress.weights = engines.weights(engine, prefix="module.")
+                progress.weights = engines.weights(run.engine, prefix="module.")
         if dist.get_rank() == 0:
             log.event("train.epoch", candidate=candidate.NAME, **figures)
         if report is not None:
             client = {"history": progress.history, "best": progress.best, "weights": progress.weights}
-            report(figures, lambda folder, client=client: engines.save(engine, folder, client))
+            report(figures, lambda folder, client=client: engines.save(run.engine, folder, client))
     return Outcome(
         weights=progress.weights, rounds=progress.best["epoch"], figures=progress.best, history=progress.history
     )
@@ -170,8 +159,8 @@ def learning_rate(candidate: Any, step: int, num_steps: int) -> float:
     return candidate.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
-class _Run:
-    """One training on one rank: what its epochs share."""
+class Run:
+    """One training on one rank: what its epochs share. `train` drives it; a benchmark may run epochs one by one."""
 
     def __init__(self, *, candidate: Any, data: Data, engine: Any, seed: int, device: str, settings: EngineSettings):
         self.candidate, self.data, self.engine, self.seed, self.device = candidate, data, engine, seed, device
@@ -189,6 +178,23 @@ class _Run:
         self.where = (0, 0)
         self.step_loss = torch.zeros(())
         engines.before_step(engine, self._refuse_non_finite)
+
+    @classmethod
+    def start(
+        cls, candidate: Any, state: Any, data: Data, *, seed: int, device: str, settings: EngineSettings | None = None
+    ) -> Run:
+        """A fresh module in a fresh engine."""
+        settings = settings or EngineSettings()
+        torch.manual_seed(seed)
+        engine = engines.start(
+            _LossModule(candidate.module(state), candidate),
+            settings,
+            batch_size=candidate.batch_size,
+            lr=candidate.lr,
+            weight_decay=candidate.weight_decay,
+            device=device,
+        )
+        return cls(candidate=candidate, data=data, engine=engine, seed=seed, device=device, settings=settings)
 
     def _refuse_non_finite(self, gradients: list[torch.Tensor]) -> None:
         """Runs between the reduction of the gradients and the optimizer."""

@@ -78,7 +78,7 @@ class Result:
     fit: Fit
     """what was fitted"""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """the task's figures on validation; empty when it failed or was a refit"""
+    """the task's figures on validation; empty for a refit or when it failed"""
     rounds: int | None = None
     """epochs or boosting rounds that it took or chose"""
     seconds: float = 0.0
@@ -111,6 +111,12 @@ class Results:
             return None
         return Result(fit=fit, **{name: about[name] for name in ("figures", "rounds", "seconds", "failed")})
 
+    def of(self, fit: Fit) -> Result:
+        """The result of a fit that is known to be finished."""
+        result = self.read(fit)
+        assert result is not None, fit
+        return result
+
     def model(self, task: Task, fit: Fit) -> Fitted:
         """The fitted model of a finished fit."""
         folder = f"{self.folder}/{fit.key}"
@@ -137,12 +143,13 @@ def engine_settings(overrides: Mapping[str, Any]) -> EngineSettings:
 
 
 def choose(
-    task: Task, columns: Sequence[str], *, candidates: Sequence[str] | None, overrides: Mapping[str, Any], grid: bool,
-    memory_gib: float,
+    task: Task, columns: Sequence[str], num_rows: int, *, candidates: Sequence[str] | None,
+    overrides: Mapping[str, Any], grid: bool, memory_gib: float,
 ) -> list[Point]:  # fmt: skip
     """One point per candidate (its defaults), or every point of its GRID; overrides fix a field in all of them.
 
-    An override is `field` for every candidate that has it, or `candidate.field` for one. ConfigError for a name that
+    An override is `field` for every candidate that has it, or `candidate.field` for one. A candidate's `for_rows` gives
+    defaults that depend on the number of training rows. ConfigError for a name that
     nothing has; NotEnoughDataError when no candidate applies to the columns.
     """
     names = list(candidates or task.CANDIDATES)
@@ -160,8 +167,10 @@ def choose(
             log.event("candidate.skipped", candidate=name, why=why_not)
             continue
         free = {key: values for key, values in family.GRID.items() if key not in fixed} if grid else {}
+        usual = family.for_rows(num_rows) if hasattr(family, "for_rows") else {}
         if "memory_gib" in _fields(family):
-            fixed = {"memory_gib": memory_gib, **fixed}
+            usual = {**usual, "memory_gib": memory_gib}
+        fixed = {**usual, **fixed}
         for values in itertools.product(*free.values()):
             points.append(_point(name, family, {**fixed, **dict(zip(free, values, strict=True))}))
     unused = [key for key in overrides if key not in used and not key.startswith(ENGINE)]

@@ -43,7 +43,7 @@ def read(examples: Run, *, memory_gib: float, seed: int) -> Rows:
 
     NotEnoughDataError when a side is empty.
     """
-    dates = splits.Snapshots.of(examples.manifest())
+    dates = dates_of(examples)
     files = {part: examples.files(f"{part}/*.parquet") for part in ("train", "validation")}
     share = _share(examples, [*files["train"], *files["validation"]], memory_gib)
     train, validation = (_read(examples, names, share, seed) for names in files.values())
@@ -56,11 +56,26 @@ def read(examples: Run, *, memory_gib: float, seed: int) -> Rows:
 
 def _refit(train: pa.Table, validation: pa.Table, dates: splits.Snapshots) -> pa.Table:
     """Both tables' rows before the test date; a validation date that is a training date too adds nothing."""
-    if dates.validation in dates.train:
+    if dates.has_time and dates.validation in dates.train:
         both = train
     else:
         both = pa.concat_tables([train, validation], promote_options="permissive")
     return both.filter(pa.array(splits.refit(both["as_of"], dates)))
+
+
+def dates_of(examples: Run) -> splits.Snapshots:
+    """The dates of an examples run."""
+    return splits.Snapshots.of(examples.manifest())
+
+
+def of_shard(table: pa.Table, part: str, which: str, dates: splits.Snapshots) -> pa.Table:
+    """The rows of one file of train/ or validation/ (`part`) that a fit on `which` rows may see."""
+    if which == "selection":
+        return table.filter(pa.array(splits.selection(table["as_of"], dates))) if part == "train" else table.slice(0, 0)
+    if part == "validation" and dates.validation in dates.train:
+        return table.slice(0, 0)
+    table = table.filter(pa.array(splits.refit(table["as_of"], dates)))
+    return table.filter(pc.equal(table["part"], "train")) if which == "hash" else table
 
 
 def test(examples: Run) -> pa.Table:

@@ -28,6 +28,8 @@ from crmray.train.trials import TrialTable
 
 MAX_SAMPLES = 30
 """trials of a search by Optuna, where the grid is not smaller"""
+ASHA_GRACE_EPOCHS = 3
+"""epochs that every trial gets"""
 CRASHES = 2
 """times that a trial is run again when its process dies"""
 
@@ -124,16 +126,17 @@ def _trial(config: Mapping[str, Any], shared: Search, train: pa.Table, validatio
     task, fit = shared.task, shared.fit_of(config)
     worst = -np.inf if task.MODE == "max" else np.inf
     result = shared.results.read(fit)
-    epochs = 0
+    epochs, label = 0, fit.point.label(task)
 
     def report(figures: dict[str, Any], save: Callable[..., None]) -> None:
         nonlocal epochs
         epochs = figures["epoch"]
+        last = epochs >= fit.point.settings["max_epochs"]
         tags = {"task": task.NAME, "candidate": fit.point.candidate}
         cluster.record("crmray_loss", figures["train_loss"], **tags, part="train")
         cluster.record("crmray_examples_per_s", figures["rows_per_s"], **tags)
-        if task.METRIC in figures:
-            tune.report({**figures, "finished": False})
+        if task.METRIC in figures and not last:  # a scheduler has nothing left to stop after the last epoch
+            tune.report({**figures, "finished": False, "label": label})
 
     if result is None:
         started = time.perf_counter()
@@ -152,7 +155,13 @@ def _trial(config: Mapping[str, Any], shared: Search, train: pa.Table, validatio
         else:
             result = Result(fit=fit, figures=figures, rounds=rounds, seconds=_since(started))
             shared.results.write(result, model)
-    final = {"epoch": epochs, "finished": True, "failed": result.failed or "", "seconds": result.seconds}
+    final = {
+        "epoch": epochs,
+        "finished": True,
+        "label": label,
+        "failed": result.failed or "",
+        "seconds": result.seconds,
+    }
     tune.report({task.METRIC: worst, **result.figures, **final})
 
 
@@ -166,7 +175,7 @@ def search(
 ) -> list[Result]:  # fmt: skip
     """Run the trials that are not finished yet; one result per trial, failed ones included.
 
-    name: of the Tune experiment; the same name goes on where a killed one stopped. TrainingError when all trials failed.
+    name: of the Tune experiment; the same name goes on where a killed one stopped.
     """
     task = shared.task
     gpus = 1 if shared.device == "cuda" else 0
@@ -179,7 +188,7 @@ def search(
     counts = {"points": len(shared.points), "left": len(todo), "concurrency": concurrency}
     log.event("search", task=task.NAME, **counts, **how, logs=f"{folder}/{name}")
     if not shared.by_optuna and not todo:
-        return _checked(shared, [shared.results.read(fit) for fit in map(_selection(shared), shared.points)])
+        return [shared.results.of(fit) for fit in map(_selection(shared), shared.points)]
     trainable = tune.with_resources(
         tune.with_parameters(_trial, shared=shared, train=train, validation=validation),
         {"cpu": cpus_per_trial, "gpu": gpus},
@@ -194,7 +203,7 @@ def search(
     else:
         tuner = _tuner(shared, trainable, folder, name, concurrency, scheduler)
     grid = tuner.fit()
-    return _checked(shared, [_result(shared, grid, index) for index in range(len(grid))])
+    return [_result(shared, grid, index) for index in range(len(grid))]
 
 
 def _selection(shared: Search) -> Callable[[Point], Fit]:
@@ -216,12 +225,11 @@ def _tuner(
     if scheduler == "asha":
         longest = max(point.settings.get("max_epochs", 1) for point in points)
         options["scheduler"] = tune.schedulers.ASHAScheduler(
-            time_attr="epoch", max_t=max(2, longest), grace_period=min(3, max(1, longest - 1)), reduction_factor=3
+            time_attr="epoch", max_t=longest + 1, grace_period=min(ASHA_GRACE_EPOCHS, longest), reduction_factor=3
         )
     elif scheduler is not None:
         raise ConfigError(f"got scheduler {scheduler!r}, expected 'asha' or none")
-    table = TrialTable(task=task.NAME, metric=task.METRIC, mode=task.MODE, total=num_trials,
-                       labels=None if shared.by_optuna else [point.label(task) for point in points])  # fmt: skip
+    table = TrialTable(task=task.NAME, metric=task.METRIC, mode=task.MODE, total=num_trials)
     return tune.Tuner(
         trainable,
         param_space=param_space,
@@ -242,18 +250,25 @@ def _optuna(shared: Search) -> Any:
         from ray.tune.search.optuna import OptunaSearch
     except ImportError:
         raise ConfigError("search 'optuna': the package is not installed; pip install crmray[optuna]") from None
-    space = _space(shared.points)
+    return OptunaSearch(
+        space=_Space(_space(shared.points)), metric=shared.task.METRIC, mode=shared.task.MODE, seed=shared.seed
+    )
 
-    def define(trial: Any) -> None:
-        name = trial.suggest_categorical("candidate", sorted(space))
-        for field, values in space[name].items():
+
+class _Space:
+    """Asks Optuna for a candidate and its hyper-parameters. A class, since Tune pickles it with the search's state."""
+
+    def __init__(self, families: dict[str, dict[str, list[Any]]]):
+        self.families = families
+
+    def __call__(self, trial: Any) -> None:
+        name = trial.suggest_categorical("candidate", sorted(self.families))
+        for field, values in self.families[name].items():
             if _is_continuous(values):
                 low, high = min(values), max(values)
                 trial.suggest_float(f"{name}.{field}", low, high, log=low > 0 and high / low >= 5)
             else:
                 trial.suggest_int(f"{name}.{field}", 0, len(values) - 1)
-
-    return OptunaSearch(space=define, metric=shared.task.METRIC, mode=shared.task.MODE, seed=shared.seed)
 
 
 def _result(shared: Search, grid: tune.ResultGrid, index: int) -> Result:
@@ -269,14 +284,3 @@ def _result(shared: Search, grid: tune.ResultGrid, index: int) -> Result:
     if trial.error is not None:
         why = str(trial.error).strip().splitlines()[-1]
     return Result(fit=fit, figures=figures, failed=why)
-
-
-def _checked(shared: Search, results: Sequence[Result | None]) -> list[Result]:
-    done = [result for result in results if result is not None]
-    if all(result.failed for result in done):
-        reasons = sorted({f"{result.fit.point.candidate}: {result.failed}" for result in done})
-        raise TrainingError(f"{shared.task.NAME}: none of {len(done)} trials gave a model; " + "; ".join(reasons[:5]))
-    for result in done:
-        if result.failed:
-            log.warn("trial.failed", trial=result.fit.point.label(shared.task), why=result.failed)
-    return done

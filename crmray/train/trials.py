@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -19,8 +18,8 @@ GIVE_UP_S = 1800.0
 class TrialTable(Callback):
     """Tells each trial's end and how the search stands; says what it waits for while nothing runs."""
 
-    def __init__(self, *, task: str, metric: str, mode: str, total: int, labels: Sequence[str] | None):
-        self.task, self.metric, self.mode, self.total, self.labels = task, metric, mode, total, labels
+    def __init__(self, *, task: str, metric: str, mode: str, total: int):
+        self.task, self.metric, self.mode, self.total = task, metric, mode, total
         self.done, self.failed, self.best = 0, 0, ""
         self.best_value: float | None = None
         self.idle_since, self.next_word_s = time.monotonic(), 10.0
@@ -29,11 +28,6 @@ class TrialTable(Callback):
         """After a restore the clock starts anew."""
         self.__dict__.update(state)
         self.idle_since, self.next_word_s = time.monotonic(), 10.0
-
-    def _label(self, trial: Any) -> str:
-        if self.labels is not None:
-            return self.labels[trial.config["point"]]
-        return " ".join(f"{key}={value}" for key, value in trial.config.items())
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Look whether anything runs."""
@@ -65,7 +59,7 @@ class TrialTable(Callback):
         self, trial: Any, trials: list[Any], state: str, value: float | None, why: str, seconds: float | None
     ) -> None:
         self.done += 1
-        label = self._label(trial)
+        label = (trial.last_result or {}).get("label") or " ".join(f"{k}={v}" for k, v in trial.config.items())
         fields: dict[str, Any] = {"trial": label, "state": state}
         if state in ("finished", "stopped") and value is not None:
             fields[self.metric] = round(float(value), 5)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
@@ -43,6 +45,9 @@ class Net:
     max_epochs: int = 3
     patience: int = 2
     pause_s: float = 0.0
+    """Seconds that every training step takes longer."""
+    trace: str = ""
+    """File that gets a line with the process id at every training step."""
 
     def prepare(self, train: pa.Table) -> dict[str, Any]:
         return {"mean": features(train).mean(axis=0).tolist()}
@@ -65,10 +70,11 @@ class Net:
         return {name: torch.from_numpy(values[rows]) for name, values in arrays.items()}
 
     def loss(self, module: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if self.pause_s and module.training:
-            import time
-
+        if module.training:
             time.sleep(self.pause_s)
+            if self.trace:
+                with open(self.trace, "a", encoding="utf-8") as file:
+                    file.write(f"{os.getpid()}\n")
         logits = module(batch["x"]).squeeze(1)
         return torch.nn.functional.binary_cross_entropy_with_logits(logits, batch["label"], reduction="none")
 
@@ -177,7 +183,7 @@ def rows(num_rows: int, seed: int, as_of: datetime | None = None, offset: int = 
 
 
 def write_examples(lake: Lake, num_rows: int = 400) -> Run:
-    """An examples run with time: three training dates, validation, test; the last training date serves the refit only."""
+    """An examples run with time: three training dates (the last for the refit only), validation, test."""
     first, days = datetime(2026, 1, 1, tzinfo=timezone.utc), timedelta(days=30)
     train = [first, first + days, first + 2 * days]
     dates = {"train": train, "validation": first + 3 * days, "test": first + 5 * days, "now": first + 7 * days}

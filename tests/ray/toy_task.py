@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -31,6 +32,7 @@ class Settings(Part):
 
 class Request(EntityRequest):
     threshold: float = Field(0.5, ge=0, le=1)
+    sleep_s: float = 0.0
 
 
 class Prediction(BaseModel):
@@ -52,7 +54,9 @@ def needs(settings: Settings) -> Needs:
 def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings, *, labels: bool) -> pa.Table:
     """One row per customer: orders before as_of, days since the last one, country, the orders' days as a list."""
     ids = tables["customers"]["entity_id"].to_pylist()
-    orders = tables["transactions"].filter(pc.less(tables["transactions"]["occurred_at"], pa.scalar(as_of, schema.TIME)))
+    orders = tables["transactions"].filter(
+        pc.less(tables["transactions"]["occurred_at"], pa.scalar(as_of, schema.TIME))
+    )
     days: dict[str, list[float]] = {key: [] for key in ids}
     for key, at in zip(orders["entity_id"].to_pylist(), orders["occurred_at"].to_pylist(), strict=True):
         days[key].append((as_of - at) / timedelta(days=1))
@@ -99,7 +103,11 @@ def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str
     return {"accuracy": float(((predictions["score"] >= 0.5) == (examples["label"].to_numpy() == 1)).mean())}
 
 
-def predict(model: Any, decision: Mapping[str, Any], examples: pa.Table, *, explain: bool = False, threshold: float = 0.5):
+def predict(
+    model: Any, decision: Mapping[str, Any], examples: pa.Table, *, explain: bool = False, threshold: float = 0.5,
+    sleep_s: float = 0.0,
+) -> pa.Table:  # fmt: skip
+    time.sleep(sleep_s)
     probability = model.predict(examples)["score"]
     reasons = [["orders"] if explain else None] * len(probability)
     return pa.table(
@@ -128,7 +136,9 @@ TASKS = {NAME: module()}
 def tables(num_customers: int) -> dict[str, pa.Table]:
     """Customer c00007 has 7 % 5 = 2 orders, the newest on 30 September, the others a day apart."""
     ids = [f"c{number:05d}" for number in range(num_customers)]
-    orders = [(key, NOW - timedelta(days=1 + day)) for number, key in enumerate(ids) for day in reversed(range(number % 5))]
+    orders = [
+        (key, NOW - timedelta(days=1 + day)) for number, key in enumerate(ids) for day in reversed(range(number % 5))
+    ]
     customers = {"entity_id": ids, "country": ["NL", "DE"] * (num_customers // 2) + ["NL"] * (num_customers % 2)}
     transactions = {"entity_id": [key for key, _ in orders], "occurred_at": [at for _, at in orders]}
     return {
@@ -138,20 +148,43 @@ def tables(num_customers: int) -> dict[str, pa.Table]:
     }
 
 
+def table_manifest(name: str, table: pa.Table) -> dict[str, Any]:
+    """What the shard stage says of a table in one shard."""
+    time = schema.TABLES[name].time
+    span = pc.min_max(table[time]).as_py() if time else {"min": None, "max": None}
+    return {
+        "rows": table.num_rows,
+        "columns": table.column_names,
+        "missing": {column: table[column].null_count for column in table.column_names},
+        "earliest": span["min"] and span["min"].isoformat(),
+        "latest": span["max"] and span["max"].isoformat(),
+        "clock": "utc",
+        "num_shards": 1,
+    }
+
+
 def write_examples(lake: storage.Lake, num_customers: int = 1_500) -> storage.Run:
     """Tables and the examples made from them, as the stations write them."""
     made, inputs = tables(num_customers), {}
     for name, table in made.items():
-        run = lake.run("tables", name, storage.run_id("shard", inputs={}, settings={"n": num_customers}, seed=0, format=1))
+        run = lake.run(
+            "tables", name, storage.run_id("shard", inputs={}, settings={"n": num_customers}, seed=0, format=1)
+        )
         run.write_table("shard-00000.parquet", table)
-        inputs[name] = run.commit().run_id
+        inputs[name] = run.commit(**table_manifest(name, table)).run_id
     run = lake.run("examples", NAME, storage.run_id("examples", inputs=inputs, settings={}, seed=0, format=1))
     rows = examples(made, NOW, Settings(), labels=True)
     run.write_table("test/shard-00000.parquet", rows)
     run.write_arrow("now.arrow", examples(made, NOW, Settings(), labels=False))
     dates = {"train": [], "validation": None, "test": None, "now": NOW.isoformat()}
     return run.commit(
-        task=NAME, features_version=FEATURES_VERSION, settings={}, as_of=dates, horizon_days=30, inputs=inputs
+        task=NAME,
+        features_version=FEATURES_VERSION,
+        settings={},
+        as_of=dates,
+        horizon_days=30,
+        inputs=inputs,
+        num_shards=1,
     )
 
 
@@ -171,7 +204,7 @@ def write_bundle(lake: storage.Lake, run_id: str, *, bias: float, weight: float,
         card="# toy",
         metrics={"sigmoid": score(rows, model.predict(rows))},
         baselines={"coin": {"accuracy": baseline}},
-        data={"examples": examples_run.run_id, "as_of": examples_run.manifest()["as_of"]},
+        data=examples_run.manifest(),
         seed=0,
     )
     return run.commit()

@@ -1,5 +1,6 @@
 """Segmentation: planted groups are found, named and told apart; shards do not matter."""
 
+import itertools
 import json
 from datetime import datetime, timezone
 
@@ -40,7 +41,7 @@ def fit(table, candidate, shards=1):
     """Run the shard-wise contract in this process."""
     state, done = candidate.start(table, 0), False
     bounds = np.linspace(0, table.num_rows, shards + 1).astype(int)
-    parts = [table.slice(a, b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [table.slice(a, b - a) for a, b in itertools.pairwise(bounds)]
     while not done:
         state, done = candidate.reduce(state, [candidate.map(state, part) for part in parts])
     return candidate.fitted(state)
@@ -69,6 +70,7 @@ def test_the_right_number_scores_best():
     table, _ = planted()
     quality = {k: segmentation.score(table, fit(table, KMeans(num_segments=k)).predict(table)) for k in (2, 3, 4, 5)}
     assert max(quality, key=lambda k: quality[k]["stable_silhouette"]) == 3
+    assert len(fit(table, KMeans()).centers_KD) == 3
 
 
 def test_round_trip_and_batch_equals_single():
@@ -119,3 +121,5 @@ def test_too_few_customers_is_said_with_the_counts():
     table, _ = planted(20)
     with pytest.raises(NotEnoughDataError, match="got 20 customers, expected at least 30"):
         KMeans(num_segments=3).start(table, 0)
+    with pytest.raises(NotEnoughDataError, match="got 20 customers, expected at least 80"):
+        KMeans().start(table, 0)

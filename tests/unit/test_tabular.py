@@ -130,6 +130,12 @@ def test_rows_beyond_the_memory_budget_are_sampled_with_a_warning(caplog):
     assert training_rows.within_budget(TRAIN, bytes_per_row=10, memory_gib=1, candidate="x", seed=0) is TRAIN
 
 
+def test_a_forest_draws_no_more_rows_per_tree_than_it_is_told():
+    model = RandomForest(num_trees=3, min_rows_leaf=1, max_rows_tree=50).fit(TRAIN, None, seed=0)
+    assert [tree.tree_.weighted_n_node_samples[0] for tree in model.estimator.estimators_] == [50, 50, 50]
+    assert RandomForest(num_trees=2).fit(TRAIN, None, seed=0).estimator.max_samples is None
+
+
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="got imbalance='some'"):
         Logistic(imbalance="some")

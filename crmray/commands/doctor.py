@@ -1,0 +1,167 @@
+"""`crmray doctor`: what is wrong with this machine or this cluster, in words."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from crmray import config
+from crmray.dashboard import Dashboard
+from crmray.errors import CrmrayError
+from crmray.head import home, local_head
+from crmray.keys import default_path
+from crmray.storage import Lake
+
+PINNED = ("torch", "ray", "deepspeed", "modin", "pyarrow")
+PORTS = {6379: "GCS", 8265: "dashboard", 8000: "endpoints"}
+MIN_MEMORY_GIB, MIN_DISK_GIB, MIN_SHM_GIB = 8, 10, 2
+
+Finding = tuple[bool, str]
+"""(fine, what was found and, where it is not fine, what to do)"""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "doctor",
+        help="what is wrong with this machine or cluster",
+        description="Look at versions, memory, disk, ports, files of tokens and keys, the cluster, an org file.",
+        epilog="example: crmray doctor --org org.yaml",
+    )
+    parser.add_argument("--org", metavar="ORG.yaml", help="look at this org file too")
+    parser.add_argument("--address", help="dashboard of another cluster; default: the local head")
+    parser.set_defaults(call=command)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Print the findings; exit code 2 when one is not fine."""
+    findings = [*versions(), *machine(), *secrets_files(), *cluster(arguments.address)]
+    if arguments.org:
+        findings += org_file(arguments.org)
+    for fine, text in findings:
+        print(f"{'ok  ' if fine else 'BAD '} {text}")
+    bad = sum(not fine for fine, _ in findings)
+    print(f"\n{bad} of {len(findings)} findings need a hand" if bad else f"\nall {len(findings)} findings are fine")
+    return 2 if bad else 0
+
+
+def versions() -> Iterator[Finding]:
+    """Python and the pinned packages against what crmray asks for."""
+    yield (3, 11) <= sys.version_info[:2] < (3, 14), f"Python {sys.version.split()[0]} (3.11 to 3.13 are supported)"
+    pins = [part.split(";")[0] for part in importlib.metadata.requires("crmray") or []]
+    wanted = {pin.split("==")[0].split("[")[0]: pin.split("==")[1].strip() for pin in pins if "==" in pin}
+    for name in PINNED:
+        if name not in wanted:
+            continue
+        try:
+            there = importlib.metadata.version(name).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            there = "none"
+        fine = there == wanted[name]
+        yield fine, f"{name} {there}" + ("" if fine else f", expected {wanted[name]}; install with constraints.txt")
+
+
+def machine() -> Iterator[Finding]:
+    """CPUs, memory, disk, shared memory, open files, ports."""
+    yield True, f"{os.cpu_count()} CPUs"
+    memory = psutil.virtual_memory()
+    text = f"memory {memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} GiB of it free"
+    yield memory.total / 2**30 >= MIN_MEMORY_GIB, f"{text} (at least {MIN_MEMORY_GIB} GiB are asked for)"
+    for folder, least, what in (("/tmp", MIN_DISK_GIB, "Ray's sessions"), ("/dev/shm", MIN_SHM_GIB, "objects of Ray")):
+        if os.path.isdir(folder):
+            free = shutil.disk_usage(folder).free / 2**30
+            advice = "" if free >= least else "; free some, or mount more"
+            yield (
+                free >= least,
+                f"{folder} (for {what}) has {free:.0f} GiB free, at least {least} are asked for{advice}",
+            )
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield max(soft, hard) >= 8192, f"open files: up to {max(soft, hard)} (8192 are asked for; ulimit -n)"
+    head = local_head()
+    for port, what in PORTS.items():
+        busy = _busy(port)
+        ours = head is not None and busy
+        text = f"port {port} ({what}) is {'in use' if busy else 'free'}" + (", a head of ours runs" if ours else "")
+        yield not busy or ours, text + ("" if not busy or ours else "; `crmray up` takes another, Serve needs --port")
+
+
+def _busy(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def secrets_files() -> Iterator[Finding]:
+    """Nobody else may read tokens and keys."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    ray_default = Path.home() / ".ray" / "auth_token"
+    for path in dict.fromkeys(
+        [home() / "auth_token", home() / "key", default_path(), ray_default, *([Path(named)] if named else [])]
+    ):
+        if path.exists():
+            mode = path.stat().st_mode & 0o777
+            fine = mode & 0o077 == 0
+            yield fine, f"{path} has mode {mode:04o}" + ("" if fine else f"; others can read it: chmod 600 {path}")
+        elif named and path == Path(named):
+            yield False, f"RAY_AUTH_TOKEN_PATH names {path}, which is not there"
+
+
+def cluster(address: str | None) -> Iterator[Finding]:
+    """Whether the head answers, speaks our version of Ray, asks for the token, and has room."""
+    try:
+        dashboard = Dashboard(address, timeout_s=5)
+        version = dashboard.version()["ray_version"]
+        ours = importlib.metadata.version("ray")
+        yield (
+            version == ours,
+            f"cluster {dashboard.address} runs Ray {version}"
+            + ("" if version == ours else f", this machine has {ours}; both have to be the same"),
+        )
+        yield (
+            _asks_for_token(dashboard),
+            "the cluster asks for the token; without it anybody who reaches it can run code",
+        )
+        dead = [node["node_ip"] for node in dashboard.nodes() if node["state"] != "ALIVE"]
+        yield not dead, f"{len(dead)} nodes are down: {', '.join(dead)}" if dead else "all nodes are alive"
+        for name, (used, total) in dashboard.usage().items():
+            if name in ("CPU", "GPU") and total:
+                fine = used < total
+                yield fine, f"{used:g} of {total:g} {name} in use" + ("" if fine else "; jobs wait until one is free")
+    except CrmrayError as error:
+        no_head = address is None and local_head() is None
+        yield no_head, "no cluster runs here; `crmray up` starts one" if no_head else str(error)
+
+
+def _asks_for_token(dashboard: Dashboard) -> bool:
+    import requests
+
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.get(f"{dashboard.address}/api/version", timeout=5).status_code in (401, 403)
+
+
+def org_file(path: str) -> Iterator[Finding]:
+    """Whether the org file is right, its tasks are known and its storage can be written."""
+    from crmray import tasks
+
+    try:
+        org = config.load(path)
+        for name in org.tasks:
+            tasks.settings(org, name)
+        yield True, f"org file {path}: {org.name}, tasks {', '.join(org.tasks) or 'none'}"
+        lake = Lake(org.root)
+        lake.write("_work/doctor.txt", b"may be removed")
+        lake.fs.rm_file(f"{lake.base}/_work/doctor.txt")
+        yield True, f"storage {org.root} can be written"
+    except (CrmrayError, OSError) as error:
+        yield False, str(error)

@@ -1,0 +1,229 @@
+"""A first org file from data files: which canonical table each file is, which column is which. Guesses are marked."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crmray.data import files
+from crmray.errors import DataError
+
+SAMPLE_ROWS = 20_000
+# Canonical column -> names under which sources have it, compared without case, spaces and marks; the best first.
+_ENTITY = (
+    "customerid",
+    "custid",
+    "customer",
+    "accountid",
+    "account",
+    "userid",
+    "user",
+    "reviewerid",
+    "clientid",
+    "memberid",
+)
+_TIME = (
+    "invoicedate", "orderdate", "purchasedate", "transactiondate", "occurredat", "timestamp", "createddate",
+    "activitydate", "datetime", "date", "time",
+)  # fmt: skip
+SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
+    "transactions": {
+        "entity_id": _ENTITY,
+        "occurred_at": _TIME,
+        "order_id": ("invoiceno", "invoice", "orderid", "ordernumber", "basketid", "receiptid"),
+        "product_id": ("stockcode", "productid", "sku", "itemid", "asin", "product2id", "product", "item"),
+        "num_units": ("quantity", "qty", "units", "numunits"),
+        "unit_price_amount": ("unitprice", "price", "unitpriceamount"),
+        "net_amount": ("netamount", "amount", "total", "totalprice", "sales", "linetotal", "revenue"),
+        "channel": ("channel",),
+    },
+    "interactions": {
+        "entity_id": _ENTITY,
+        "occurred_at": _TIME,
+        "channel": ("channel", "origin"),
+        "subject": ("subject", "title", "summary"),
+        "text": ("text", "body", "textbody", "description", "reviewtext", "comment", "message"),
+        "rating": ("rating", "stars", "overall", "score"),
+        "status": ("status",),
+    },
+    "products": {
+        "product_id": ("productid", "sku", "stockcode", "itemid", "asin", "id"),
+        "name": ("name", "productname", "title", "description"),
+        "category": ("category", "family", "department"),
+        "brand": ("brand",),
+        "price_amount": ("price", "unitprice", "listprice"),
+    },
+    "customers": {
+        "entity_id": (*_ENTITY, "id"),
+        "created_at": ("createddate", "createdat", "signupdate", "joined"),
+        "country": ("country", "billingcountry"),
+        "region": ("region", "state", "billingstate"),
+        "industry": ("industry",),
+        "segment": ("segment",),
+    },
+}
+REQUIRED = {
+    "transactions": {"entity_id", "occurred_at"},
+    "interactions": {"entity_id", "occurred_at", "text"},
+    "products": {"product_id", "name"},
+    "customers": {"entity_id"},
+}
+LABELS = ("churn", "churned", "exited", "attrition", "attrited", "left", "target", "label")
+
+
+@dataclass(kw_only=True)
+class Guess:
+    """What a file seems to be."""
+
+    path: str
+    """as given"""
+    table: str | None = None
+    """canonical table; None when nothing fits"""
+    columns: dict[str, str] = field(default_factory=dict)
+    """canonical column -> source column"""
+    label: str | None = None
+    """column with two values that looks like an outcome"""
+    settings: dict[str, str] = field(default_factory=dict)
+    """encoding, delimiter, date_format, where not the default"""
+    seen: list[str] = field(default_factory=list)
+    """all columns of the file"""
+    made_id: bool = False
+    """whether rows have no id, so that their number has to serve"""
+
+
+def guess(path: str) -> Guess:
+    """Look at the first rows of a file. DataError when it cannot be read."""
+    settings = {} if path.lower().endswith((".parquet", ".pq")) else _csv_settings(path)
+    source = files.find(
+        [path], ".", encoding=settings.get("encoding", "utf-8"), delimiter=settings.get("delimiter", ",")
+    )
+    seen = list(files.schema(source).names)
+    rows = pa.Table.from_batches(list(itertools.islice(files.batches(source, seen, rows=SAMPLE_ROWS), 1)))
+    found = Guess(path=path, settings=settings, seen=seen)
+    names = {_plain(name): name for name in reversed(seen)}
+    best = 0.0
+    for table, synonyms in SYNONYMS.items():
+        columns = {canonical: names[hit] for canonical, options in synonyms.items() if (hit := _first(options, names))}
+        score = len(columns) + 0.5 * len(REQUIRED[table] & set(columns))
+        if set(columns) >= REQUIRED[table] and score > best:
+            best, found.table, found.columns = score, table, columns
+    if (hit := _first(LABELS, names)) and pc.count_distinct(rows[names[hit]]).as_py() == 2:
+        found.label = names[hit]
+        found.made_id = found.table != "customers"
+        found.table = "customers"
+        found.columns = {"entity_id": files.ROW} if found.made_id else found.columns
+    if found.table in ("transactions", "interactions"):
+        found.settings |= _date_format(rows[found.columns["occurred_at"]])
+    return found
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _first(options: Sequence[str], names: dict[str, str]) -> str | None:
+    return next((option for option in options if option in names), None)
+
+
+def _csv_settings(path: str) -> dict[str, str]:
+    """Delimiter and encoding of a CSV file, from its first line and its first bytes, where they are not the default."""
+    settings = {}
+    try:
+        with files.open_file(path) as file:
+            head = file.read(1 << 20)
+    except DataError:
+        return {}  # `find` says it better
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:
+            settings["encoding"] = "latin-1"
+    first = head.split(b"\n", 1)[0]
+    delimiter = max(b",", b";", b"\t", b"|", key=first.count)
+    if delimiter != b",":
+        settings["delimiter"] = delimiter.decode()
+    return settings
+
+
+def _date_format(values: pa.ChunkedArray) -> dict[str, str]:
+    """A strptime format when the times are text that is not ISO; day or month first is told by values above 12."""
+    if not pa.types.is_string(values.type):
+        return {}
+    sample = [value for value in values.slice(0, 5000).to_pylist() if value]
+    matches = [
+        re.match(r"^(\d{1,2})([/.-])(\d{1,2})\2(\d{2,4})(?: (\d{1,2}):(\d{2})(:\d{2})?)?", value) for value in sample
+    ]
+    if not sample or not all(matches):
+        return {}
+    found = [match for match in matches if match]
+    mark, year = found[0][2], "%Y" if len(found[0][4]) == 4 else "%y"
+    month_first = max(int(match[3]) for match in found) > 12
+    days = f"%m{mark}%d" if month_first else f"%d{mark}%m"
+    clock = "" if not found[0][5] else " %H:%M:%S" if found[0][7] else " %H:%M"
+    return {"date_format": f"{days}{mark}{year}{clock}"}
+
+
+def render(name: str, guesses: Sequence[Guess], folder: Path) -> str:
+    """The draft as YAML text, every guess marked with what else was there."""
+    lines = [
+        f"name: {name}",
+        "storage: lake  # GUESS a folder beside this file; s3://bucket/prefix works as well",
+        "currency: USD  # GUESS",
+        "source:",
+        "  kind: files",
+        "  tables:",
+    ]
+    for table in dict.fromkeys(guess.table for guess in guesses if guess.table):
+        lines.append(f"    {table}:")
+        for one in (guess for guess in guesses if guess.table == table):
+            place = one.path if os.path.isabs(one.path) else os.path.relpath(one.path, folder)
+            lines += _source_lines(one, place)
+            if one.label:
+                lines += ["    outcomes:", *_outcome_lines(one, place)]
+    for one in (guess for guess in guesses if not guess.table):
+        lines.append(f"    # {one.path}: no canonical table fits its columns {', '.join(one.seen)}")
+    tables = {guess.table for guess in guesses}
+    lines.append("tasks:  # GUESS what this data can carry; `crmray check` tells")
+    if any(guess.label for guess in guesses):
+        lines.append('  churn: {label: "outcome:churn"}')
+    elif "transactions" in tables:
+        lines.append("  churn: {}")
+    if "transactions" in tables:
+        lines += ["  segmentation: {}", "  recommendation: {}"]
+    return "\n".join(lines) + "\n"
+
+
+def _source_lines(one: Guess, place: str) -> list[str]:
+    unused = [name for name in one.seen if name not in one.columns.values() and name != one.label]
+    lines = [f"      - files: [{_quoted(place)}]", "        columns:"]
+    for canonical, column in one.columns.items():
+        note = "the file has no id; the number of the row serves" if column == files.ROW else "GUESS by its name"
+        lines.append(f"          {canonical}: {_quoted(column)}  # {note}")
+    lines += [f"        {key}: {_quoted(value)}  # GUESS from the first rows" for key, value in one.settings.items()]
+    if one.table == "customers" and unused:
+        lines.append(f"        attributes: [{', '.join(map(_quoted, unused))}]  # GUESS all other columns")
+    elif unused:
+        lines.append(f"        # not mapped: {', '.join(unused)}")
+    return lines
+
+
+def _outcome_lines(one: Guess, place: str) -> list[str]:
+    assert one.label is not None
+    return [
+        f"      - files: [{_quoted(place)}]",
+        "        columns:",
+        f"          entity_id: {_quoted(one.columns['entity_id'])}",
+        f"          value: {_quoted(one.label)}  # GUESS the label, by its name and its two values",
+        "        values: {name: churn}  # GUESS",
+    ]
+
+
+def _quoted(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) else "'" + text.replace("'", "''") + "'"

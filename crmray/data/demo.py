@@ -1,0 +1,156 @@
+"""The demo org: Salesforce-shaped raw objects of made-up customers, written block by block, and their truth beside.
+
+What a customer is and does is drawn in demo_world; demo_sales and demo_service put it into objects; demo_truth says what
+only the evaluation may read. A block's rows depend on the settings and the block alone, so memory is bounded by one
+block, and a run that died continues with the first part that is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date, datetime, timedelta, timezone
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+
+from crmray import log
+from crmray.config import DemoSource
+from crmray.data import demo_sales, demo_service, demo_truth
+from crmray.data import demo_world as dw
+from crmray.data.demo_catalogue import CATEGORIES
+from crmray.data.demo_world import Block, World
+from crmray.errors import ConfigError
+from crmray.salesforce import ids
+from crmray.storage import Lake, Run, run_id
+
+FORMAT = 1
+SMALL: dict[str, Callable[[World], pa.Table]] = {"Product2": demo_sales.products, "Campaign": demo_service.campaigns}
+"""objects that no customer owns: one part for all"""
+OBJECTS = (
+    "Product2", "Campaign", "Contact", "Order", "OrderItem", "Case", "EmailMessage", "Task", "CampaignMember",
+    "Web_Visit__c", "Opportunity", "OpportunityFieldHistory", "AccountHistory", "Lead", "Account",
+)  # fmt: skip
+"""what `write` makes; Account is completed last"""
+HORIZON_DAYS = 90
+"""of the probabilities in the truth run"""
+
+
+def world(source: DemoSource, seed: int) -> World:
+    """The world that an org file describes; ConfigError for an end that is no date."""
+    try:
+        end = date.fromisoformat(source.end)
+    except ValueError:
+        raise ConfigError(f"source.end: got {source.end!r}, expected an ISO date such as 2026-10-01") from None
+    return World(customers=source.customers, months=source.months, end=end, seed=seed)
+
+
+def truth(source: DemoSource, seed: int, as_of: Sequence[datetime], *, horizon_days: int = HORIZON_DAYS) -> pa.Table:
+    """The truth of all customers at these dates, computed anew; see demo_truth.tables for the columns."""
+    return pa.concat_tables(demo_truth.tables(world(source, seed), as_of, horizon_days=horizon_days))
+
+
+def write(lake: Lake, source: DemoSource, seed: int) -> dict[str, Run]:
+    """raw/<object>/<run_id>/part-NNNNN.parquet for every object, and truth/demo/<run_id>; object -> run.
+
+    Equal settings give equal bytes. What is there already is not made again.
+    """
+    scene = world(source, seed)
+    number = run_id("ingest", inputs={}, settings=source.model_dump(), seed=seed, format=FORMAT)
+    runs = {name: lake.run("raw", name, number) for name in OBJECTS}
+    hidden = lake.run("truth", "demo", number)
+    with runs["Account"].claim("ingest") as mine:
+        if mine:
+            _write_all(scene, runs, hidden)
+    for run in (*runs.values(), hidden):
+        run.make_latest()
+    return runs
+
+
+def _write_all(scene: World, runs: dict[str, Run], hidden: Run) -> None:
+    rows = dict.fromkeys(OBJECTS, 0)
+    types: dict[str, dict[str, str]] = {}
+    small = ((name, 0, make(scene)) for name, make in SMALL.items())
+    with log.progress("ingest.demo", total=scene.customers, unit="customers") as bar:
+        for name, index, table in chain(small, _blocks(scene, hidden, bar.advance)):
+            if not runs[name].exists():
+                runs[name].write_table(f"part-{index:05d}.parquet", table)
+            rows[name] += table.num_rows
+            types[name] = {field.name: str(field.type) for field in table.schema}
+    if not hidden.exists():
+        _write_affinities(scene, hidden)
+        hidden.commit(horizon_days=HORIZON_DAYS, segments=list(dw.SEGMENTS), customers=scene.customers)
+    for name, run in runs.items():
+        if not run.exists():
+            run.commit(rows=rows[name], columns=types[name], text=False, data_end=scene.end.isoformat())
+
+
+def _blocks(scene: World, hidden: Run, told: Callable[[int], None]) -> Iterator[tuple[str, int, pa.Table]]:
+    """(object, block, rows) of all blocks; the truth of each block is written on the way."""
+    for index in range(scene.num_blocks):
+        block = scene.simulate(index)
+        for name, table in tables(scene, block, index).items():
+            yield name, index, table
+        if not hidden.exists():
+            _write_truth(scene, block, index, hidden)
+        told(len(block))
+
+
+def tables(scene: World, block: Block, index: int) -> dict[str, pa.Table]:
+    """The rows of one block in every object that customers own."""
+    streams = iter([scene.rng(index, purpose) for purpose in range(1, 12)])
+    created = demo_sales.created_days(scene, block, next(streams))
+    order, item = demo_sales.sales(scene, block, next(streams))
+    case, email = demo_service.service(scene, block, next(streams))
+    opportunity, opportunity_history = demo_sales.opportunities(scene, block, created, next(streams))
+    return {
+        "Contact": demo_sales.contacts(scene, block, created, next(streams)),
+        "Order": order,
+        "OrderItem": item,
+        "Case": case,
+        "EmailMessage": email,
+        "Task": demo_service.tasks(scene, block, next(streams)),
+        "CampaignMember": demo_service.campaign_members(scene, block, next(streams)),
+        "Web_Visit__c": demo_service.visits(scene, block, next(streams)),
+        "Opportunity": opportunity,
+        "OpportunityFieldHistory": opportunity_history,
+        "AccountHistory": demo_sales.account_history(scene, block),
+        "Lead": demo_sales.leads(scene, block, created, next(streams)),
+        "Account": demo_sales.accounts(scene, block, created, next(streams)),
+    }
+
+
+def default_dates(scene: World) -> list[datetime]:
+    """The dates of the truth run: the end, and one and two horizons before it."""
+    midnight = datetime.combine(scene.end, datetime.min.time(), timezone.utc)
+    dates = [midnight - timedelta(days=HORIZON_DAYS * back) for back in (2, 1, 0)]
+    return [moment for moment in dates if moment.date() > scene.epoch]
+
+
+def _write_truth(scene: World, block: Block, index: int, hidden: Run) -> None:
+    hidden.write_table(
+        f"leaving-{index:05d}.parquet", demo_truth.of_block(scene, block, default_dates(scene), HORIZON_DAYS)
+    )
+
+
+def _write_affinities(scene: World, hidden: Run) -> None:
+    """What is liked and what follows what, in the last era: P(product | taste, price-sensitive), P(next | product)."""
+    catalogue = scene.catalogue
+    num_tastes, num_products = catalogue.base.shape[1], len(catalogue.price)
+    names = ids.make("01t", np.arange(num_products))
+    taste, sensitive, product = (axis.ravel() for axis in np.indices((num_tastes, 2, num_products)))
+    liked = {
+        "taste": taste,
+        "price_sensitive": sensitive == 1,
+        "product_id": names.take(pa.array(product)),
+        "category": pa.array(CATEGORIES).take(pa.array(catalogue.category[product])),
+        "probability": catalogue.base[-1].ravel(),
+    }
+    hidden.write_table("liking.parquet", pa.table(liked))
+    before, after = np.nonzero(catalogue.successors[-1])
+    following = {
+        "product_id": names.take(pa.array(before)),
+        "next_product_id": names.take(pa.array(after)),
+        "probability": catalogue.successors[-1][before, after],
+    }
+    hidden.write_table("following.parquet", pa.table(following))

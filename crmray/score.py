@@ -1,0 +1,133 @@
+"""Batch scoring: the champion's answer for every `now` row, by Ray Data actors.
+
+    predictions/<task>/<run_id>/part-00000.parquet …   entity_id, as_of, version, the task's columns, reasons, scored_at
+
+Each actor maps the rows from its local disk and loads the bundle once. A part is a fixed range of rows under a fixed
+name, so a run that died goes on with the parts that are missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from datetime import datetime, timezone
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel
+
+from crmray import log
+from crmray.cluster import resources
+from crmray.config import Org
+from crmray.errors import CorruptError
+from crmray.registry import Bundle, Ledger, load_bundle
+from crmray.schema import TIME
+from crmray.storage import Lake, Run, run_id
+from crmray.tasks.contract import Task
+
+FORMAT = 1
+"""raised when the columns of predictions/ change"""
+PART_ROWS = 20_000
+PREDICT_ROWS = 2_000
+"""rows of one call of the model; bounds its memory"""
+CPUS_PER_ACTOR = 1
+
+
+def score(org: Org, lake: Lake, task: Task, settings: BaseModel, *, explain: bool = True) -> Run:
+    """Predict for all `now` rows of the current examples with the champion, or find it done.
+
+    Needs a connection to Ray. NoChampionError before the first publish; BundleError when rows and champion do not fit.
+    """
+    version = Ledger(lake, task.NAME).champion()
+    examples = lake.latest("examples", task.NAME)
+    bundle = load_bundle(lake, lake.run("bundles", task.NAME, version), task)
+    manifest = bundle.check_run(examples)
+    inputs = {"bundles": version, "examples": examples.run_id}
+    own = {"task": task.NAME, "explain": explain, "part_rows": PART_ROWS}
+    run = lake.run("predictions", task.NAME, run_id("score", inputs=inputs, settings=own, seed=org.seed, format=FORMAT))
+    with run.claim("score") as mine:
+        if mine:
+            num_rows = _now(examples).num_rows
+            _score_parts(run, examples, bundle, num_rows, explain)
+            run.commit(task=task.NAME, version=version, rows=num_rows, as_of=manifest["as_of"]["now"], inputs=inputs)
+    return run
+
+
+def _score_parts(run: Run, examples: Run, bundle: Bundle, num_rows: int, explain: bool) -> None:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    ranges = [{"start": start, "stop": min(start + PART_ROWS, num_rows)} for start in range(0, num_rows, PART_ROWS)]
+    parts = [{"name": f"part-{index:05d}.parquet", **rows} for index, rows in enumerate(ranges)]
+    parts = [part for part in parts if not run.has(part["name"])]
+    if not parts:
+        return
+    DataContext.get_current().enable_progress_bars = False  # ours counts rows
+    most = max(1, min(len(parts), int(resources().get("CPU", 1))))
+    arguments = {
+        "run": _address(run),
+        "examples": _address(examples),
+        "task": bundle.task.__name__,
+        "version": bundle.version,
+        "explain": explain,
+    }
+    scored = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+        _Scorer,
+        batch_size=1,
+        compute=ActorPoolStrategy(min_size=1, max_size=most),
+        num_cpus=CPUS_PER_ACTOR,
+        fn_constructor_kwargs=arguments,
+    )
+    with log.progress(
+        f"score {bundle.task.NAME}", total=sum(p["stop"] - p["start"] for p in parts), unit="rows"
+    ) as bar:
+        for batch in scored.iter_batches(batch_size=1, prefetch_batches=0):
+            bar.advance(int(batch["rows"][0]))
+
+
+class _Scorer:
+    """One actor: the bundle and the mapped rows; a batch is one part."""
+
+    def __init__(self, *, run: tuple[str, ...], examples: tuple[str, ...], task: str, version: str, explain: bool):
+        which: Any = importlib.import_module(task)
+        self.run, self.explain = _run(run), explain
+        self.rows = _now(_run(examples))
+        self.bundle = load_bundle(self.run.lake, self.run.lake.run("bundles", which.NAME, version), which)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        start, stop = int(batch["start"][0]), int(batch["stop"][0])
+        tables = [
+            predictions(self.bundle, self.rows.slice(at, min(PREDICT_ROWS, stop - at)), explain=self.explain)
+            for at in range(start, stop, PREDICT_ROWS)
+        ]
+        self.run.write_table(str(batch["name"][0]), pa.concat_tables(tables))
+        return {"rows": [stop - start]}
+
+
+def predictions(bundle: Bundle, rows: pa.Table, *, explain: bool = True) -> pa.Table:
+    """The columns of predictions/ for some rows: what the endpoint answers, and version and scored_at."""
+    answer = bundle.predict(rows, explain=explain)
+    scored_at = pa.scalar(datetime.now(timezone.utc), TIME)
+    head = {
+        "entity_id": answer["entity_id"].cast(pa.string()),
+        "as_of": rows["as_of"],
+        "version": pa.repeat(pa.scalar(bundle.version), rows.num_rows),
+    }
+    body = {name: answer[name] for name in answer.column_names if name not in head}
+    return pa.table({**head, **body, "scored_at": pa.repeat(scored_at, rows.num_rows)})
+
+
+def _now(examples: Run) -> pa.Table:
+    path = examples.lake.local(examples) / "now.arrow"
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorruptError(f"{path}: not a readable Arrow file ({error}); make the examples again") from None
+
+
+def _address(run: Run) -> tuple[str, ...]:
+    return run.lake.root, run.kind, run.name, run.run_id
+
+
+def _run(address: tuple[str, ...]) -> Run:
+    root, *rest = address
+    return Lake(root).run(*rest)

@@ -1,0 +1,110 @@
+"""Quality on real data, beside the strongest peers under the same protocols.
+
+    CRMRAY_DATA=/path/to/data python -m tests.benchmarks.quality [iranian_churn] [online_retail] [beauty]
+
+Every data set goes through the stations as an org: ingest, shard, examples, tune, and its bundle's test figures are printed
+beside the bar: the test figure of the peer that was best on validation, less one standard error. Exits 1 below a bar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.cluster import KMeans as LocalKMeans
+from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+import crmray
+from crmray import log
+from tests.benchmarks import inputs
+
+ORGS = Path(__file__).parent / "orgs"
+BARS: dict[tuple[str, str], tuple[str, float, float, str]] = {
+    ("iranian_churn", "churn"): ("auc", 0.9749, 0.013, "CatBoost, tuned"),
+    ("online_retail", "churn"): ("auc", 0.7786, 0.007, "average of logistic regression and LightGBM"),
+    ("online_retail", "recommendation"): ("ndcg10", 0.0818, 0.0, "EASE"),
+    ("beauty", "recommendation"): ("ndcg10", 0.0453, 0.0, "EASE"),
+}
+"""(data set, task) -> metric, the peer's test figure, its standard error, the peer"""
+KMEANS_K4 = {"silhouette": 0.3547, "stability": 0.9045}
+
+
+def main(names: list[str]) -> int:
+    """Run the data sets and print the table; 1 when a bar is missed."""
+    os.environ.setdefault("CRMRAY_LAKE", tempfile.mkdtemp(prefix="crmray-quality-"))
+    os.environ["CRMRAY_DATA"] = str(inputs.data_folder())
+    log.setup()
+    lake = Path(os.environ["CRMRAY_LAKE"])
+    (lake / "input").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in names or [path.stem for path in sorted(ORGS.glob("*.yaml"))]:
+        if hasattr(inputs, name):
+            getattr(inputs, name)(lake / "input" / f"{name}.csv")
+        rows += run(name)
+    print("\n| data | task | champion | metric | crmray plain | crmray refit | neural (plain / refit) | peer | bar | minutes |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        print("| " + " | ".join(row["cells"]) + " |")
+    return int(not all(row["reached"] for row in rows))
+
+
+def run(name: str) -> list[dict[str, Any]]:
+    """All stations of one data set; a row per task."""
+    org = crmray.open(ORGS / f"{name}.yaml")
+    org.ingest()
+    org.shard()
+    rows = []
+    for task in org.config.tasks:
+        started = time.monotonic()
+        org.examples(task)
+        bundle = json.loads(org.tune(task).read_bytes("bundle.json"))
+        minutes = (time.monotonic() - started) / 60
+        rows.append(segments(org, bundle, minutes) if task == "segmentation" else row(name, task, bundle, minutes))
+    return rows
+
+
+def row(name: str, task: str, bundle: dict[str, Any], minutes: float) -> dict[str, Any]:
+    """The champion's and the neural family's test figures beside the bar; like is compared with like."""
+    metric, peer, error, peer_name = BARS[name, task]
+    figures = bundle["test_candidates"]
+    champion = figures[bundle["candidate"]]
+    plain, refit = champion["plain"][metric], champion.get("refit", {}).get(metric)
+    neural = [
+        f"{family} {values['plain'][metric]:.4f} / {values.get('refit', {}).get(metric, float('nan')):.4f}"
+        for family, values in figures.items()
+        if family in ("lstm", "sasrec")
+    ]
+    figure = refit if (name, task) == ("online_retail", "churn") else plain
+    cells = [name, task, bundle["candidate"], metric, f"{plain:.4f}", f"{refit:.4f}" if refit else "-"]
+    cells += [", ".join(neural) or "-", f"{peer_name} {peer:.4f}", f"{peer - error:.4f}", f"{minutes:.1f}"]
+    return {"cells": cells, "reached": figure >= peer - error}
+
+
+def segments(org: Any, bundle: dict[str, Any], minutes: float) -> dict[str, Any]:
+    """Silhouette on all customers, and stability on the protocol's bootstrap samples, of our k-means."""
+    examples = org.lake.latest("examples", "segmentation").read_table("test/*.parquet").sort_by("entity_id")
+    model = org.bundle("segmentation", bundle["version"]).model
+    position = model.position(examples)
+    silhouette = float(silhouette_score(position, model.predict(examples)["segment"]))
+    n = len(position)
+    fits = []
+    for b in range(6):
+        draws = [int(hashlib.md5(f"{b}:{j}".encode(), usedforsecurity=False).hexdigest(), 16) % n for j in range(n)]
+        local = LocalKMeans(len(model.centers_KD), n_init=10, random_state=0).fit(position[draws])
+        fits.append(local.predict(position))
+    stability = float(np.mean([adjusted_rand_score(fits[i], fits[i + 1]) for i in (0, 2, 4)]))
+    reached = round(silhouette, 3) >= round(KMEANS_K4["silhouette"], 3) and stability >= KMEANS_K4["stability"] - 0.005
+    cells = ["online_retail", "segmentation", bundle["candidate"], "silhouette, stability"]
+    cells += [f"{silhouette:.4f}, {stability:.4f}", "-", "-", "k-means, k = 4", ", ".join(map(str, KMEANS_K4.values()))]
+    return {"cells": [*cells, f"{minutes:.1f}"], "reached": reached}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,146 @@
+"""Fit on a small Ray cluster: bundle, reruns, workers that die."""
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import mini_task
+
+from crmray import cluster, config, registry
+from crmray.errors import CapacityError, ConfigError, TrainingError
+from crmray.storage import Lake
+from crmray.train import engine, loop, refit, rows, search
+from crmray.train.fit import fit
+from crmray.train.points import Fit, Point, Results
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    old = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_AUTH_MODE")}
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    with tempfile.TemporaryDirectory(prefix="tt", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        cluster.connect("local", num_cpus=2, _temp_dir=folder, object_store_memory=200 * 2**20, include_dashboard=False)
+        yield folder
+        ray.shutdown()
+    for name, value in old.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def org_of(lake):
+    return config.Org.model_validate({"name": "t", "storage": lake.root, "source": {"kind": "demo"}})
+
+
+def shared_of(lake, examples, *points):
+    return search.Search(
+        task=mini_task, results=Results(lake, mini_task), examples=examples.run_id, seed=0,
+        engine=engine.EngineSettings(), device="cpu", points=points, by_optuna=False,
+    )  # fmt: skip
+
+
+def test_fit_writes_a_bundle_and_a_rerun_finds_it(ray_session, tmp_path):
+    lake = Lake(tmp_path)
+    mini_task.write_examples(lake)
+    options = {"grid": True, "overrides": {"hidden": 8}}
+    run = fit(org_of(lake), lake, mini_task, mini_task.Settings(), **options)
+    bundle = registry.load_bundle(lake, run, mini_task)
+    about = bundle.about
+    assert about["candidate"] == "net"
+    assert about["metrics"]["net"]["auc"] == max(t["auc"] for t in about["trials"] if t["auc"] is not None)
+    failed = [t for t in about["trials"] if "failed" in t]
+    assert [t["point"] for t in failed] == ["net lr=1e+38"]  # diverged: marked, and the search went on
+    assert "NonFiniteError: net: epoch 1, step" in failed[0]["failed"]
+    # the label follows 1.5 x0 - x1: a linear score reaches AUC 0.84, x0 alone 0.78, chance is 0.5
+    assert 0.78 < about["test"]["auc"] < 0.9
+    assert about["test_candidates"]["net"]["refit"]["auc"] == pytest.approx(about["test"]["auc"])
+    assert about["test_by_customer"]["rows"] == 400 * 6 // 20
+    test_rows = rows.test(lake.latest("examples", "mini"))
+    answer = bundle.predict(test_rows)["probability"].to_numpy()
+    assert mini_task.score(test_rows, {"score": answer})["auc"] == pytest.approx(about["test"]["auc"])
+    started = time.monotonic()
+    assert fit(org_of(lake), lake, mini_task, mini_task.Settings(), **options).run_id == run.run_id
+    assert time.monotonic() - started < 1
+
+
+def test_a_search_in_which_nothing_converges_says_why(ray_session, tmp_path):
+    lake = Lake(tmp_path)
+    mini_task.write_examples(lake)
+    with pytest.raises(TrainingError, match="none of 1 trials gave a model; net: NonFiniteError"):
+        fit(org_of(lake), lake, mini_task, mini_task.Settings(), grid=False, candidates=["net"], overrides={"lr": 1e38})
+
+
+def test_what_cannot_be_placed_is_refused_at_once(ray_session, tmp_path):
+    lake = Lake(tmp_path)
+    seen = rows.read(mini_task.write_examples(lake), memory_gib=1, seed=0)
+    point = Point(candidate="net", settings={"max_epochs": 1})
+    shared = shared_of(lake, lake.latest("examples", "mini"), point)
+    one = Fit.of(point, "refit", examples="x", seed=0, engine=shared.engine, rounds=1)
+    started = time.monotonic()
+    with pytest.raises(CapacityError, match="room for 2 workers"):
+        refit.refit(shared, [(one, seen.refit)], lake=lake, name="a", num_workers=3)
+    assert time.monotonic() - started < 5
+    with pytest.raises(ConfigError, match="needs a grid"):
+        fit(org_of(lake), lake, mini_task, mini_task.Settings(), grid=False, scheduler="asha")
+
+
+def train_workers(session):
+    """Train's worker processes of our own cluster."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            name = " ".join(process.info["cmdline"] or [])
+            if name.startswith("ray::") and "TrainWorker" in name and session in " ".join(process.parent().cmdline()):
+                found.append(process.pid)
+        except (psutil.NoSuchProcess, AttributeError):
+            continue
+    return found
+
+
+def test_a_killed_worker_resumes_from_its_checkpoint(ray_session, tmp_path):
+    lake = Lake(tmp_path)
+    examples = mini_task.write_examples(lake)
+    seen = rows.read(examples, memory_gib=1, seed=0)
+    trace = tmp_path / "trace"
+    settings = {"max_epochs": 8, "batch_size": 200, "pause_s": 0.1, "trace": str(trace)}
+    point = Point(candidate="net", settings=settings)
+    shared = shared_of(lake, examples, point)
+    one = Fit.of(point, "refit", examples=examples.run_id, seed=0, engine=shared.engine, rounds=8)
+    killed = []
+
+    def kill_after_four_epochs():
+        while not trace.exists() or trace.read_text().count("\n") < 2 * 8 * 4:  # 2 ranks x 8 steps x 4 epochs
+            time.sleep(0.05)
+        pid = train_workers(ray_session)[0]
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    killer = threading.Thread(target=kill_after_four_epochs, daemon=True)
+    killer.start()
+    refit.train(shared, [(one, seen.refit)], lake=lake, name="killed", num_workers=2, checkpoint_every_s=0)
+    killer.join(1)
+    steps = trace.read_text().split()
+    assert len(killed) == 1
+    assert len(set(steps)) == 4  # two processes before, two after
+    assert 2 * 8 * 8 <= len(steps) <= 2 * 8 * 8 + 2 * 8 * 3  # at most three epochs were done again, not four
+    # the same weights as one unbroken process gives
+    candidate = mini_task.Net(max_epochs=8, batch_size=200)
+    state = candidate.prepare(seen.refit)
+    torch.set_num_threads(1)
+    with engine.single_process_group("cpu"):
+        whole = loop.train(
+            candidate, state, search.encoded(mini_task, candidate, state, seen.refit, None), seed=0, rounds=8
+        )
+    model = shared.results.model(mini_task, one)
+    for name, value in whole.weights.items():
+        np.testing.assert_allclose(model.weights[name].numpy(), value.numpy(), rtol=1e-3, atol=1e-5)

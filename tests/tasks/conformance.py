@@ -1,0 +1,167 @@
+"""What every task must do, whatever it predicts: one planted org, and how to fit any candidate small.
+
+The planted org: 240 customers buy about every 12 days and go through the products in a fixed order, so the next product
+follows from the last one. After some purchases a case is opened; most of those customers then stay away for months. A
+third of the customers buys for ten times as much as the others. So there is something to find for churn, for segments
+and for the next product, and more than a rule on recency, RFM bands or popularity can see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from datetime import datetime, timedelta, timezone
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from crmray import schema
+from crmray.data import splits
+
+START = datetime(2022, 1, 1, tzinfo=timezone.utc)
+NUM_DAYS, NUM_CUSTOMERS, NUM_PRODUCTS = 540, 240, 24
+SETTINGS: dict[str, dict[str, Any]] = {
+    "churn": {"horizon_days": 30, "lookback_days": 180, "num_snapshots": 5},
+    "segmentation": {"horizon_days": 30, "lookback_days": 180},
+    "recommendation": {"horizon_days": 30, "lookback_days": 180, "num_snapshots": 5},
+}
+"""task -> its section of the planted org's file"""
+BASELINES = {"churn": "recency", "segmentation": "rfm_rules", "recommendation": "popularity"}
+"""task -> the candidate that is a rule of thumb"""
+QUICK = {
+    "max_epochs": 6, "hidden": 16, "num_trees": 30, "max_rounds": 100, "num_rounds": 40, "batch_size": 64,
+    "dropout": 0.0, "num_layers": 1, "num_threads": 1, "lr": 5e-3,
+}  # fmt: skip
+"""hyper-parameters of small fits, where a candidate has them"""
+
+
+@cache
+def planted() -> dict[str, pa.Table]:
+    """Canonical tables of the planted org, sorted as the shard stage sorts them."""
+    rng = np.random.default_rng(5)
+    lines, cases, visits = [], [], []
+    for number in range(NUM_CUSTOMERS):
+        entity, price = f"c{number:04d}", 100.0 if number % 3 == 0 else 10.0
+        day, product = float(rng.uniform(0, 12)), number
+        while day < NUM_DAYS:
+            product = (product + 1) % NUM_PRODUCTS
+            lines.append((entity, day, f"{entity}-{len(lines)}", f"p{product:02d}", 1.0, price))
+            visits.append((entity, max(0.0, day - 0.5), "visit", float(rng.uniform(10, 99))))
+            if rng.random() < 0.08:
+                cases.append((entity, day + 1, f"{entity}-{len(cases)}", "case", "inbound", "it broke"))
+                day += float(rng.uniform(60, 150)) if rng.random() < 0.9 else 0.0
+            day += float(rng.uniform(6, 18))
+    names = {
+        "transactions": ("entity_id", "occurred_at", "order_id", "product_id", "num_units", "net_amount"),
+        "interactions": ("entity_id", "occurred_at", "interaction_id", "channel", "direction", "text"),
+        "engagement": ("entity_id", "occurred_at", "kind", "seconds"),
+    }
+    rows = {"transactions": lines, "interactions": cases, "engagement": visits}
+    tables = {name: _table(name, names[name], rows[name]) for name in names}
+    products = [(f"p{i:02d}", f"Product {i}", "even" if i % 2 == 0 else "odd", 10.0 + i) for i in range(NUM_PRODUCTS)]
+    tables["products"] = _table("products", ("product_id", "name", "category", "price_amount"), products)
+    people = [(f"c{i:04d}", "UK" if i % 2 else "FR", START) for i in range(NUM_CUSTOMERS)]
+    tables["customers"] = _table("customers", ("entity_id", "country", "created_at"), people)
+    return tables
+
+
+def _table(name: str, columns: tuple[str, ...], rows: list[tuple]) -> pa.Table:
+    values = dict(zip(columns, zip(*rows, strict=True), strict=True))
+    if "occurred_at" in values:
+        values["occurred_at"] = tuple(START + timedelta(days=day) for day in values["occurred_at"])
+    found = schema.check(name, pa.table({column: list(cells) for column, cells in values.items()}))
+    keys = [key for key in (schema.TABLES[name].entity, schema.TABLES[name].time) if key]
+    return found.select(list(columns)).sort_by([(key, "ascending") for key in keys])
+
+
+def settings_of(task: Any) -> Any:
+    """The task's settings in the planted org."""
+    return task.Settings(**SETTINGS[task.NAME])
+
+
+@cache
+def rows_of(task: Any) -> dict[str, pa.Table]:
+    """The task's train (that selection may see), validation, test and now rows of the planted org."""
+    settings, tables = settings_of(task), planted()
+    span = (START, START + timedelta(days=NUM_DAYS - 1))
+    dates = getattr(task, "dates", splits.snapshots)(settings, span)
+    train = pa.concat_tables([task.examples(tables, date, settings, labels=True) for date in dates.train])
+    return {
+        "train": train.filter(pa.array(splits.selection(train["as_of"], dates))).combine_chunks(),
+        "validation": task.examples(tables, dates.validation, settings, labels=True),
+        "test": task.examples(tables, dates.test, settings, labels=True),
+        "now": task.examples(tables, dates.now, settings, labels=False),
+    }
+
+
+def changed_from(tables: Mapping[str, pa.Table], as_of: datetime) -> dict[str, pa.Table]:
+    """The same history before as_of; every row at or after it goes to another customer, and a row at as_of is added."""
+    changed = {}
+    for name, rows in tables.items():
+        time = schema.TABLES[name].time
+        if time is None:
+            changed[name] = rows
+            continue
+        late = pc.greater_equal(rows[time], pa.scalar(as_of, schema.TIME))
+        after = rows.filter(late)
+        ids = pa.array(after["entity_id"].to_pylist()[::-1], pa.string())
+        after = after.set_column(0, "entity_id", ids)
+        at = rows.slice(0, 1)
+        at = at.set_column(at.schema.get_field_index(time), rows.schema.field(time), pa.array([as_of], schema.TIME))
+        together = pa.concat_tables([rows.filter(pc.invert(late)), after, at])
+        changed[name] = together.sort_by([("entity_id", "ascending"), (time, "ascending")])
+    return changed
+
+
+def small(candidate: type) -> Any:
+    """The candidate with hyper-parameters for a small fit."""
+    point = candidate()
+    return replace(point, **{f.name: QUICK[f.name] for f in fields(candidate) if f.name in QUICK})
+
+
+def fit(candidate: Any, train: pa.Table, validation: pa.Table, *, seed: int = 0) -> Any:
+    """Fit one candidate of any kind, without Ray: in memory, over two shards, or by a plain training loop."""
+    if candidate.KIND == "memory":
+        return candidate.fit(train, validation, seed=seed)
+    if candidate.KIND == "shards":
+        state, done = candidate.start(train, seed), False
+        shards = [train.slice(0, train.num_rows // 2), train.slice(train.num_rows // 2)]
+        while not done:
+            state, done = candidate.reduce(state, [candidate.map(state, shard) for shard in shards])
+        return candidate.fitted(state)
+    return _fit_torch(candidate, train, seed)
+
+
+def _fit_torch(candidate: Any, train: pa.Table, seed: int) -> Any:
+    torch.manual_seed(seed)
+    state = candidate.prepare(train)
+    arrays, module = candidate.encode(state, train), candidate.module(state)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=candidate.lr)
+    order = np.random.default_rng(seed)
+    for _ in range(candidate.max_epochs):
+        rows = order.permutation(train.num_rows)
+        for start in range(0, len(rows), candidate.batch_size):
+            loss = candidate.loss(module, candidate.batch(arrays, rows[start : start + candidate.batch_size])).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return candidate.fitted(state, module.state_dict(), candidate.max_epochs)
+
+
+def same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], *, within: float = 0.0) -> bool:
+    """Whether two answers are equal: numbers within a tolerance, everything else exactly."""
+    if one.keys() != other.keys():
+        return False
+    return all(_equal(np.asarray(one[name]), np.asarray(other[name]), within) for name in one)
+
+
+def _equal(one: np.ndarray, other: np.ndarray, within: float) -> bool:
+    if one.shape != other.shape:
+        return False
+    if np.issubdtype(one.dtype, np.floating):
+        return bool(np.allclose(one, other, rtol=0, atol=within, equal_nan=True))
+    return one.tolist() == other.tolist()

@@ -1,0 +1,190 @@
+"""The conformance suite: the same demands on every task in TASKS and each of its candidates (the planted org)."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from conformance import BASELINES, changed_from, fit, planted, rows_of, same, settings_of, small
+
+from crmray import schema
+from crmray.errors import CrmrayError
+from crmray.tasks import TASKS
+from crmray.tasks.contract import EntityRequest, feature_columns
+
+EVERY_TASK = pytest.mark.parametrize("task", list(TASKS.values()), ids=list(TASKS))
+PAIRS = [(task, name) for task in TASKS.values() for name in task.CANDIDATES]
+EVERY_CANDIDATE = pytest.mark.parametrize(("task", "name"), PAIRS, ids=[f"{task.NAME}-{name}" for task, name in PAIRS])
+
+
+@cache
+def fitted(task, name: str):
+    rows = rows_of(task)
+    return fit(small(task.CANDIDATES[name]), rows["train"], rows["validation"])
+
+
+def figure(task, name: str) -> float:
+    rows = rows_of(task)["validation"]
+    value = task.score(rows, fitted(task, name).predict(rows))[task.METRIC]
+    return value if task.MODE == "max" else -value
+
+
+@EVERY_TASK
+def test_no_row_at_or_after_as_of_changes_a_feature(task):
+    settings, tables = settings_of(task), planted()
+    as_of = rows_of(task)["test"]["as_of"][0].as_py()
+    rows = task.examples(tables, as_of, settings, labels=False)
+    changed = task.examples(changed_from(tables, as_of), as_of, settings, labels=False)
+    assert changed.equals(rows)
+
+
+@EVERY_TASK
+def test_labels_are_apart_from_features(task):
+    rows = rows_of(task)["test"]
+    as_of = rows["as_of"][0].as_py()
+    blind = task.examples(planted(), as_of, settings_of(task), labels=False)
+    for label in task.LABELS:
+        assert blind[label].null_count == blind.num_rows
+    # without labels nobody is left out for having none, so there may be more rows
+    shown = blind.filter(pc.is_in(blind["entity_id"], rows["entity_id"]))
+    assert shown.drop_columns(list(task.LABELS)).equals(rows.drop_columns(list(task.LABELS)))
+
+
+@EVERY_TASK
+def test_shards_together_are_the_whole(task):
+    as_of = rows_of(task)["now"]["as_of"][0].as_py()
+    settings, tables = settings_of(task), planted()
+    parts = []
+    for rest in (0, 1):
+        own = {
+            name: rows.filter(pa.array([int(key[1:]) % 2 == rest for key in rows["entity_id"].to_pylist()]))
+            if "entity_id" in rows.column_names
+            else rows
+            for name, rows in tables.items()
+        }
+        parts.append(task.examples(own, as_of, settings, labels=False))
+    assert parts[0].schema == parts[1].schema
+    together = pa.concat_tables(parts).sort_by("entity_id").combine_chunks()
+    assert together.equals(rows_of(task)["now"].sort_by("entity_id").combine_chunks())
+
+
+@EVERY_TASK
+def test_needs_name_known_tables(task):
+    needs = task.needs(settings_of(task))
+    for name, columns in {**needs.required, **needs.useful}.items():
+        assert set(columns) <= set(schema.table(name).fields)
+
+
+@EVERY_CANDIDATE
+def test_answers_have_the_length_and_order_of_the_rows(task, name):
+    rows = rows_of(task)["now"]
+    turned = rows.take(pa.array(np.arange(rows.num_rows)[::-1]))
+    forward, backward = fitted(task, name).predict(rows), fitted(task, name).predict(turned)
+    for key, values in forward.items():
+        assert len(values) == rows.num_rows
+        assert same({key: values[::-1]}, {key: backward[key]}, within=1e-5)
+
+
+@EVERY_CANDIDATE
+def test_one_row_is_answered_as_in_a_batch(task, name):
+    """Rows of different lengths share the batch, so this also says that padding is invisible."""
+    rows, model = rows_of(task)["now"].slice(0, 40), fitted(task, name)
+    together = model.predict(rows)
+    for i in (0, 7, 39):
+        alone = model.predict(rows.slice(i, 1))
+        assert same({key: values[i : i + 1] for key, values in together.items()}, alone, within=1e-5)
+
+
+@EVERY_CANDIDATE
+def test_a_saved_model_gives_the_same_bits(task, name):
+    rows, model = rows_of(task)["now"], fitted(task, name)
+    files = model.save()
+    assert all(isinstance(content, bytes) for content in files.values())
+    again = task.CANDIDATES[name].load(files)
+    assert same(model.predict(rows), again.predict(rows))
+    assert again.rounds == model.rounds
+
+
+@EVERY_CANDIDATE
+def test_the_same_seed_gives_the_same_model(task, name):
+    rows = rows_of(task)
+    again = fit(small(task.CANDIDATES[name]), rows["train"], rows["validation"])
+    assert same(fitted(task, name).predict(rows["now"]), again.predict(rows["now"]))
+
+
+@EVERY_CANDIDATE
+def test_a_missing_column_is_named(task, name):
+    rows, model = rows_of(task)["now"], fitted(task, name)
+    plain = feature_columns(rows.schema, task.LABELS)
+    lists = [
+        column
+        for column in rows.column_names
+        if column not in plain and pa.types.is_list(rows.schema.field(column).type)
+    ]
+    columns = [*plain, *(column for column in lists if column not in task.LABELS)]
+    said = {column: _refusal(model, rows.drop_columns([column])) for column in columns}
+    assert any(said.values()), "the model answered whatever column was missing"
+    for column, message in said.items():
+        assert message is None or repr(column) in message
+
+
+def _refusal(model, rows: pa.Table) -> str | None:
+    """What the model says to these rows when it refuses them."""
+    try:
+        model.predict(rows)
+    except CrmrayError as error:
+        return str(error)
+    return None
+
+
+@EVERY_CANDIDATE
+def test_candidates_say_who_they_are(task, name):
+    candidate = task.CANDIDATES[name]
+    assert name == candidate.NAME
+    assert candidate.KIND in ("memory", "torch", "shards")
+    for field, values in candidate.GRID.items():
+        for value in values:
+            candidate(**{field: value})  # every point of the grid is a legal setting
+    assert candidate.applies(rows_of(task)["train"].column_names) is None
+
+
+@EVERY_TASK
+def test_the_planted_effect_is_found_and_beats_the_rule_of_thumb(task):
+    reached = {name: figure(task, name) for name in task.CANDIDATES}
+    baseline = reached.pop(BASELINES[task.NAME])
+    assert max(reached.values()) > baseline + 0.02, (reached, baseline)
+    neural = [value for name, value in reached.items() if task.CANDIDATES[name].NEURAL]
+    assert not neural or max(neural) > baseline, (reached, baseline)
+
+
+@EVERY_TASK
+def test_a_task_decides_predicts_and_reports(task):
+    rows, settings = rows_of(task), settings_of(task)
+    name = max(
+        (name for name in task.CANDIDATES if not task.CANDIDATES[name].NEURAL), key=lambda name: figure(task, name)
+    )
+    model = fitted(task, name)
+    decision = json.loads(
+        json.dumps(task.finalize(model, rows["train"], rows["validation"], settings), allow_nan=False)
+    )
+    answers = task.predict(model, decision, rows["now"], explain=True)
+    assert answers.column_names[:2] == ["entity_id", "as_of"]
+    assert answers["entity_id"].equals(rows["now"]["entity_id"])
+    one = task.predict(model, decision, rows["now"].slice(3, 1), explain=True)
+    assert one.drop_columns(["entity_id"]).num_rows == 1
+    figures = task.evaluate(model, decision, rows["test"], settings)
+    json.dumps(figures, allow_nan=False)
+    assert task.METRIC in figures
+
+
+@EVERY_TASK
+def test_the_endpoint_takes_what_every_endpoint_takes(task):
+    assert task.ROUTE.startswith("/v1/")
+    assert issubclass(task.Request, EntityRequest)
+    assert task.Request(id="x").id == "x"
+    with pytest.raises(ValueError, match="exactly one"):
+        task.Request(id="x", ids=["y"])
