@@ -43,7 +43,7 @@ DRIVER_ENV = {
 def use_auth(mode: str, token_path: str | Path | None = None) -> None:
     """Set Ray's auth mode ("token" or "disabled") for this process and its children; Ray's own default depends on who
     starts the cluster, so it is never left to chance."""
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]  # compiled
 
     os.environ["RAY_AUTH_MODE"] = mode
     if token_path is not None and not any(os.environ.get(name) for name in TOKEN_PATHS):

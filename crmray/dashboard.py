@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import requests
 from crmray.errors import AuthError, ClusterError
 from crmray.head import local_head
 
+AGENT_TIMEOUT_S = 120.0
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -84,7 +86,15 @@ class Dashboard:
             "metadata": metadata,
             "runtime_env": runtime_env,
         }
-        return self.call("POST", "/api/jobs/", json=body).json()["submission_id"]
+        deadline = time.monotonic() + AGENT_TIMEOUT_S
+        while True:
+            try:
+                return self.call("POST", "/api/jobs/", json=body).json()["submission_id"]
+            except ClusterError as error:
+                # Right after a start the node's agent, which runs jobs, is not there yet.
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
 
     def job(self, submission_id: str) -> dict[str, Any]:
         """Status, exit code and times of a job."""

@@ -74,17 +74,18 @@ class OpenOrg:
     def publish(self, task: str, **options: Any) -> dict[str, Any]:
         """Compare the current bundle with the champion and promote or refuse it; the ledger entry or the refusal.
 
-        options: version (default: the current bundle), force (a reason, promotes whatever the comparison says).
+        options: version (default: the current bundle), force (a reason, promotes whatever the comparison says). Where
+        the task is served, ends when every replica answers with the new version; `replicas` says how many there are.
         """
         from crmray.registry import publish
 
-        return publish(self.lake, tasks.task(task), **options)
+        return _live(publish(self.lake, tasks.task(task), **options), task)
 
     def rollback(self, task: str, **options: Any) -> dict[str, Any]:
         """Make the champion before the present one champion again; the ledger entry."""
         from crmray.registry import rollback
 
-        return rollback(self.lake, tasks.task(task), **options)
+        return _live(rollback(self.lake, tasks.task(task), **options), task)
 
     def score(self, task: str) -> Run:
         """Predict for every customer with the champion."""
@@ -106,3 +107,10 @@ class OpenOrg:
         from crmray.registry import compare
 
         return compare(self.lake, tasks.task(task))
+
+
+def _live(entry: dict[str, Any], task: str) -> dict[str, Any]:
+    """The entry once the fleet answers with its version."""
+    from serve import fleet
+
+    return {**entry, "replicas": fleet.wait_for(task, entry["version"])} if entry["promoted"] else entry

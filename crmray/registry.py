@@ -325,7 +325,7 @@ def publish(lake: Lake, task: Task, *, version: str | None = None, force: str | 
         log.warn("publish.refused", task=task.NAME, version=challenger.version, why=decision.why)
         return {**head, "promoted": False, "why": decision.why, "figures": decision.figures, "number": len(entries)}
     why = decision.why if decision.promote else f"forced: {force} (the comparison said: {decision.why})"
-    rows = {"examples": examples.run_id, "part": "test"}
+    rows = {"examples": examples.run_id, "part": decision.figures.get("part", "test")}
     entry = ledger.append(len(entries), **head, action="promote", compared_on=rows, figures=decision.figures, why=why)
     return {**entry, "promoted": True}
 

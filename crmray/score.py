@@ -9,6 +9,7 @@ name, so a run that died goes on with the parts that are missing.
 from __future__ import annotations
 
 import importlib
+import logging
 from datetime import datetime, timezone
 from typing import Any
 
@@ -62,6 +63,7 @@ def _score_parts(run: Run, examples: Run, bundle: Bundle, num_rows: int, explain
     if not parts:
         return
     DataContext.get_current().enable_progress_bars = False  # ours counts rows
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     most = max(1, min(len(parts), int(resources().get("CPU", 1))))
     arguments = {
         "run": _address(run),

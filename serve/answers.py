@@ -15,7 +15,6 @@ from pydantic_core import to_json
 from crmray.tasks.contract import EntityRequest
 from serve.champion import Champion, Served
 from serve.errors import Refused
-from serve.known import age_days
 
 Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")
@@ -155,7 +154,7 @@ def _document(served: Served, rows: pa.Table, predictions: pa.Table, part: slice
     answer = {
         "version": served.bundle.version,
         "as_of": rows["as_of"][part.start].as_py(),
-        "data_age_days": age_days(served.known.as_of),
+        "data_age_days": served.known.age_days,
         "predictions": predictions.slice(part.start, part.stop - part.start).to_pylist(),
         "unknown": unknown,
     }

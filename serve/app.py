@@ -27,7 +27,7 @@ from crmray.tasks.contract import Task
 from serve.answers import Answers
 from serve.champion import Champion
 from serve.http import root_app, task_app
-from serve.known import age_days, as_of_now
+from serve.known import Known
 from serve.options import RootOptions, TaskOptions
 
 Options = TypeVar("Options", bound=RootOptions)
@@ -119,14 +119,14 @@ class Root:
         except NoChampionError:
             return entry
         about = json.loads(self.lake.run("bundles", task.NAME, entry["version"]).read_bytes("bundle.json"))
-        as_of = as_of_now(self.lake.latest("examples", task.NAME).manifest())
+        known = Known.open(self.lake.latest("examples", task.NAME))
         published = self.ledgers[task.NAME].refresh()[-1]["when"]
         return {
             **entry,
             "candidate": about["candidate"],
             "published_at": published,
-            "as_of": as_of,
-            "data_age_days": age_days(as_of),
+            "as_of": known.as_of,
+            "data_age_days": known.age_days,
         }
 
     def missing(self) -> list[str]:

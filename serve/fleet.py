@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
 from crmray import log
+from crmray.cluster import connect
 from crmray.errors import WatchdogError
+from crmray.head import local_head
 
 _ASK_S = 0.5
 _ANSWER_S = 10.0
@@ -15,11 +18,16 @@ _ANSWER_S = 10.0
 def states(task: str) -> list[dict[str, Any]]:
     """{pid, version, examples, problem} of each running replica; empty where the task's application is not running.
 
-    Needs a connection to the cluster (`crmray.cluster.connect`). The application has the name of the task.
+    Joins the cluster if there is one to join; none is started for the question. The application has the task's name.
     """
+    import ray
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
+    if not ray.is_initialized():
+        if not (os.environ.get("RAY_ADDRESS") or local_head()):
+            return []
+        connect()
     try:
         handle = serve.get_app_handle(task)
         return handle.broadcast("status").results(timeout_s=_ANSWER_S)
@@ -38,7 +46,7 @@ def wait_for(task: str, version: str, *, timeout_s: float = 120.0) -> int:
         found = states(task)
         behind = [state for state in found if state["version"] != version]
         if not behind:
-            log.event("publish.live", task=task, version=version, replicas=len(found))
+            log.event("publish.live" if found else "publish.not_served", task=task, version=version, replicas=len(found))
             return len(found)
         if time.monotonic() - started > timeout_s:
             reasons = "; ".join(sorted({state["problem"] for state in behind if state["problem"]})) or "no reason given"

@@ -54,7 +54,18 @@ class Known:
     @property
     def as_of(self) -> datetime | None:
         """Date of the rows; None for an org without time."""
-        return as_of_now(self.manifest)
+        return Snapshots.of(self.manifest).now
+
+    @property
+    def age_days(self) -> float | None:
+        """Days from `as_of` to this moment, two decimals; None where there is no time, or an order without a clock."""
+        if self.as_of is None or not self._has_clock:
+            return None
+        return round((datetime.now(timezone.utc) - self.as_of) / timedelta(days=1), 2)
+
+    @cached_property
+    def _has_clock(self) -> bool:
+        return all(table.has_clock for table in self._tables.values())
 
     def find(self, entity_id: str) -> int | None:
         """Row of an id, or None. Arrow sorts by bytes of UTF-8, which is the order of Python's strings."""
@@ -97,15 +108,3 @@ class Known:
         table = self._tables[name]
         whole = table.run.open_parquet(table.run.files("shard-*.parquet")[0]).schema_arrow.remove_metadata()
         return pa.schema([whole.field(column) for column in table.columns]).empty_table()
-
-
-def as_of_now(manifest: dict[str, Any]) -> datetime | None:
-    """Date of the `now` rows of an examples run; None for an org without time."""
-    return Snapshots.of(manifest).now
-
-
-def age_days(as_of: datetime | None) -> float | None:
-    """Days from `as_of` to this moment, two decimals; None for an org without time."""
-    if as_of is None:
-        return None
-    return round((datetime.now(timezone.utc) - as_of) / timedelta(days=1), 2)

@@ -82,7 +82,8 @@ def _last(lake: Lake, station: str, tasks: Sequence[str]) -> tuple[float | None,
         facts = lake.latest(kind, name).manifest().get("facts", {})
         if "seconds" in facts:
             known = True
-            seconds += facts["seconds"]
+            told = facts["seconds"]  # one figure, or one per step
+            seconds += sum(told.values()) if isinstance(told, dict) else told
             size += facts.get("input_bytes", 0)
     return (seconds if known else None), size
 

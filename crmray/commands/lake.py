@@ -64,7 +64,10 @@ def compare_command(arguments: argparse.Namespace) -> int:
 
 
 def champion_row(org: Org, task: str) -> dict[str, Any] | None:
-    """The champion of a task with its figure, the best baseline and the ceiling where known; None without champion."""
+    """The champion of a task, its figure, and on the same rows the best baseline, the best neural model and the ceiling.
+
+    None where nothing is published; a ceiling is known for the demo org only.
+    """
     from crmray import tasks
     from crmray.registry import Ledger
 
@@ -74,24 +77,30 @@ def champion_row(org: Org, task: str) -> dict[str, Any] | None:
     except NoChampionError:
         return None
     about = json.loads(lake.run("bundles", task, version).read_bytes("bundle.json"))
-    test = about.get("test") or {}
-    part = "test" if which.METRIC in test else "validation"
-    figures = test if part == "test" else about["metrics"].get(about["candidate"], {})
-    baselines = {
-        name: values[which.METRIC] for name, values in about.get("baselines", {}).items() if which.METRIC in values
-    }
-    best = (max if which.MODE == "max" else min)(baselines, key=lambda name: baselines[name], default=None)
-    ceiling = about.get("best_possible")
+    on_test = which.METRIC in (about.get("test") or {})
+    figures = (
+        {name: one.get("refit", one["plain"]) for name, one in about["test_candidates"].items()} if on_test else {}
+    )
+    values = {name: one[which.METRIC] for name, one in (figures or about["metrics"]).items() if which.METRIC in one}
+    neural = {name for name, kind in which.CANDIDATES.items() if kind.NEURAL}
+    champion, ceiling = about["candidate"], about.get("best_possible") or {}
     return {
         "task": task,
-        "champion": about["candidate"],
-        "metric": f"{which.METRIC} ({part})",
-        "value": figures.get(which.METRIC),
-        "baseline": best,
-        "baseline_value": baselines[best] if best else None,
-        "best_possible": ceiling.get(which.METRIC) if isinstance(ceiling, dict) else ceiling,
+        "champion": champion,
+        "metric": f"{which.METRIC} ({'test' if on_test else 'validation'})",
+        "value": about["test"][which.METRIC] if on_test else values.get(champion),
+        "best baseline": _best(values, set(values) - neural - {champion}, which.MODE),
+        "best neural": _best(values, set(values) & neural, which.MODE),
+        "best possible": ceiling.get(which.METRIC),
         "version": version,
     }
+
+
+def _best(values: dict[str, float], names: set[str], mode: str) -> str | None:
+    if not names:
+        return None
+    name = (max if mode == "max" else min)(sorted(names), key=lambda one: values[one])
+    return f"{name} {values[name]:.4f}"
 
 
 def status_command(arguments: argparse.Namespace) -> int:
@@ -113,9 +122,9 @@ def _cluster(dashboard: Dashboard) -> None:
         {
             "node": node["node_ip"],
             "state": node["state"],
-            "CPU": node["resources_total"].get("CPU", 0.0),
-            "GPU": node["resources_total"].get("GPU", 0.0),
-            "memory GiB": round(node["resources_total"].get("memory", 0.0) / 2**30, 1),
+            "CPU": round(node["resources_total"].get("CPU", 0)),
+            "GPU": round(node["resources_total"].get("GPU", 0)),
+            "memory GiB": round(node["resources_total"].get("memory", 0) / 2**30),
         }
         for node in dashboard.nodes()
     ]

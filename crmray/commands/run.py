@@ -20,7 +20,17 @@ from crmray.dashboard import Dashboard
 from crmray.errors import ClusterError, ConfigError, CrmrayError
 from crmray.head import local_head
 
-COLUMNS = ("task", "champion", "metric", "value", "baseline", "baseline_value", "best_possible", "version", "endpoint")
+COLUMNS = (
+    "task",
+    "champion",
+    "metric",
+    "value",
+    "best baseline",
+    "best neural",
+    "best possible",
+    "version",
+    "endpoint",
+)
 
 
 def add(commands: argparse._SubParsersAction) -> None:

@@ -119,12 +119,6 @@ def counted(view: View, table: pa.Table, prefix: str) -> dict:
     }
 
 
-def active(view: View, table: pa.Table) -> np.ndarray:
-    """(N,) number of subscriptions that run at as_of; an end at or after it is not yet known."""
-    rows = view.rows(table, "started_at", ("ended_at",))
-    return rows.totals(_running(view, rows).astype(np.float64))
-
-
 def _running(view: View, rows: Rows) -> np.ndarray:
     return micros_of(rows.table["ended_at"]) >= view.as_of_us if rows.has("ended_at") else np.ones(len(rows.code), bool)
 

@@ -1,7 +1,7 @@
 """The demo org: Salesforce-shaped raw objects of made-up customers, written block by block, and their truth beside.
 
-What a customer is and does is drawn in demo_world; demo_sales and demo_service put it into objects; demo_truth says what
-only the evaluation may read. A block's rows depend on the settings and the block alone, so memory is bounded by one
+What a customer is and does is drawn in demo_world; demo_sales and demo_service put it into objects; demo_truth says
+what only the evaluation may read. A block's rows depend on the settings and the block alone, so memory is bounded by one
 block, and a run that died continues with the first part that is missing.
 """
 
@@ -19,6 +19,7 @@ from crmray.config import DemoSource
 from crmray.data import demo_sales, demo_service, demo_truth
 from crmray.data import demo_world as dw
 from crmray.data.demo_catalogue import CATEGORIES
+from crmray.data.demo_simulate import simulate
 from crmray.data.demo_world import Block, World
 from crmray.errors import ConfigError
 from crmray.salesforce import ids
@@ -88,7 +89,7 @@ def _write_all(scene: World, runs: dict[str, Run], hidden: Run) -> None:
 def _blocks(scene: World, hidden: Run, told: Callable[[int], None]) -> Iterator[tuple[str, int, pa.Table]]:
     """(object, block, rows) of all blocks; the truth of each block is written on the way."""
     for index in range(scene.num_blocks):
-        block = scene.simulate(index)
+        block = simulate(scene, index)
         for name, table in tables(scene, block, index).items():
             yield name, index, table
         if not hidden.exists():

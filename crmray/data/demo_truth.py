@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from crmray.data import demo_world as dw
 from crmray.data.demo_catalogue import FOLLOW, NUM_TASTES
+from crmray.data.demo_simulate import simulate
 from crmray.data.demo_world import Block, World
 from crmray.errors import DataError
 from crmray.salesforce import ids
@@ -43,7 +44,7 @@ def tables(world: World, as_of: Sequence[datetime], *, horizon_days: int = 90) -
     bool. Raises DataError for an as_of that is not a midnight UTC within the history.
     """
     for index in range(world.num_blocks):
-        yield of_block(world, world.simulate(index), as_of, horizon_days)
+        yield of_block(world, simulate(world, index), as_of, horizon_days)
 
 
 def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days: int) -> pa.Table:
@@ -152,8 +153,8 @@ def _weekly(block: Block, weeks: int, before_day: int | None = None) -> list[np.
 
 
 def _log_likelihood(season: float, share: float, case_share: float) -> np.ndarray:
-    """(features, C · 3) weights by which the columns of `_weekly` add up to the log-likelihood of a week, or of the part
-    of it that has these shares of its orders and visits and of its days."""
+    """(features, C · 3) weights by which the columns of `_weekly` add up to the log-likelihood of a week, or of the
+    part of it that has these shares of its orders and visits and of its days."""
     uplift, opening, clicking = dw.UPLIFT[S][:, None], dw.P_OPEN[:, S].T, dw.P_CLICK[S][:, None]
     expected = (ORDER_RATES + VISIT_RATES) * season * share + dw.CASE_RATES.sum(0) * case_share
     rows = [

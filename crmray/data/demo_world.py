@@ -1,4 +1,4 @@
-"""The world behind the demo org: a generative model of customers, simulated in blocks.
+"""The world behind the demo org: a generative model of customers (demo_simulate draws from it, block by block).
 
 Time runs in weeks w = 0, 1, … from the first Monday of the history; days d = 0..6 within a week, UTC. All random
 counts are independent Poisson variables per day given the states, so a week cut anywhere has an exact likelihood
@@ -44,10 +44,10 @@ from functools import cached_property
 
 import numpy as np
 
-from crmray.data.demo_catalogue import FOLLOW, NUM_TASTES, Catalogue
+from crmray.data.demo_catalogue import NUM_TASTES, Catalogue
 from crmray.errors import ConfigError
 
-BLOCK = 10_000
+BLOCK = 5_000
 """customers simulated at once; each block has its own random stream"""
 SEGMENTS = (
     "occasional, full price",
@@ -96,7 +96,7 @@ UPLIFT = np.array([0.05, 0.25])
 PURCHASES = np.array([0.10, 0.60])
 PURCHASES_BY_STATE = np.array([1.0, 0.5, 0.05])
 EXTRA_LINES, EXTRA_UNITS = np.array([0.3, 1.6]), np.array([0.2, 3.0])
-P_DISCOUNT = np.array([0.05, 0.80])
+P_DISCOUNT = np.array([0.03, 0.85])
 VISITS = np.array([0.6, 2.4])
 VISITS_BY_STATE = np.array([1.0, 0.5, 0.08])
 P_VIEW = 0.6
@@ -131,6 +131,24 @@ def segments(v: np.ndarray, s: np.ndarray, z: np.ndarray) -> np.ndarray:
 def taste_prior() -> np.ndarray:
     """P(taste | 2 v + s), (4, tastes): each kind of customer leans to a taste of its own, none excludes one."""
     return np.full((4, NUM_TASTES), 0.6 / NUM_TASTES) + 0.4 * np.eye(4, NUM_TASTES)
+
+
+def bad_case(cells: np.ndarray) -> np.ndarray:
+    """Whether counts of cases (…, 6) hold one with a negative tone."""
+    return (cells[..., 0] + cells[..., len(TONES)]) > 0
+
+
+def transitions(s: np.ndarray, bad: np.ndarray, rise: np.ndarray) -> np.ndarray:
+    """(N, 3, 3) P(next z | z) of a week with or without a bad case and a price rise."""
+    shape = np.broadcast_shapes(np.shape(s), np.shape(bad), np.shape(rise))
+    result = np.zeros((*shape, 3, 3))
+    result[..., 0, 1] = CONTENT_TO_DRIFTING + bad * BAD_CASE_PUSH[0] + rise * PRICE_RISE_PUSH[s]
+    result[..., 1, 0] = DRIFTING_TO_CONTENT
+    result[..., 1, 2] = DRIFTING_TO_LEAVING + bad * BAD_CASE_PUSH[1]
+    result[..., 2, 0] = LEAVING_TO_CONTENT
+    for state in range(3):
+        result[..., state, state] = 1 - result[..., state, :].sum(-1)
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,11 +209,6 @@ class World:
         """The random stream of a block: purpose 0 simulates, 1 writes raw objects."""
         return np.random.default_rng([self.seed, 20261001, purpose, block])
 
-    def simulate(self, block: int) -> Block:
-        """One block of customers with all they do."""
-        count = min(BLOCK, self.customers - block * BLOCK)
-        return _simulate(self, self.rng(block, 0), count, block * BLOCK)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
@@ -250,178 +263,3 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.v)
-
-
-def _pick(rng: np.random.Generator, shares: np.ndarray, size: int | None = None) -> np.ndarray:
-    """Draws from a distribution over the last axis: one per row of `shares` (N, K), or `size` from (K,)."""
-    cumulative = np.cumsum(shares, -1)
-    if shares.ndim == 1:
-        assert size is not None
-        return np.minimum(np.searchsorted(cumulative, rng.random(size), side="right"), len(shares) - 1)
-    return np.minimum((rng.random((len(shares), 1)) >= cumulative).sum(1), shares.shape[1] - 1)
-
-
-def _simulate(world: World, rng: np.random.Generator, count: int, first: int) -> Block:
-    v = (rng.random(count) < P_LOYAL).astype(np.int64)
-    s = (rng.random(count) < P_SENSITIVE[v]).astype(np.int64)
-    a = _pick(rng, P_ACTIVITY, count)
-    t = _pick(rng, taste_prior()[2 * v + s])
-    attributes = {
-        "industry": _pick(rng, P_INDUSTRY[v]),
-        "size": _pick(rng, P_SIZE[v]),
-        "country": _pick(rng, P_COUNTRY, count),
-        "opted_in": rng.random(count) < P_OPT_IN,
-    }
-    weeks = world.num_weeks
-    first_week = np.where(rng.random(count) < 0.45, 0, rng.integers(0, max(weeks - 4, 1), count))
-    live = np.arange(weeks) >= first_week[:, None]
-    rise = (rng.random((count, weeks)) < P_PRICE_RISE) & live
-    z, cells = _engagement(rng, s, first_week, rise)
-
-    treated = rng.random((count, weeks)) < P_TREATMENT
-    mailed = live & attributes["opted_in"][:, None] & (np.arange(weeks) % MAIL_EVERY == 0)
-    arm = np.where(mailed, treated.astype(np.int8), np.int8(-1))
-    opened = (rng.random((count, weeks)) < P_OPEN[z, s[:, None]]) & (arm == 1)
-    clicked = (rng.random((count, weeks)) < P_CLICK[s][:, None]) & opened
-
-    pace = ACTIVITY[a][:, None] * world.seasons(weeks) * live
-    buying = (PURCHASES[v][:, None] * PURCHASES_BY_STATE[z]) * pace * (1 + UPLIFT[s][:, None] * (arm == 1))
-    order_customer, order_day = _days(rng, rng.poisson(buying), DAY_SHARES)
-    discounted = rng.random(len(order_customer)) < P_DISCOUNT[s[order_customer]]
-    num_lines = 1 + rng.poisson(EXTRA_LINES[v[order_customer]])
-    line_order = np.repeat(np.arange(len(order_customer)), num_lines)
-    buyer = order_customer[line_order]
-    units = 1 + rng.poisson(EXTRA_UNITS[v[buyer]])
-    parents = _parents(order_customer, num_lines, line_order)
-    line_era = world.catalogue.era_of(order_day[line_order] // 7)
-    product = _products(rng, world.catalogue, line_era, t[buyer], s[buyer], parents)
-
-    visit_customer, visit_day = _days(rng, rng.poisson(VISITS[s][:, None] * VISITS_BY_STATE[z] * pace), DAY_SHARES)
-    viewed = _views(rng, world.catalogue, visit_day // 7, t[visit_customer], s[visit_customer])
-    case_customer, case_day, case_cell = _case_days(rng, cells)
-    return Block(
-        first=first, v=v, s=s, a=a, t=t, **attributes, first_week=first_week, z=z, rise=rise, arm=arm,
-        opened=opened, clicked=clicked, order_customer=order_customer, order_day=order_day, discounted=discounted,
-        line_order=line_order, product=product, units=units, pair_line=parents[0], pair_parent=parents[1],
-        visit_customer=visit_customer, visit_day=visit_day, viewed=viewed,
-        case_customer=case_customer, case_day=case_day, case_cell=case_cell,
-    )  # fmt: skip
-
-
-def _engagement(
-    rng: np.random.Generator, s: np.ndarray, first_week: np.ndarray, rise: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Hidden weeks z (N, W) and the counts of cases that push them (N, W, 6)."""
-    count, weeks = rise.shape
-    z, cells = np.zeros((count, weeks), np.int8), np.zeros((count, weeks, len(CASE_RATES)), np.int8)
-    state = _pick(rng, P_START, count).astype(np.int8)
-    for w in range(weeks):
-        live = first_week <= w
-        z[:, w] = state
-        cells[:, w] = rng.poisson(CASE_RATES.T[state] * live[:, None])
-        rates = transitions(s, bad_case(cells[:, w]), rise[:, w])
-        moved = _pick(rng, rates[np.arange(count), state]).astype(np.int8)
-        state = np.where(live, moved, state)
-    return z, cells
-
-
-def bad_case(cells: np.ndarray) -> np.ndarray:
-    """Whether counts of cases (…, 6) hold one with a negative tone."""
-    return (cells[..., 0] + cells[..., len(TONES)]) > 0
-
-
-def transitions(s: np.ndarray, bad: np.ndarray, rise: np.ndarray) -> np.ndarray:
-    """(N, 3, 3) P(next z | z) of a week with or without a bad case and a price rise."""
-    shape = np.broadcast_shapes(np.shape(s), np.shape(bad), np.shape(rise))
-    result = np.zeros((*shape, 3, 3))
-    result[..., 0, 1] = CONTENT_TO_DRIFTING + bad * BAD_CASE_PUSH[0] + rise * PRICE_RISE_PUSH[s]
-    result[..., 1, 0] = DRIFTING_TO_CONTENT
-    result[..., 1, 2] = DRIFTING_TO_LEAVING + bad * BAD_CASE_PUSH[1]
-    result[..., 2, 0] = LEAVING_TO_CONTENT
-    for state in range(3):
-        result[..., state, state] = 1 - result[..., state, :].sum(-1)
-    return result
-
-
-def _days(rng: np.random.Generator, counts: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Customer and day of each event of weekly counts (N, W), sorted by both."""
-    customer, week = np.nonzero(counts)
-    times = counts[customer, week]
-    customer, week = np.repeat(customer, times), np.repeat(week, times)
-    day = 7 * week + _pick(rng, shares, len(week))
-    order = np.lexsort((day, customer))
-    return customer[order], day[order]
-
-
-def _case_days(rng: np.random.Generator, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    customer, week, cell = np.nonzero(cells)
-    times = cells[customer, week, cell]
-    customer, week, cell = (np.repeat(column, times) for column in (customer, week, cell))
-    day = 7 * week + rng.integers(0, 7, len(week))
-    order = np.lexsort((day, customer))
-    return customer[order], day[order], cell[order]
-
-
-def _parents(
-    order_customer: np.ndarray, num_lines: np.ndarray, line_order: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs (line, line of the customer's order before), and where the pairs of each line begin (L + 1,)."""
-    starts = np.concatenate([[0], np.cumsum(num_lines)])
-    has_before = np.zeros(len(order_customer), bool)
-    has_before[1:] = order_customer[1:] == order_customer[:-1]
-    before = line_order - 1
-    width = np.where(has_before[line_order], num_lines[before], 0)
-    pair_starts = np.concatenate([[0], np.cumsum(width)])
-    line = np.repeat(np.arange(len(line_order)), width)
-    offset = np.arange(len(line)) - pair_starts[line]
-    return line, starts[before[line]] + offset, pair_starts
-
-
-def _products(
-    rng: np.random.Generator,
-    catalogue: Catalogue,
-    era: np.ndarray,
-    t: np.ndarray,
-    s: np.ndarray,
-    parents: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> np.ndarray:
-    """Product of each line (L,). Lines that follow wait until the line they follow has its product."""
-    _, parent, starts = parents
-    width = np.diff(starts)
-    follows = (rng.random(len(era)) < FOLLOW) & (width > 0)
-    product = _from_base(rng, catalogue, era, t, s)
-    chosen = np.minimum(starts[:-1] + (rng.random(len(era)) * width).astype(np.int64), max(len(parent) - 1, 0))
-    leader = np.where(follows, parent[chosen] if len(parent) else 0, -1)
-    uniform, done = rng.random(len(era)), ~follows
-    cumulative = np.cumsum(catalogue.successors, -1)
-    waiting = np.flatnonzero(follows)
-    while len(waiting):
-        ready = waiting[done[leader[waiting]]]
-        for e in range(len(cumulative)):
-            some = ready[era[ready] == e]
-            product[some] = (uniform[some, None] >= cumulative[e][product[leader[some]]]).sum(1)
-        done[ready] = True
-        waiting = waiting[~done[waiting]]
-    return np.minimum(product, len(catalogue.price) - 1)
-
-
-def _from_base(
-    rng: np.random.Generator, catalogue: Catalogue, era: np.ndarray, t: np.ndarray, s: np.ndarray
-) -> np.ndarray:
-    """One product per row from the taste, row by row of the same era, taste and price-sensitivity."""
-    product = np.zeros(len(era), np.int64)
-    group = (era * NUM_TASTES + t) * 2 + s
-    order = np.argsort(group, kind="stable")
-    edges = np.searchsorted(group[order], np.arange(catalogue.base[..., 0].size + 1))
-    for g, shares in enumerate(catalogue.base.reshape(-1, catalogue.base.shape[-1])):
-        rows = order[edges[g] : edges[g + 1]]
-        product[rows] = _pick(rng, shares, len(rows))
-    return product
-
-
-def _views(
-    rng: np.random.Generator, catalogue: Catalogue, week: np.ndarray, t: np.ndarray, s: np.ndarray
-) -> np.ndarray:
-    """Product seen in each visit, -1 for none."""
-    product = _from_base(rng, catalogue, catalogue.era_of(week), t, s)
-    return np.where(rng.random(len(week)) < P_VIEW, product, -1)

@@ -16,7 +16,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crmray import schema
@@ -147,14 +146,13 @@ def make_shard(run: Run, table: str, pieces: Sequence[Piece], shard: int) -> dic
     if run.has(f"{facts_name}.json"):
         return json.loads(run.read_bytes(f"{facts_name}.json"))
     batches = [_batch(run, f"{piece.name}.arrow", shard) for piece in pieces]
-    rows, repeats = partition.merge(table, batches, pieces[0].feed.plan.schema)
+    merged = partition.merge(table, batches, pieces[0].feed.plan.schema)
     del batches
-    if repeats.num_rows:
-        run.write_table(f"{facts_name}.rejected", repeats)
-    run.write_table(f"shard-{shard:05d}.parquet", rows)
-    profile = Profile.of(table, rows).count(repeats)
-    entities = pc.count_distinct(rows[schema.table(table).entity]).as_py()
-    facts = {"profile": profile.to_json(), "entities": entities}
+    if merged.repeats.num_rows:
+        run.write_table(f"{facts_name}.rejected", merged.repeats)
+    run.write_table(f"shard-{shard:05d}.parquet", merged.rows)
+    profile = Profile.of(table, merged.rows).count(merged.repeats)
+    facts = {"profile": profile.to_json(), "entities": merged.entities}
     run.write_bytes(f"{facts_name}.json", json.dumps(facts).encode())
     return facts
 

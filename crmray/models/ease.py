@@ -52,6 +52,7 @@ class Ease:
 
     def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> ItemToItem:
         """Solve. TrainingError when the matrix cannot be inverted in single precision."""
+        train = histories.training(train)
         catalogue = Catalogue.of(train, max_items=self.max_items)
         gram = histories.cooccurrence(histories.encode(train, catalogue), len(catalogue), self.closeness)
         return ItemToItem(catalogue=catalogue, votes=solve(gram, self.l2, self.num_neighbours), decay=self.decay)

@@ -1,14 +1,15 @@
-"""Purchase histories as ragged arrays, and the ranking of items for blocks of customers.
+"""Purchase histories as ragged arrays, the catalogue of products, and counts of what is bought together.
 
 Rows in are examples of the recommendation task: `history` list<string> (product ids, oldest first),
-`history_days_before` list<float32>, `exclude_owned` bool. Entries of one row with the same days are one visit.
-Shape suffixes: B customers of a block, I items, K places of a ranking, M history entries of all rows together.
+`history_days_before` list<float32>, `exclude_owned` bool, and in training rows `entity_id`, `as_of`, `target`
+list<string>. Entries of one row with the same days are one visit.
+Shapes: I items, M history entries of all rows together.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,13 +19,11 @@ import pyarrow.compute as pc
 import scipy.sparse as sp
 from safetensors import numpy as safetensors
 
-from crmray.errors import DataError, NotEnoughDataError
+from crmray.errors import DataError, NotEnoughDataError, SchemaError
 from crmray.models.tabular import file_of, to_json
 
 RECENT_DAYS = 30.0
 """what counts as bought recently"""
-BLOCK_CELLS = 16_000_000
-"""scores held at once while ranking: 64 MB of float32"""
 BLOCK_PAIRS = 20_000_000
 """entries of the visits' pasts held at once while counting: 240 MB"""
 NEGLIGIBLE = 0.01
@@ -87,6 +86,49 @@ class Histories:
         )
 
 
+def column_of(examples: pa.Table, name: str) -> pa.ChunkedArray:
+    """One column; SchemaError when it is missing."""
+    if name not in examples.column_names:
+        raise SchemaError(f"got no column {name!r}, expected the columns of the recommendation task's examples")
+    return examples[name]
+
+
+def newest_rows(train: pa.Table) -> np.ndarray:
+    """Ascending positions of each customer's row with the latest as_of, of equal ones the last: it holds the others."""
+    customers = column_of(train, "entity_id").combine_chunks().dictionary_encode().indices.to_numpy()
+    as_of_us = pc.fill_null(column_of(train, "as_of").cast(pa.int64()), 0).to_numpy()
+    order = np.lexsort((np.arange(len(customers)), as_of_us, customers))
+    last = np.ones(len(order), bool)
+    last[:-1] = customers[order][1:] != customers[order][:-1]
+    return np.sort(order[last])
+
+
+def next_items(train: pa.Table) -> pa.ChunkedArray:
+    """`target` where rows have no date (leave-one-out: it is the next item of the sequence), else null.
+
+    A dated target is not to be trained on: it may lie at or after the date of the test.
+    """
+    dated = pc.is_valid(column_of(train, "as_of"))
+    return pc.if_else(dated, pa.scalar(None, train["target"].type), column_of(train, "target"))
+
+
+def training(train: pa.Table) -> pa.Table:
+    """One row per customer: its newest, with the next item appended to the history where it is known."""
+    train = train.take(pa.array(newest_rows(train)))
+    added_offsets, added = flatten(next_items(train))
+    if not len(added):
+        return train
+    offsets, history = flatten(train["history"])
+    _, days = flatten(train["history_days_before"])
+    places = np.repeat(offsets[1:], np.diff(added_offsets))
+    items = np.insert(history.to_numpy(zero_copy_only=False), places, added.to_numpy(zero_copy_only=False))
+    days_before = np.insert(days.to_numpy(zero_copy_only=False), places, np.float32(-1.0))
+    for name, values in (("history", pa.array(items, pa.string())), ("history_days_before", pa.array(days_before))):
+        lists = pa.ListArray.from_arrays(pa.array(offsets + added_offsets, pa.int32()), values)
+        train = train.set_column(train.schema.get_field_index(name), name, lists)
+    return train
+
+
 def flatten(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
     """Offsets (rows + 1,) int64 and flat values of a list column; null lists count as empty."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -113,13 +155,13 @@ class Catalogue:
         them where that is None, where rows have no date (leave-one-out), or where nothing was bought in the window.
         NotEnoughDataError when there are fewer than two products.
         """
-        _, values = flatten(train["history"])
+        _, values = flatten(column_of(train, "history"))
         counts = pc.value_counts(values)
         ids = counts.field("values").to_numpy(zero_copy_only=False).astype(object)
         buyers = counts.field("counts").to_numpy(zero_copy_only=False).astype(np.int64)
         if len(ids) < 2:
             raise NotEnoughDataError(
-                f"got {len(ids)} different products in the purchases of {train.num_rows} customers, expected 2 or more: "
+                f"got {len(ids)} different products in the purchases of {train.num_rows} customers, expected some: "
                 "check that transactions.product_id is mapped and that products_matching fits the ids"
             )
         order = np.lexsort((ids.astype(str), -buyers))[:max_items]
@@ -131,6 +173,13 @@ class Catalogue:
         recent = np.bincount(bought.codes[bought.days_before <= window_days], minlength=len(items))
         return replace(known, popularity=_shares(recent)) if recent.any() else known
 
+    @staticmethod
+    def named(items: Sequence[str]) -> Catalogue:
+        """Products of which only the ids are known."""
+        none = np.zeros(len(items))
+        ids = np.array(items, dtype=object)
+        return Catalogue(items=ids, buyers=none.astype(np.int64), popularity=none.astype(np.float32))
+
     def __len__(self) -> int:
         return len(self.items)
 
@@ -140,7 +189,7 @@ class Catalogue:
         return {item: code for code, item in enumerate(self.items.tolist())}
 
     def codes(self, column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of a list<string> column: offsets (rows + 1,) and int32 codes of the known products, mask of all values: known."""
+        """Of a list<string> column: offsets (rows + 1,) and int32 codes of known products; mask of the values kept."""
         offsets, values = flatten(column)
         encoded = values.dictionary_encode()
         known = np.array([*(self.code_of.get(value, -1) for value in encoded.dictionary.to_pylist()), -1], np.int32)
@@ -167,11 +216,11 @@ def _shares(counts: np.ndarray) -> np.ndarray:
 
 def encode(examples: pa.Table, catalogue: Catalogue) -> Histories:
     """Histories of `examples` in codes of `catalogue`. DataError when the two list columns do not run alongside."""
-    offsets, codes, kept = catalogue.codes(examples["history"])
-    _, days = flatten(examples["history_days_before"])
+    offsets, codes, kept = catalogue.codes(column_of(examples, "history"))
+    _, days = flatten(column_of(examples, "history_days_before"))
     if len(days) != len(kept):
         raise DataError(
-            f"columns 'history' and 'history_days_before' hold {len(kept)} and {len(days)} values, expected equal numbers"
+            f"columns 'history' and 'history_days_before' hold {len(kept)} and {len(days)} values, expected as many"
         )
     days_before = days.to_numpy(zero_copy_only=False).astype(np.float32)[kept]
     return Histories(offsets=offsets, codes=codes, days_before=days_before)
@@ -215,58 +264,3 @@ def _kernel_counts(part: Histories, num_items: int, closeness: float, longest: i
     past = sp.csr_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(codes))), shape=shape)
     forward = (past.T @ now).tocsr()
     return same_visit + forward + forward.T
-
-
-def blocks(num_rows: int, num_items: int) -> Iterator[slice]:
-    """Slices of rows whose scores fit BLOCK_CELLS."""
-    size = max(1, min(4096, BLOCK_CELLS // max(1, num_items)))
-    return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
-
-
-def rank(
-    scores: Callable[[pa.Table], np.ndarray],
-    catalogue: Catalogue,
-    examples: pa.Table,
-    *,
-    top_k: int = 10,
-    exclude: Sequence[str] = (),
-) -> dict[str, np.ndarray]:
-    """The best `top_k` items of every row: {"products": (rows, K) object, "scores": (rows, K) float32}.
-
-    scores: examples -> (B, I), higher is better. What a customer owns is left out where `exclude_owned` says so,
-    `exclude` for everybody. Equal scores stand in the order of the catalogue. Where fewer than K items are left, the
-    rest is None with score nan.
-    """
-    items = catalogue.items
-    width = min(top_k, len(items))
-    products = np.full((examples.num_rows, top_k), None, dtype=object)
-    values = np.full((examples.num_rows, top_k), np.nan, dtype=np.float32)
-    barred = [catalogue.code_of[product] for product in exclude if product in catalogue.code_of]
-    for block in blocks(examples.num_rows, len(items)):
-        part = examples.slice(block.start, block.stop - block.start)
-        scores_BI = np.array(scores(part), dtype=np.float32)
-        scores_BI[owned(part, catalogue)] = -np.inf
-        scores_BI[:, barred] = -np.inf
-        best_BK, best_scores_BK = top(scores_BI, width)
-        shown_BK = np.isfinite(best_scores_BK)
-        products[block, :width] = np.where(shown_BK, items[best_BK], None)
-        values[block, :width] = np.where(shown_BK, best_scores_BK, np.nan)
-    return {"products": products, "scores": values}
-
-
-def owned(examples: pa.Table, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
-    """Index arrays (rows, codes) of what may not be shown because the customer has it."""
-    offsets, codes, _ = catalogue.codes(examples["history"])
-    rows = np.repeat(np.arange(examples.num_rows), np.diff(offsets))
-    asked = pc.fill_null(examples["exclude_owned"], True).to_numpy()[rows]
-    return rows[asked], codes[asked]
-
-
-def top(scores_BI: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scores (B, k) of the highest scores, best first; equal scores in order of code."""
-    cut_B1 = np.partition(scores_BI, scores_BI.shape[1] - k, axis=1)[:, -k][:, None]
-    best_BK = np.empty((len(scores_BI), k), np.int64)
-    for row, scores_I in enumerate(scores_BI):
-        candidates = np.flatnonzero(scores_I >= cut_B1[row])
-        best_BK[row] = candidates[np.argsort(-scores_I[candidates], kind="stable")[:k]]
-    return best_BK, np.take_along_axis(scores_BI, best_BK, axis=1)

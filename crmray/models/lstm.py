@@ -46,7 +46,7 @@ class LSTM:
     NEURAL: ClassVar[bool] = True
     GRID: ClassVar[dict[str, tuple]] = {"scale": ("standard", "quantile"), "lr": (1e-3, 3e-3), "dropout": (0.1, 0.3)}
 
-    hidden: int = 64
+    hidden: int = 32
     """Hidden units of the LSTM, and width of the attribute tower."""
     num_layers: int = 1
     """Layers of the LSTM."""
@@ -54,11 +54,11 @@ class LSTM:
     """Newest events that are read; at most what the examples hold."""
     kind_width: int = 8
     """Width of the embedding of an event's kind."""
-    dropout: float = 0.1
+    dropout: float = 0.2
     """Share of units dropped in training, 0..1."""
     weight_decay: float = 0.01
     """AdamW's decoupled decay."""
-    lr: float = 3e-3
+    lr: float = 1e-3
     """Largest learning rate."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Course of the learning rate over max_epochs."""
@@ -66,9 +66,9 @@ class LSTM:
     """Share of all steps in which the learning rate rises from 0."""
     batch_size: int = 256
     """Rows per optimizer step, over all workers."""
-    max_epochs: int = 20
+    max_epochs: int = 5
     """Epochs at most."""
-    patience: int = 4
+    patience: int = 3
     """Epochs without improvement on validation before training ends."""
     imbalance: Literal["none", "weights"] = "none"
     """Weights give both classes the same total; the probabilities are corrected for it."""
@@ -100,7 +100,8 @@ class LSTM:
     @classmethod
     def for_rows(cls, num_rows: int) -> dict[str, Any]:
         """Defaults that depend on the number of training rows: few rows need smaller batches and more epochs."""
-        return {"batch_size": 64, "max_epochs": 60, "patience": 10} if num_rows < FEW_ROWS else {}
+        few = {"hidden": 64, "lr": 3e-3, "batch_size": 64, "max_epochs": 60, "patience": 10}
+        return few if num_rows < FEW_ROWS else {}
 
     @classmethod
     def applies(cls, columns: Collection[str]) -> str | None:
@@ -197,14 +198,14 @@ class LSTM:
             out["label_B"] = torch.from_numpy(arrays["label"][rows])
         return out
 
-    def loss(self, module: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def loss(self, module: ChurnLSTM, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B,) log loss, positives times the class weight."""
         positive_weight = module.log_positive_weight.exp()
         return nn.functional.binary_cross_entropy_with_logits(
             module(batch).float(), batch["label_B"], reduction="none", pos_weight=positive_weight
         )
 
-    def outputs(self, module: nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def outputs(self, module: ChurnLSTM, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """{"score": (B,)}, corrected for the class weight."""
         return {"score": torch.sigmoid(module(batch).float() - module.log_positive_weight)}
 
@@ -317,6 +318,7 @@ class ChurnLSTM(nn.Module):
             )  # fmt: skip
             width += tower
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+        self.log_positive_weight: torch.Tensor
         self.register_buffer("log_positive_weight", torch.tensor(log_positive_weight))
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

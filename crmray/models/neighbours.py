@@ -17,7 +17,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 from safetensors import numpy as safetensors
 
-from crmray.models import histories
+from crmray.models import histories, ranking
 from crmray.models.histories import Catalogue
 from crmray.models.tabular import check_positive, file_of, to_json
 
@@ -62,7 +62,7 @@ class Popularity:
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
     ) -> FittedPopularity:
         """Count."""
-        return FittedPopularity(catalogue=Catalogue.of(train, self.window_days))
+        return FittedPopularity(catalogue=Catalogue.of(histories.training(train), self.window_days))
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> FittedPopularity:
@@ -83,8 +83,8 @@ class FittedPopularity:
         return np.broadcast_to(self.catalogue.popularity, (examples.num_rows, len(self.catalogue)))
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """The ten best products of each row; see `histories.rank`."""
-        return histories.rank(self.scores, self.catalogue, examples)
+        """The ten best products of each row; see `ranking.rank`."""
+        return ranking.rank(self.scores, self.catalogue, examples)
 
     def save(self) -> dict[str, bytes]:
         """The catalogue's files."""
@@ -123,6 +123,7 @@ class ItemKNN:
 
     def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> ItemToItem:
         """Count co-purchases and normalise them."""
+        train = histories.training(train)
         catalogue = Catalogue.of(train)
         buyers = catalogue.buyers
         pairs = histories.cooccurrence(histories.encode(train, catalogue), len(catalogue), self.closeness).tocoo()
@@ -173,11 +174,13 @@ class ItemToItem:
         return (history_BI @ self.votes).toarray() + np.float32(TIE) * self.catalogue.popularity
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """The ten best products of each row; see `histories.rank`."""
-        return histories.rank(self.scores, self.catalogue, examples)
+        """The ten best products of each row; see `ranking.rank`."""
+        return ranking.rank(self.scores, self.catalogue, examples)
 
-    def because(self, examples: pa.Table, products: np.ndarray, num_reasons: int = 2) -> list[list[list[str]]]:
-        """For each row and each of its products (rows, K): the owned products that vote most for it, best first."""
+    def because(
+        self, examples: pa.Table, products: Sequence[Sequence[str]], num_reasons: int = 2
+    ) -> list[list[list[str]]]:
+        """For each row and each of its products: the owned products that vote most for it, best first."""
         code_of, items = self.catalogue.code_of, self.catalogue.items
         bought = histories.encode(examples, self.catalogue).matrix(len(items), self.decay)
         answer = []

@@ -1,11 +1,11 @@
 """SASRec: a causal Transformer that reads what a customer bought and says what comes next.
 
 Source: Kang and McAuley, "Self-attentive sequential recommendation" (ICDM 2018), with the softmax over the catalogue in
-place of one sampled negative (Klenitskiy and Vasilev, RecSys 2023), and the time since the visit before as one more input.
-Sequences are padded on the right: under the causal mask nothing real ever sees padding.
+place of one sampled negative (Klenitskiy and Vasilev, RecSys 2023), and the time since the visit before as one more
+input. Sequences are padded on the right: under the causal mask nothing real ever sees padding.
 
-Shape suffixes: B rows, L places of a sequence, D width, H heads, I items, T targets, K places of a ranking, P supervised
-places of a batch, S sampled items.
+Shape suffixes: B rows, L places of a sequence, D width, H heads, I items, T targets, K places of a ranking, P
+supervised places of a batch, S sampled items.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors import torch as safetensors
 from torch import nn
 from torch.nn import functional as F
 
-from crmray.models import histories
+from crmray.models import histories, ranking
 from crmray.models.histories import Catalogue
 from crmray.models.neighbours import check_share, needs_history
 from crmray.models.tabular import check_positive, file_of, to_json
@@ -90,16 +90,25 @@ class SASRec:
 
     def prepare(self, train: pa.Table) -> dict[str, Any]:
         """The catalogue, and the mean number of supervised places per customer, which scales the loss."""
+        train = histories.training(train)
         catalogue = Catalogue.of(train)
         lengths = np.minimum(histories.encode(train, catalogue).lengths, self.max_length)
         return {"catalogue": catalogue, "labels_per_row": max(1.0, float(np.maximum(lengths - 1, 0).mean()))}
 
     def encode(self, state: Mapping[str, Any], examples: pa.Table) -> dict[str, np.ndarray]:
-        """`items`, `gaps` (N, L) padded on the right with I and 0, `length` (N,), `targets` (N, T) padded with -1."""
+        """`items`, `gaps` (N, L) padded on the right with I and 0, `length` (N,), `targets` (N, T) and `next` (N, 1)
+        padded with -1. A row that a newer one of the same customer holds gets length 0.
+        """
         catalogue = state["catalogue"]
         arrays = sequences(examples, catalogue, self.max_length)
-        offsets, codes, _ = catalogue.codes(examples["target"])
-        return {**arrays, "targets": _padded(offsets, codes, MAX_TARGETS, -1, newest=False)}
+        newest = np.zeros(examples.num_rows, bool)
+        newest[histories.newest_rows(examples)] = True
+        arrays["length"] *= newest
+        targets = _targets(catalogue, histories.column_of(examples, "target"), MAX_TARGETS)
+        following = _targets(catalogue, histories.next_items(examples), 1)
+        if not following.shape[1]:
+            following = np.full((examples.num_rows, 1), -1, np.int32)
+        return {**arrays, "targets": targets, "next": np.where(newest[:, None], following, -1)}
 
     def lengths(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """(N,) sequence lengths: rows of similar length share a batch."""
@@ -118,13 +127,13 @@ class SASRec:
         """Tensors of these rows, no longer than their longest sequence."""
         longest = max(2, int(arrays["length"][rows].max()))
         cut = {name: arrays[name][rows, :longest] for name in ("items", "gaps")}
-        cut |= {name: arrays[name][rows] for name in ("length", "targets")}
+        cut |= {name: arrays[name][rows] for name in ("length", "targets", "next")}
         return {name: torch.from_numpy(values.astype(np.int64)) for name, values in cut.items()}
 
     def loss(self, module: CausalTransformer, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """(B,) cross-entropy: of the targets after the last entry where a row has some, else of each entry after those
-        before it, in units of the mean number of entries."""
-        if (batch["targets"] >= 0).any():
+        """(B,) cross-entropy: in training of each entry after those before it, in units of the mean number of entries;
+        in evaluation of the targets after the last entry."""
+        if not module.training:
             return module.target_loss(batch)
         return module.sequence_loss(batch, self.full_softmax_items, self.num_sampled)
 
@@ -189,6 +198,11 @@ def sequences(examples: pa.Table, catalogue: Catalogue, max_length: int) -> dict
         "gaps": _padded(bought.offsets, gap_buckets(gaps), max_length, 0).astype(np.uint8),
         "length": lengths,
     }
+
+
+def _targets(catalogue: Catalogue, column: pa.ChunkedArray, width: int) -> np.ndarray:
+    offsets, codes, _ = catalogue.codes(column)
+    return _padded(offsets, codes, width, -1, newest=False)
 
 
 def _padded(offsets: np.ndarray, values: np.ndarray, width: int, filler: int, newest: bool = True) -> np.ndarray:
@@ -274,12 +288,14 @@ class CausalTransformer(nn.Module):
     def sequence_loss(
         self, batch: Mapping[str, torch.Tensor], full_softmax_items: int, num_sampled: int
     ) -> torch.Tensor:
-        """(B,) sum of the cross-entropies of entries 2… of each row, divided by labels_per_row."""
-        items_BL = batch["items"]
-        hidden_BLD = self(items_BL[:, :-1], batch["gaps"][:, :-1])
-        places_L = torch.arange(1, items_BL.shape[1], device=items_BL.device)
-        rows_P, columns_P = (places_L < batch["length"][:, None]).nonzero(as_tuple=True)
-        hidden_PD, labels_P = hidden_BLD[rows_P, columns_P], items_BL[rows_P, columns_P + 1]
+        """(B,) sum of the cross-entropies of entries 2… of each row and of `next`, divided by labels_per_row."""
+        items_BL, last_B1 = batch["items"], batch["length"][:, None] - 1
+        hidden_BLD = self(items_BL, batch["gaps"])
+        places_L = torch.arange(items_BL.shape[1], device=items_BL.device)
+        labels_BL = torch.where(places_L < last_B1, F.pad(items_BL[:, 1:], (0, 1)), -1)
+        labels_BL = torch.where(places_L == last_B1, batch["next"], labels_BL)
+        rows_P, columns_P = (labels_BL >= 0).nonzero(as_tuple=True)
+        hidden_PD, labels_P = hidden_BLD[rows_P, columns_P], labels_BL[rows_P, columns_P]
         if self.sizes.num_items <= full_softmax_items:
             losses_P = F.cross_entropy(self.logits(hidden_PD).float(), labels_P, reduction="none")
         else:
@@ -320,8 +336,8 @@ class FittedSASRec:
         return result
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """The ten best products of each row; see `histories.rank`."""
-        return histories.rank(self.scores, self.catalogue, examples)
+        """The ten best products of each row; see `ranking.rank`."""
+        return ranking.rank(self.scores, self.catalogue, examples)
 
     def save(self) -> dict[str, bytes]:
         """The catalogue's files, model.json, weights.safetensors."""

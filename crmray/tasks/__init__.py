@@ -8,17 +8,10 @@ from pydantic import BaseModel, ValidationError
 
 from crmray.config import Org, explain
 from crmray.errors import ConfigError
+from crmray.tasks import churn, recommendation, segmentation
 from crmray.tasks.contract import Task
 
-# LEAD: temporary until all three have landed
-import importlib.util as _u, importlib as _i
-
-_present = [
-    _i.import_module(f"crmray.tasks.{n}")
-    for n in ("churn", "segmentation", "recommendation")
-    if _u.find_spec(f"crmray.tasks.{n}")
-]
-TASKS: dict[str, Task] = {module.NAME: cast(Task, module) for module in _present}
+TASKS: dict[str, Task] = {module.NAME: cast(Task, module) for module in (churn, segmentation, recommendation)}
 
 
 def task(name: str) -> Task:

@@ -11,11 +11,12 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
+Made = TypeVar("Made")
 POOL_BATCHES = 16
 """batches within which rows are sorted by length: enough to save padding, few enough to keep the order random"""
 
@@ -83,7 +84,7 @@ def micro_batches(
             )
 
 
-def prefetch(items: Iterable[T], make: Callable[[T], object], *, ahead: int) -> Iterator[object]:
+def prefetch(items: Iterable[T], make: Callable[[T], Made], *, ahead: int) -> Iterator[Made]:
     """`make(item)` for each item, computed up to `ahead` items early in a thread; with ahead = 0, when asked for.
 
     A thread pays beside a GPU; on CPUs it would only take time from the training itself.
@@ -91,10 +92,10 @@ def prefetch(items: Iterable[T], make: Callable[[T], object], *, ahead: int) -> 
     if ahead == 0:
         yield from map(make, items)
         return
-    ready: queue.Queue[tuple[object, BaseException | None, bool]] = queue.Queue(maxsize=ahead)
+    ready: queue.Queue[tuple[Any, BaseException | None, bool]] = queue.Queue(maxsize=ahead)
     stop = threading.Event()
 
-    def put(entry: tuple[object, BaseException | None, bool]) -> bool:
+    def put(entry: tuple[Any, BaseException | None, bool]) -> bool:
         while not stop.is_set():
             try:
                 ready.put(entry, timeout=0.1)

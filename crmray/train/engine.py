@@ -82,8 +82,9 @@ def choose(
     room = MODEL_SHARE * memory_bytes
     fitting = [stage for stage, size in per_worker.items() if size * num_parameters <= room]
     gib = {stage: size * num_parameters / 2**30 for stage, size in per_worker.items()}
-    stage, why_stage = settings.zero_stage, "asked for"
-    if stage is None:
+    if settings.zero_stage is not None:
+        stage, why_stage = int(settings.zero_stage), "asked for"
+    else:
         stage = fitting[0] if fitting else 3
         why_stage = f"{gib[stage]:.3g} GiB of weights, gradients and optimizer beside {room / 2**30:.3g} GiB of room"
     offload, why_offload = settings.offload_optimizer, "asked for"
@@ -155,7 +156,8 @@ def start(
         weight_decay=weight_decay,
     )
     if torch.distributed.get_rank() == 0:
-        log.event("engine", parameters=num_parameters, workers=num_workers, device=device, **why)
+        fields: dict[str, Any] = {"parameters": num_parameters, "workers": num_workers, "device": device, **why}
+        log.event("engine", **fields)
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
         module = module.to(torch.device("cuda", torch.cuda.current_device()))

@@ -150,12 +150,12 @@ class _Work:
         blend = task.blend(models, validation) if hasattr(task, "blend") and len(models) > 1 else None
         if blend is not None:
             blended = task.score(validation, blend.predict(validation))[task.METRIC]
-            log.event(
-                "blend", members=list(getattr(blend, "members", [])), **{task.METRIC: blended}, best_single=figure
-            )
+            told: dict[str, Any] = {task.METRIC: blended, "best_single": figure}
+            log.event("blend", members=list(getattr(blend, "members", [])), **told)
             if sign * (blended - figure) > 0:
                 winner, figure, model = "blend", blended, blend
-        log.event("winner", task=task.NAME, candidate=winner, **{task.METRIC: figure})
+        chosen: dict[str, Any] = {"candidate": winner, task.METRIC: figure}
+        log.event("winner", task=task.NAME, **chosen)
         return winner, model
 
     def _refit(

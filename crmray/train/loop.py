@@ -12,6 +12,7 @@ A torch candidate may give, beside the contract's methods:
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -131,10 +132,19 @@ def train(
             log.event("train.epoch", candidate=candidate.NAME, **figures)
         if report is not None:
             client = {"history": progress.history, "best": progress.best, "weights": progress.weights}
-            report(figures, lambda folder, client=client: engines.save(run.engine, folder, client))
+            report(figures, functools.partial(_save, run.engine, client))
     return Outcome(
         weights=progress.weights, rounds=progress.best["epoch"], figures=progress.best, history=progress.history
     )
+
+
+def _array(value: torch.Tensor) -> np.ndarray:
+    """On the CPU; numpy has no bfloat16."""
+    return (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
+
+
+def _save(engine: Any, client: Mapping[str, Any], folder: str | Path) -> None:
+    engines.save(engine, folder, client)
 
 
 def _better(figures: Mapping[str, Any], best: Mapping[str, Any], metric: str, mode: str) -> bool:
@@ -208,7 +218,9 @@ class Run:
             "extreme values in the features"
         )
 
-    def _tensors(self, arrays: Mapping[str, np.ndarray], micro: batches.MicroBatch) -> Any:
+    def _tensors(
+        self, arrays: Mapping[str, np.ndarray], micro: batches.MicroBatch
+    ) -> tuple[batches.MicroBatch, dict[str, torch.Tensor], torch.Tensor]:
         """The batch and its row weights on the device."""
         batch = self.candidate.batch(arrays, micro.rows)
         weights = torch.from_numpy(micro.weights)
@@ -286,7 +298,7 @@ class Run:
             total = total.to(losses_B.device) + (losses_B * weights_B).sum().double()
             real = micro.weights > 0
             if self.scored:
-                kept = {name: value.float().cpu().numpy()[real] for name, value in outputs.items()}
+                kept = {name: _array(value)[real] for name, value in outputs.items()}
                 parts.append((micro.rows[real], kept))
         if self.shape["num_workers"] > 1:
             dist.all_reduce(total)
@@ -297,7 +309,8 @@ class Run:
 
     def _score(self, parts: list[tuple[np.ndarray, dict[str, np.ndarray]]]) -> dict[str, float]:
         """Gather the predictions on rank 0, put them in row order, score them there, tell everyone."""
-        world, figures = self.shape["num_workers"], [None]
+        world = self.shape["num_workers"]
+        figures: list[Any] = [None]
         gathered: list[Any] = [parts]
         if world > 1:
             gathered = [None] * world

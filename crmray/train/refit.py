@@ -18,8 +18,9 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from crmray import cluster, log
@@ -91,8 +92,7 @@ def train(
 ) -> None:  # fmt: skip
     """Torch fits by one TorchTrainer, one after the other, each over all workers."""
     gpu = shared.device == "cuda"
-    total = cluster.resources()
-    num_workers = num_workers or max(1, int(total.get("GPU", 0) if gpu else total.get("CPU", 1)))
+    num_workers = num_workers or _free_workers(gpu)
     cluster.preflight(num_workers, 1, 1 if gpu else 0)
     for key, value in TRAIN_ENV.items():
         os.environ.setdefault(key, value)
@@ -193,6 +193,20 @@ def _train_one(shared: Search, job: Mapping[str, Any], resume: str | None, check
         result = Result(fit=fit, rounds=outcome.rounds, seconds=round(time.monotonic() - started, 3))
         shared.results.write(result, candidate.fitted(state, outcome.weights, outcome.rounds))
     dist.barrier()
+
+
+def _free_workers(gpu: bool, settle_s: float = 10.0) -> int:
+    """As many workers as there are free GPUs (or CPUs) once the processes of the search are gone, at least one.
+
+    The training is the same for any number of them, so what others hold (endpoints, say) need not be waited for.
+    """
+    kind = "GPU" if gpu else "CPU"
+    started = time.monotonic()
+    while ray.available_resources().get(kind, 0) < cluster.resources().get(kind, 0):
+        if time.monotonic() - started > settle_s:
+            break
+        time.sleep(0.2)
+    return max(1, int(ray.available_resources().get(kind, 0)))
 
 
 def _wait_for_room(num_workers: int, gpu: bool, give_up_s: float = 1800.0) -> None:

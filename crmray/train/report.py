@@ -69,7 +69,7 @@ def write(outcome: Outcome, run: Run, lake: Lake) -> None:
         "test_candidates": figures["test"],
         "test_baselines": {name: figures["test"][name]["plain"] for name in baselines(task, outcome.best)},
         "test_by_customer": _by_customer(outcome, test),
-        "best_possible": best_possible(lake, outcome, test),
+        "best_possible": best_possible(lake, task, test),
         "hyperparameters": {name: dict(result.fit.point.settings) for name, result in outcome.best.items()},
         "trials": [_trial(outcome.task, result) for result in outcome.results],
         "data": {key: value for key, value in outcome.examples.manifest().items() if key != "files"},
@@ -95,8 +95,8 @@ def write(outcome: Outcome, run: Run, lake: Lake) -> None:
         task=task.NAME, candidate=outcome.winner, metric=task.METRIC, validation=figures["validation"][outcome.winner],
         test=evaluated.get(task.METRIC), inputs={"examples": outcome.examples.run_id}, facts={"seconds": seconds},
     )  # fmt: skip
-    log.event("bundle", task=task.NAME, version=run.run_id, candidate=outcome.winner,
-              **{f"test_{task.METRIC}": evaluated.get(task.METRIC)})  # fmt: skip
+    told: dict[str, Any] = {"version": run.run_id, "candidate": outcome.winner, "test": evaluated.get(task.METRIC)}
+    log.event("bundle", task=task.NAME, metric=task.METRIC, **told)
 
 
 def baselines(task: Task, best: Mapping[str, Result]) -> list[str]:
@@ -137,13 +137,25 @@ def _by_customer(outcome: Outcome, test: pa.Table) -> dict[str, Any] | None:
         return {"rows": others.num_rows, "why_not": str(error)}
 
 
-def best_possible(lake: Lake, outcome: Outcome, test: pa.Table) -> dict[str, float] | None:
-    """Figures of the true probabilities, for orgs whose generator is known; None elsewhere."""
-    task = outcome.task
-    if not hasattr(task, "best_possible"):
+def best_possible(lake: Lake, task: Task, test: pa.Table) -> dict[str, float] | None:
+    """Figures of the true probabilities `p_leave`, where the generator of the org is known (truth/); None elsewhere.
+
+    The truth may be about something else than the task's label, or other dates: it counts only if it covers the test
+    rows and what came (`left`) is their label.
+    """
+    if task.LABELS != ("label",) or not lake.has("truth", "demo"):
         return None
-    names = lake.names("truth")
-    return task.best_possible(test, [lake.latest("truth", name) for name in names], outcome.settings) if names else None
+    keys, date = ["entity_id", "as_of"], pc.min(test["as_of"])
+    truth = lake.latest("truth", "demo").read_table(
+        "leaving-*.parquet", columns=[*keys, "p_leave", "left"], filters=pc.field("as_of") == date
+    )
+    numbered = test.select([*keys, "label"]).append_column("row", pa.array(range(test.num_rows)))
+    both = numbered.join(truth, keys, join_type="inner").sort_by("row")
+    same = pc.equal(both["label"].cast(pa.bool_()), both["left"])
+    if both.num_rows != test.num_rows or not pc.all(same).as_py():
+        log.event("report.no_ceiling", task=task.NAME, rows=test.num_rows, known=both.num_rows)
+        return None
+    return {name: float(value) for name, value in task.score(test, {"score": both["p_leave"].to_numpy()}).items()}
 
 
 def _trial(task: Task, result: Result) -> dict[str, Any]:

@@ -184,9 +184,9 @@ def search(
     concurrency = min(concurrency or max(1, slots), len(shared.points))
     todo = [fit for fit in map(_selection(shared), shared.points) if shared.results.read(fit) is None]
     folder = lake.work_folder("search", task.NAME)
-    how = {"scheduler": scheduler or "none", "search": "optuna" if shared.by_optuna else "grid"}
-    counts = {"points": len(shared.points), "left": len(todo), "concurrency": concurrency}
-    log.event("search", task=task.NAME, **counts, **how, logs=f"{folder}/{name}")
+    told: dict[str, Any] = {"points": len(shared.points), "left": len(todo), "concurrency": concurrency}
+    told |= {"scheduler": scheduler or "none", "search": "optuna" if shared.by_optuna else "grid"}
+    log.event("search", task=task.NAME, **told, logs=f"{folder}/{name}")
     if not shared.by_optuna and not todo:
         return [shared.results.of(fit) for fit in map(_selection(shared), shared.points)]
     trainable = tune.with_resources(
@@ -274,6 +274,7 @@ class _Space:
 def _result(shared: Search, grid: tune.ResultGrid, index: int) -> Result:
     """What a trial left in the lake, or why there is nothing."""
     trial = grid[index]
+    assert trial.config is not None
     fit = shared.fit_of(trial.config)
     result = shared.results.read(fit)
     if result is not None:

@@ -94,10 +94,8 @@ def _finish(shared: Search, one: Fit, model: Any, seen: rows.Rows, started: floa
     seconds = round(time.perf_counter() - started, 3)
     figures = {name: float(value) for name, value in figures.items()}
     shared.results.write(Result(fit=one, figures=figures, rounds=model.rounds, seconds=seconds), model)
-    value = figures.get(shared.task.METRIC)
-    log.event(
-        "trial", trial=one.point.label(shared.task), state="finished", **{shared.task.METRIC: value}, seconds=seconds
-    )
+    told: dict[str, Any] = {"trial": one.point.label(shared.task), "state": "finished", "seconds": seconds}
+    log.event("trial", **{**told, **figures})
 
 
 def _failed(shared: Search, one: Fit, error: CrmrayError, started: float) -> None:

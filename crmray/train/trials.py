@@ -11,6 +11,8 @@ from ray.tune import Callback
 from crmray import cluster, log
 from crmray.errors import WatchdogError
 
+FIRST_WORD_S = 30.0
+"""starting a process and importing torch takes seconds; a wait beyond this is told"""
 GIVE_UP_S = 1800.0
 """a search in which nothing has run for so long is ended"""
 
@@ -22,25 +24,25 @@ class TrialTable(Callback):
         self.task, self.metric, self.mode, self.total = task, metric, mode, total
         self.done, self.failed, self.best = 0, 0, ""
         self.best_value: float | None = None
-        self.idle_since, self.next_word_s = time.monotonic(), 10.0
+        self.idle_since, self.next_word_s = time.monotonic(), FIRST_WORD_S
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """After a restore the clock starts anew."""
         self.__dict__.update(state)
-        self.idle_since, self.next_word_s = time.monotonic(), 10.0
+        self.idle_since, self.next_word_s = time.monotonic(), FIRST_WORD_S
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Look whether anything runs."""
         now = time.monotonic()
         if any(trial.status == "RUNNING" for trial in trials) or all(trial.is_finished() for trial in trials):
-            self.idle_since, self.next_word_s = now, 10.0
+            self.idle_since, self.next_word_s = now, FIRST_WORD_S
             return
         waited_s = now - self.idle_since
         if waited_s > GIVE_UP_S:
-            raise WatchdogError(f"search: waited {waited_s:.0f} s for a free slot; {_free()}")
+            raise WatchdogError(f"search: waited {waited_s:.0f} s for a trial to start; {_free()}")
         if waited_s > self.next_word_s:
             self.next_word_s *= 2
-            why = {"waits_for": "a free slot", "because": _free()}
+            why = {"waits_for": "a trial to start", "because": _free()}
             log.warn("search.waiting", task=self.task, seconds=round(waited_s), **why)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

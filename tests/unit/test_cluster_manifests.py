@@ -28,7 +28,7 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 
 def strict(schema: Any) -> Any:
-    """A CRD prunes unknown fields silently; here they are refused. Free-form maps and int-or-string stay as they are."""
+    """A CRD prunes unknown fields silently; here they are refused. Free-form maps and int-or-string stay as is."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):

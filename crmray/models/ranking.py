@@ -1,0 +1,201 @@
+"""Rankings: the best items of each customer, and blends of models that rank.
+
+Shape suffixes: B customers of a block, I items, K places of a ranking, C members of a blend.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crmray.errors import CorruptError
+from crmray.models import histories
+from crmray.models.histories import Catalogue
+from crmray.models.tabular import file_of, to_json
+
+BLOCK_CELLS = 16_000_000
+"""scores held at once while ranking: 64 MB of float32"""
+MAX_MEMBERS = 3
+WEIGHT_STEPS = 4
+"""weights of a blend are multiples of 1 / WEIGHT_STEPS"""
+BLEND_ROWS = 8_000
+"""validation rows on which weights are compared"""
+
+
+def blocks(num_rows: int, num_items: int) -> Iterator[slice]:
+    """Slices of rows whose scores fit BLOCK_CELLS."""
+    size = max(1, min(4096, BLOCK_CELLS // max(1, num_items)))
+    return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
+
+
+def rank(
+    scores: Callable[[pa.Table], np.ndarray],
+    catalogue: Catalogue,
+    examples: pa.Table,
+    *,
+    top_k: int = 10,
+    exclude: Sequence[str] = (),
+    whole: bool = False,
+) -> dict[str, np.ndarray]:
+    """The best `top_k` items of every row: {"products": (rows, K) object, "scores": (rows, K) float32}.
+
+    scores: examples -> (B, I), higher is better. What a customer owns is left out where `exclude_owned` says so,
+    `exclude` for everybody. Equal scores stand in the order of the catalogue. Where fewer than K items are left, the
+    rest is None with score nan. whole: `scores` is asked once, for all rows.
+    """
+    items = catalogue.items
+    width = min(top_k, len(items))
+    products = np.full((examples.num_rows, top_k), None, dtype=object)
+    values = np.full((examples.num_rows, top_k), np.nan, dtype=np.float32)
+    barred = [catalogue.code_of[product] for product in exclude if product in catalogue.code_of]
+    for block in [slice(0, examples.num_rows)] if whole else blocks(examples.num_rows, len(items)):
+        part = examples.slice(block.start, block.stop - block.start)
+        scores_BI = np.array(scores(part), dtype=np.float32)
+        scores_BI[owned(part, catalogue)] = -np.inf
+        scores_BI[:, barred] = -np.inf
+        best_BK, best_scores_BK = top(scores_BI, width)
+        shown_BK = np.isfinite(best_scores_BK)
+        products[block, :width] = np.where(shown_BK, items[best_BK], None)
+        values[block, :width] = np.where(shown_BK, best_scores_BK, np.nan)
+    return {"products": products, "scores": values}
+
+
+def owned(examples: pa.Table, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
+    """Index arrays (rows, codes) of what may not be shown because the customer has it."""
+    offsets, codes, _ = catalogue.codes(histories.column_of(examples, "history"))
+    rows = np.repeat(np.arange(examples.num_rows), np.diff(offsets))
+    asked = pc.fill_null(histories.column_of(examples, "exclude_owned"), True).to_numpy()[rows]
+    return rows[asked], codes[asked]
+
+
+def top(scores_BI: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scores (B, k) of the highest scores, best first; equal scores in order of code."""
+    cut_B1 = np.partition(scores_BI, scores_BI.shape[1] - k, axis=1)[:, -k][:, None]
+    best_BK = np.empty((len(scores_BI), k), np.int64)
+    for row, scores_I in enumerate(scores_BI):
+        candidates = np.flatnonzero(scores_I >= cut_B1[row])
+        best_BK[row] = candidates[np.argsort(-scores_I[candidates], kind="stable")[:k]]
+    return best_BK, np.take_along_axis(scores_BI, best_BK, axis=1)
+
+
+def standardised(scores_BI: np.ndarray) -> np.ndarray:
+    """(B, I) float32: each row with mean 0 and standard deviation 1 (0 where all scores are equal)."""
+    centred = scores_BI - scores_BI.mean(axis=1, keepdims=True)
+    deviations_B1 = centred.std(axis=1, keepdims=True)
+    return np.divide(centred, deviations_B1, out=np.zeros_like(centred), where=deviations_B1 > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingBlend:
+    """Weighted sum of members' standardised scores. Members were fitted on the same rows."""
+
+    NAME: ClassVar[str] = "blend"
+
+    members: Mapping[str, Any]
+    """fitted models by candidate name"""
+    weights: Mapping[str, float]
+    """share of each member; above 0, in total 1"""
+    rounds: ClassVar[int | None] = None
+
+    def __post_init__(self):
+        if set(self.members) != set(self.weights) or not self.members:
+            raise ValueError(
+                f"got members {sorted(self.members)} and weights {dict(self.weights)}, expected one for each"
+            )
+        if min(self.weights.values()) <= 0 or abs(sum(self.weights.values()) - 1.0) > 1e-9:
+            raise ValueError(f"got weights {dict(self.weights)}, expected numbers above 0 that sum to 1")
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The largest catalogue among the members: some leave out rare products."""
+        return max((member.catalogue for member in self.members.values()), key=len)
+
+    def scores(self, examples: pa.Table) -> np.ndarray:
+        """(B, I) float32."""
+        parts = member_scores(self.members, self.catalogue, examples)
+        return sum(np.float32(self.weights[name]) * scores_BI for name, scores_BI in parts.items())
+
+    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """The ten best products of each row; see `rank`."""
+        return rank(self.scores, self.catalogue, examples)
+
+    def because(self, examples: pa.Table, products: Sequence[Sequence[str]]) -> list[list[list[str]]]:
+        """As the first member that gives reasons; none where no member does."""
+        for member in self.members.values():
+            if hasattr(member, "because"):
+                return member.because(examples, products)
+        return [[[] for _ in row] for row in products]
+
+    def with_members(self, members: Mapping[str, Any]) -> RankingBlend:
+        """The same blend of the same candidates fitted again (on more rows)."""
+        return replace(self, members={name: members[name] for name in self.members})
+
+    def save(self) -> dict[str, bytes]:
+        """blend.json, and each member's files under `<name>/`."""
+        files = {"blend.json": to_json({"weights": dict(self.weights)})}
+        for name, member in self.members.items():
+            files |= {f"{name}/{path}": content for path, content in member.save().items()}
+        return files
+
+    @staticmethod
+    def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> RankingBlend:
+        """What `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
+        weights = json.loads(file_of(files, "blend.json"))["weights"]
+        members = {}
+        for name in weights:
+            if name not in candidates:
+                raise CorruptError(f"blend.json: got member {name!r}, expected one of {sorted(candidates)}")
+            start = f"{name}/"
+            own = {path.removeprefix(start): content for path, content in files.items() if path.startswith(start)}
+            members[name] = candidates[name].load(own)
+        return RankingBlend(members=members, weights=weights)
+
+
+def member_scores(members: Mapping[str, Any], catalogue: Catalogue, examples: pa.Table) -> dict[str, np.ndarray]:
+    """Standardised scores (B, I) of each member over the products of `catalogue`; the lowest for others."""
+    found = {}
+    for name, member in members.items():
+        scores_BI = standardised(np.asarray(member.scores(examples), np.float32))
+        if not np.array_equal(member.catalogue.items, catalogue.items):
+            codes = [catalogue.code_of[item] for item in member.catalogue.items]
+            wide_BI = np.repeat(scores_BI.min(axis=1, keepdims=True), len(catalogue), axis=1)
+            wide_BI[:, codes] = scores_BI
+            scores_BI = wide_BI
+        found[name] = scores_BI
+    return found
+
+
+def best_blend(
+    models: Mapping[str, Any], figures: Mapping[str, float], rows: pa.Table, metric: Callable[[np.ndarray], np.ndarray]
+) -> RankingBlend | None:
+    """The best weighted sum of the MAX_MEMBERS best models, None if one alone is as good.
+
+    figures: of each model, more is better. metric: products (B, K) of all `rows` -> (B,) figure of each row. Weights
+    are coarse (quarters), so that little is fitted to the rows.
+    """
+    names = sorted(models, key=lambda name: (-figures[name], name))[:MAX_MEMBERS]
+    members = {name: models[name] for name in names}
+    catalogue = max((member.catalogue for member in members.values()), key=len)
+    points = [
+        point for point in itertools.product(range(WEIGHT_STEPS + 1), repeat=len(names)) if sum(point) == WEIGHT_STEPS
+    ]
+    shown: dict[tuple[int, ...], list[np.ndarray]] = {point: [] for point in points}
+    for block in blocks(rows.num_rows, len(catalogue) * len(names)):
+        part = rows.slice(block.start, block.stop - block.start)
+        scores = list(member_scores(members, catalogue, part).values())
+        for point in points:
+            total = sum(np.float32(w / WEIGHT_STEPS) * s for w, s in zip(point, scores, strict=True) if w)
+            shown[point].append(rank(lambda _, total=total: total, catalogue, part, whole=True)["products"])
+    reached = {point: float(np.mean(metric(np.concatenate(parts)))) for point, parts in shown.items()}
+    best = max(points, key=lambda point: (reached[point], max(point)))
+    if max(best) == WEIGHT_STEPS:
+        return None
+    weights = {name: w / WEIGHT_STEPS for name, w in zip(names, best, strict=True) if w}
+    return RankingBlend(members={name: members[name] for name in weights}, weights=weights)
