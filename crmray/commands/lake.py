@@ -64,7 +64,7 @@ def compare_command(arguments: argparse.Namespace) -> int:
 
 
 def champion_row(org: Org, task: str) -> dict[str, Any] | None:
-    """The champion of a task, its figure, and on the same rows the best baseline, the best neural model and the ceiling.
+    """The champion of a task, its figure, and on the same rows the best baseline, neural model and the ceiling.
 
     None where nothing is published; a ceiling is known for the demo org only.
     """

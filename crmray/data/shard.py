@@ -11,6 +11,7 @@ reason, no more).
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 import time
@@ -101,8 +102,7 @@ def _make(
     log.event("shard.start", table=table, rows=size.rows, groups=len(groups), modin_backend=backend, shards=num_shards)
     todo = [left for group in groups if (left := [piece for piece in group if not pieces.done(run, piece)])]
     if todo and on_ray:
-        for _ in map_shards(_free_cpu, [table], label=f"shard.{table}.start", give_up_s=give_up_s):
-            _with_modin(run, num_shards, todo, give_up_s)
+        _with_modin(run, num_shards, todo, map_shards, give_up_s)
     else:
         for piece in (piece for group in todo for piece in group):
             pieces.make_piece(run, num_shards, piece, pieces.read(piece))
@@ -148,39 +148,51 @@ def _read(piece: Piece) -> tuple[pd.DataFrame, int]:
     return rows.to_pandas(types_mapper=pd.ArrowDtype), rows.num_rows
 
 
-def _with_modin(run: Run, num_shards: int, groups: list[list[Piece]], give_up_s: float) -> None:
+def _with_modin(run: Run, num_shards: int, groups: list[list[Piece]], map_shards: MapShards, give_up_s: float) -> None:
     """Make the pieces of all groups, one Modin frame a group; the next group is read meanwhile."""
     import modin.config
-    from modin.distributed.dataframe.pandas import from_partitions
-    from modin.experimental.batch import PandasQueryPipeline
 
     # Modin calls its way to map a function over row partitions experimental, on every use.
     warnings.filterwarnings("ignore", message=".*Batch Pipeline API.*")
     assert modin.config.Backend.get() == "Ray", modin.config.Backend.get()
     modin.config.NPartitions.put(num_cpus())
     refs = [_read.remote(piece) for piece in groups[0]]
-    with log.progress("shard.clean", total=sum(map(len, groups)), unit="pieces") as bar:
-        for index, group in enumerate(groups):
-            now, refs = refs, [_read.remote(piece) for group_ in groups[index + 1 : index + 2] for piece in group_]
+    try:
+        # Modin would wait for a CPU without a word; the map says what it waits for, and ends.
+        for _ in map_shards(_free_cpu, [run.name], label=f"shard.{run.name}.start", give_up_s=give_up_s):
+            pass
+        with log.progress("shard.clean", total=sum(map(len, groups)), unit="pieces") as bar:
+            for index, group in enumerate(groups):
+                following = groups[index + 1] if index + 1 < len(groups) else []
+                ahead = [_read.remote(piece) for piece in following]
+                _watched(partial(_clean_group, run, num_shards, group, refs), f"shard.{run.name}", give_up_s)
+                refs = ahead
+                gc.collect()  # Modin's frames refer to themselves; until they are gone their rows stay in the store
+                bar.advance(len(group))
+    finally:
+        for rows, _ in refs:
+            ray.cancel(rows)
 
-            def clean_group(group: list[Piece] = group, now: list[Any] = now) -> None:
-                lengths = ray.get([length for _, length in now])
-                columns = group[0].feed.run.open_parquet(group[0].parts[0]).schema_arrow.names
-                frame = from_partitions(
-                    [rows for rows, _ in now],
-                    axis=0,
-                    index=pd.RangeIndex(sum(lengths)),
-                    columns=pd.Index(columns),
-                    row_lengths=lengths,
-                    column_widths=[len(columns)],
-                )
-                pipeline = PandasQueryPipeline(frame, num_partitions=1)
-                work = partial(_clean_partition, run, num_shards, group)
-                pipeline.add_query(work, pass_partition_id=True, is_output=True)
-                pipeline.compute_batch()
 
-            _watched(clean_group, f"shard.{run.name}", give_up_s)
-            bar.advance(len(group))
+def _clean_group(run: Run, num_shards: int, group: list[Piece], refs: list[Any]) -> None:
+    """Map `make_piece` over the row partitions of the Modin frame that the read pieces are."""
+    from modin.distributed.dataframe.pandas import from_partitions
+    from modin.experimental.batch import PandasQueryPipeline
+
+    lengths = ray.get([length for _, length in refs])
+    columns = group[0].feed.run.open_parquet(group[0].parts[0]).schema_arrow.names
+    frame = from_partitions(
+        [rows for rows, _ in refs],
+        axis=0,
+        index=pd.RangeIndex(sum(lengths)),
+        columns=pd.Index(columns),
+        row_lengths=lengths,
+        column_widths=[len(columns)],
+    )
+    pipeline = PandasQueryPipeline(frame, num_partitions=1)
+    work = partial(_clean_partition, run, num_shards, group)
+    pipeline.add_query(work, pass_partition_id=True, is_output=True)
+    pipeline.compute_batch()
 
 
 def _clean_partition(run: Run, num_shards: int, group: list[Piece], frame: pd.DataFrame, place: int) -> pd.DataFrame:

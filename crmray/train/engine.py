@@ -44,6 +44,8 @@ class EngineSettings:
     """keep Adam's moments in host memory (slow; for models that fit no other way)"""
     compile: bool = False
     """torch.compile the module"""
+    workers_per_trial: int = 1
+    """workers of one trial of a search; more than 1 for models that fit on no single device"""
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (None, 0, 1, 2, 3):
@@ -52,6 +54,8 @@ class EngineSettings:
             raise ValueError(f"got precision {self.precision!r}, expected fp32 or bf16")
         if self.accumulation < 1:
             raise ValueError(f"got accumulation {self.accumulation}, expected at least 1")
+        if self.workers_per_trial < 1:
+            raise ValueError(f"got workers_per_trial {self.workers_per_trial}, expected at least 1")
         if self.gradient_clipping < 0:
             raise ValueError(f"got gradient_clipping {self.gradient_clipping}, expected 0 (off) or more")
 

@@ -127,7 +127,7 @@ class _Work:
             ]
             results += shards.fit(shared, fits, self.examples, seen)
         if shared.points:
-            results += search(shared, seen.selection, seen.validation, lake=self.lake, name=self.run.run_id,
+            results += search(shared, seen.selection, seen.validation, name=self.run.run_id,
                               concurrency=concurrency, scheduler=scheduler)  # fmt: skip
         for result in results:
             if result.failed:
@@ -183,7 +183,7 @@ class _Work:
         tables = {"refit": seen.refit, "hash": seen.hash_train}
         others = [(one, tables[one.rows]) for one in fits.values() if one not in by_shard]
         if others:
-            refit.refit(shared, others, lake=self.lake, name=self.run.run_id, num_workers=num_workers)
+            refit.refit(shared, others, name=self.run.run_id, num_workers=num_workers)
         out: dict[str, dict[str, Fitted]] = {"refit": {}, "hash": {}}
         for (name, which), one in fits.items():
             out[which][name] = shared.results.model(task, one)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,8 @@ from ray import tune
 
 from crmray import cluster, log
 from crmray.errors import ConfigError, CrmrayError, TrainingError
-from crmray.storage import Lake
 from crmray.tasks.contract import Fitted, Task
-from crmray.train import engine, loop
+from crmray.train import engine, loop, trainer
 from crmray.train.engine import EngineSettings
 from crmray.train.points import Fit, Point, Result, Results
 from crmray.train.trials import TrialTable
@@ -60,6 +59,10 @@ class Search:
         point = self._proposed(config) if self.by_optuna else self.points[config["point"]]
         return Fit.of(point, "selection", examples=self.examples, seed=self.seed, engine=self.engine)
 
+    def over_workers(self, fit: Fit) -> bool:
+        """Whether a trial of this fit trains on workers of its own."""
+        return self.engine.workers_per_trial > 1 and self.task.CANDIDATES[fit.point.candidate].KIND == "torch"
+
     def _proposed(self, config: Mapping[str, Any]) -> Point:
         name = config["candidate"]
         first = next(point for point in self.points if point.candidate == name)
@@ -97,27 +100,12 @@ def fit_here(
         model = candidate.fit(train, validation, seed=seed, rounds=fit.rounds)
         return model, model.rounds
     state = candidate.prepare(train)
-    data = encoded(task, candidate, state, train, validation)
+    data = trainer.encoded(task, candidate, state, train, validation)
     with engine.single_process_group(device):
         outcome = loop.train(
             candidate, state, data, seed=seed, device=device, rounds=fit.rounds, settings=settings, report=report
         )
     return candidate.fitted(state, outcome.weights, outcome.rounds), outcome.rounds
-
-
-def encoded(task: Task, candidate: Any, state: Any, train: pa.Table, validation: pa.Table | None) -> loop.Data:
-    """A torch candidate's rows as the loop takes them."""
-    if validation is None:
-        return loop.Data(train=candidate.encode(state, train), num_train=train.num_rows)
-    return loop.Data(
-        train=candidate.encode(state, train),
-        num_train=train.num_rows,
-        validation=candidate.encode(state, validation),
-        num_validation=validation.num_rows,
-        score=lambda predictions: task.score(validation, predictions),
-        metric=task.METRIC,
-        mode=task.MODE,
-    )
 
 
 def _trial(config: Mapping[str, Any], shared: Search, train: pa.Table, validation: pa.Table) -> None:
@@ -141,10 +129,13 @@ def _trial(config: Mapping[str, Any], shared: Search, train: pa.Table, validatio
     if result is None:
         started = time.perf_counter()
         try:
-            model, rounds = fit_here(
-                task, fit, train, validation, seed=shared.seed, settings=shared.engine, device=shared.device,
-                report=report,
-            )  # fmt: skip
+            if shared.over_workers(fit):
+                model, rounds = _over_workers(shared, fit, train, validation)
+            else:
+                model, rounds = fit_here(
+                    task, fit, train, validation, seed=shared.seed, settings=shared.engine, device=shared.device,
+                    report=report,
+                )  # fmt: skip
             scored = task.score(validation, model.predict(validation))
             figures = {name: float(value) for name, value in scored.items()}
             if not np.isfinite(figures[task.METRIC]):
@@ -165,12 +156,20 @@ def _trial(config: Mapping[str, Any], shared: Search, train: pa.Table, validatio
     tune.report({task.METRIC: worst, **result.figures, **final})
 
 
+def _over_workers(shared: Search, fit: Fit, train: pa.Table, validation: pa.Table) -> tuple[Fitted, int | None]:
+    """A TorchTrainer inside the trial. Its fit has a key of its own: the trial's is finished when it is scored."""
+    inner = replace(fit, key=f"{fit.key}-workers")
+    num_workers = shared.engine.workers_per_trial
+    trainer.train(shared, [(inner, train, validation)], name=inner.key, num_workers=num_workers)
+    return shared.results.model(shared.task, inner), shared.results.of(inner).rounds
+
+
 def _since(started: float) -> float:
     return round(time.perf_counter() - started, 3)
 
 
 def search(
-    shared: Search, train: pa.Table, validation: pa.Table, *, lake: Lake, name: str, concurrency: int | None = None,
+    shared: Search, train: pa.Table, validation: pa.Table, *, name: str, concurrency: int | None = None,
     scheduler: str | None = None, cpus_per_trial: float = 1,
 ) -> list[Result]:  # fmt: skip
     """Run the trials that are not finished yet; one result per trial, failed ones included.
@@ -179,11 +178,13 @@ def search(
     """
     task = shared.task
     gpus = 1 if shared.device == "cuda" else 0
-    cluster.preflight(1, cpus_per_trial, gpus)
-    slots = int(cluster.resources().get("GPU", 0)) if gpus else int(cluster.resources().get("CPU", 1) / cpus_per_trial)
-    concurrency = min(concurrency or max(1, slots), len(shared.points))
+    per_trial = shared.engine.workers_per_trial
+    cluster.preflight(per_trial, cpus_per_trial, gpus)
+    total = cluster.resources()
+    slots = int(total.get("GPU", 0)) if gpus else int(total.get("CPU", 1) / cpus_per_trial)
+    concurrency = min(concurrency or max(1, slots // per_trial), len(shared.points))
     todo = [fit for fit in map(_selection(shared), shared.points) if shared.results.read(fit) is None]
-    folder = lake.work_folder("search", task.NAME)
+    folder = shared.results.lake.work_folder("search", task.NAME)
     told: dict[str, Any] = {"points": len(shared.points), "left": len(todo), "concurrency": concurrency}
     told |= {"scheduler": scheduler or "none", "search": "optuna" if shared.by_optuna else "grid"}
     log.event("search", task=task.NAME, **told, logs=f"{folder}/{name}")
@@ -191,7 +192,7 @@ def search(
         return [shared.results.of(fit) for fit in map(_selection(shared), shared.points)]
     trainable = tune.with_resources(
         tune.with_parameters(_trial, shared=shared, train=train, validation=validation),
-        {"cpu": cpus_per_trial, "gpu": gpus},
+        lambda config: tune.PlacementGroupFactory([_resources(shared, config, cpus_per_trial, gpus)]),
     )
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # what kill -9 may cost
@@ -204,6 +205,13 @@ def search(
         tuner = _tuner(shared, trainable, folder, name, concurrency, scheduler)
     grid = tuner.fit()
     return [_result(shared, grid, index) for index in range(len(grid))]
+
+
+def _resources(shared: Search, config: Mapping[str, Any], cpus: float, gpus: float) -> dict[str, float]:
+    """Of a trial's own process: next to nothing where workers of its own do the training."""
+    if shared.over_workers(shared.fit_of(config)):
+        return {"CPU": 0.01}
+    return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
 
 
 def _selection(shared: Search) -> Callable[[Point], Fit]:

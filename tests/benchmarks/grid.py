@@ -73,7 +73,7 @@ def main() -> None:
             "local", num_cpus=CONCURRENCY, _temp_dir=f"{folder}/r", object_store_memory=300 * 2**20,
         )  # fmt: skip
         started = time.perf_counter()
-        results = search.search(shared, train, validation, lake=lake, name="grid", concurrency=CONCURRENCY)
+        results = search.search(shared, train, validation, name="grid", concurrency=CONCURRENCY)
         ours = time.perf_counter() - started
         assert all(result.failed is None for result in results)
         bare = 0.0

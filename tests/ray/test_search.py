@@ -33,7 +33,7 @@ shared = search.Search(
     engine=engine.EngineSettings(), device="cpu", points=tuple(grid), by_optuna=how != "grid",
 )
 found = search.search(
-    shared, seen.selection, seen.validation, lake=lake, name="s", scheduler=None if how == "grid" else "asha"
+    shared, seen.selection, seen.validation, name="s", scheduler=None if how == "grid" else "asha"
 )
 for result in found:
     print("RESULT", result.fit.point.settings["hidden"], result.figures.get("auc"), result.failed)

@@ -143,9 +143,9 @@ def test_a_killed_run_goes_on_where_it_was(source, expected, tmp_path, monkeypat
     made: list[str] = []
     real = shard_module._with_modin
 
-    def spy(run_, num_shards, groups, give_up_s):
+    def spy(run_, num_shards, groups, *rest):
         made.extend(piece.name for group in groups for piece in group)
-        real(run_, num_shards, groups, give_up_s)
+        real(run_, num_shards, groups, *rest)
 
     monkeypatch.setattr(shard_module, "_with_modin", spy)
     assert shard_module.shard(org, lake, cluster.map_shards)["transactions"].run_id == run.run_id

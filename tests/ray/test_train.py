@@ -20,7 +20,7 @@ import mini_task
 from crmray import cluster, config, registry
 from crmray.errors import CapacityError, ConfigError, TrainingError
 from crmray.storage import Lake
-from crmray.train import engine, loop, refit, rows, search
+from crmray.train import engine, loop, refit, rows, search, trainer
 from crmray.train.fit import fit
 from crmray.train.points import Fit, Point, Results
 
@@ -42,10 +42,10 @@ def org_of(lake):
     return config.Org.model_validate({"name": "t", "storage": lake.root, "source": {"kind": "demo"}})
 
 
-def shared_of(lake, examples, *points):
+def shared_of(lake, examples, *points, **settings):
     return search.Search(
         task=mini_task, results=Results(lake, mini_task), examples=examples.run_id, seed=0,
-        engine=engine.EngineSettings(), device="cpu", points=points, by_optuna=False,
+        engine=engine.EngineSettings(**settings), device="cpu", points=points, by_optuna=False,
     )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_placed_is_refused_at_once(ray_session, tmp_path):
     one = Fit.of(point, "refit", examples="x", seed=0, engine=shared.engine, rounds=1)
     started = time.monotonic()
     with pytest.raises(CapacityError, match="room for 2 workers"):
-        refit.refit(shared, [(one, seen.refit)], lake=lake, name="a", num_workers=3)
+        refit.refit(shared, [(one, seen.refit)], name="a", num_workers=3)
     assert time.monotonic() - started < 5
     with pytest.raises(ConfigError, match="needs a grid"):
         fit(org_of(lake), lake, mini_task, mini_task.Settings(), grid=False, scheduler="asha")
@@ -127,7 +127,7 @@ def test_a_killed_worker_resumes_from_its_checkpoint(ray_session, tmp_path):
 
     killer = threading.Thread(target=kill_after_four_epochs, daemon=True)
     killer.start()
-    refit.train(shared, [(one, seen.refit)], lake=lake, name="killed", num_workers=2, checkpoint_every_s=0)
+    trainer.train(shared, [(one, seen.refit, None)], name="killed", num_workers=2, checkpoint_every_s=0)
     killer.join(1)
     steps = trace.read_text().split()
     assert len(killed) == 1
@@ -139,8 +139,25 @@ def test_a_killed_worker_resumes_from_its_checkpoint(ray_session, tmp_path):
     torch.set_num_threads(1)
     with engine.single_process_group("cpu"):
         whole = loop.train(
-            candidate, state, search.encoded(mini_task, candidate, state, seen.refit, None), seed=0, rounds=8
+            candidate, state, trainer.encoded(mini_task, candidate, state, seen.refit, None), seed=0, rounds=8
         )
     model = shared.results.model(mini_task, one)
     for name, value in whole.weights.items():
         np.testing.assert_allclose(model.weights[name].numpy(), value.numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_trial_may_train_on_workers_of_its_own(ray_session, tmp_path):
+    lake = Lake(tmp_path)
+    examples = mini_task.write_examples(lake)
+    seen = rows.read(examples, memory_gib=1, seed=0)
+    point = Point(candidate="net", settings={"max_epochs": 2, "hidden": 8})
+    shared = shared_of(lake, examples, point, workers_per_trial=2)
+    [result] = search.search(shared, seen.selection, seen.validation, name="wide")
+    assert result.failed is None
+    alone = Fit.of(point, "selection", examples="here", seed=0, engine=engine.EngineSettings())
+    model, rounds = search.fit_here(
+        mini_task, alone, seen.selection, seen.validation, seed=0, settings=engine.EngineSettings(), device="cpu"
+    )
+    assert result.rounds == rounds
+    expected = mini_task.score(seen.validation, model.predict(seen.validation))["auc"]
+    assert result.figures["auc"] == pytest.approx(expected, abs=1e-3)

@@ -13,6 +13,7 @@ from conformance import BASELINES, changed_from, fit, planted, rows_of, same, se
 
 from crmray import schema
 from crmray.errors import CrmrayError
+from crmray.models.blend import Blend
 from crmray.tasks import TASKS
 from crmray.tasks.contract import EntityRequest, feature_columns
 
@@ -179,6 +180,19 @@ def test_a_task_decides_predicts_and_reports(task):
     figures = task.evaluate(model, decision, rows["test"], settings)
     json.dumps(figures, allow_nan=False)
     assert task.METRIC in figures
+
+
+@EVERY_TASK
+def test_a_blend_is_taken_back_with_the_same_bits(task):
+    if not hasattr(task, "blend"):
+        pytest.skip("the task has no blend")
+    rows = rows_of(task)
+    models = {name: fitted(task, name) for name in task.CANDIDATES}
+    found = task.blend(models, rows["validation"])
+    if found is None:
+        pytest.skip("no blend is better than the best single model here")
+    again = getattr(task, "BLEND", Blend).load(found.save(), task.CANDIDATES)
+    assert same(found.predict(rows["now"]), again.predict(rows["now"]))
 
 
 @EVERY_TASK

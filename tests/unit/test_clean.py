@@ -97,7 +97,13 @@ def test_cutting_the_input_changes_nothing():
 
 
 def test_iso_times_and_zones():
-    texts = ["2024-07-01", "2024-07-01 12:30", "2024-07-01T12:30:00Z", "2024-07-01T12:30:00.000+0000", "2024-07-01T12:30+02:00"]
+    texts = [
+        "2024-07-01",
+        "2024-07-01 12:30",
+        "2024-07-01T12:30:00Z",
+        "2024-07-01T12:30:00.000+0000",
+        "2024-07-01T12:30+02:00",
+    ]
     parsed = parse.times(pa.array(texts), time_zone="Europe/Berlin")
     assert values(parsed) == [
         utc(2024, 6, 30, 22), utc(2024, 7, 1, 10, 30), utc(2024, 7, 1, 12, 30), utc(2024, 7, 1, 12, 30), utc(2024, 7, 1, 10, 30),
@@ -161,7 +167,9 @@ def test_ids():
 
 
 def test_conditions():
-    data = pa.table({"kind": ["a", "b", None], "when": ["2024-01-01", "2024-03-01", "2024-05-01"], "n": ["5", "10", "x"]})
+    data = pa.table(
+        {"kind": ["a", "b", None], "when": ["2024-01-01", "2024-03-01", "2024-05-01"], "n": ["5", "10", "x"]}
+    )
     plan = Plan(table="transactions", columns={"entity_id": "kind", "occurred_at": "when"})
 
     def hit(**entry):
@@ -184,8 +192,12 @@ def test_drop_comes_first():
 
 
 def test_outcomes_take_yes_and_no_and_known_parts():
-    plan = Plan(table="outcomes", columns={"entity_id": "id", "value": "left", "split": "part"}, values={"name": "churn"})
-    result = clean(pa.table({"id": ["1", "2", "3"], "left": ["Yes", "no", "yes"], "part": ["train", "test", "dev"]}), plan)
+    plan = Plan(
+        table="outcomes", columns={"entity_id": "id", "value": "left", "split": "part"}, values={"name": "churn"}
+    )
+    result = clean(
+        pa.table({"id": ["1", "2", "3"], "left": ["Yes", "no", "yes"], "part": ["train", "test", "dev"]}), plan
+    )
     assert result.rows.select(["entity_id", "name", "value", "split"]).to_pylist() == [
         {"entity_id": "1", "name": "churn", "value": 1.0, "split": "train"},
         {"entity_id": "2", "name": "churn", "value": 0.0, "split": "test"},
@@ -208,7 +220,10 @@ def test_types_of_attributes(texts, kind):
 def test_types_of_attributes_hold_for_all_parts():
     kinds = infer.possible(pa.chunked_array([["1", "2"]])) & infer.possible(pa.chunked_array([["x"]]))
     assert infer.decide(kinds) == pa.string()
-    assert infer.common([{"a": pa.int64()}, {"a": pa.float64(), "b": pa.string()}]) == {"a": pa.float64(), "b": pa.string()}
+    assert infer.common([{"a": pa.int64()}, {"a": pa.float64(), "b": pa.string()}]) == {
+        "a": pa.float64(),
+        "b": pa.string(),
+    }
 
 
 def test_plans_are_checked():

@@ -62,7 +62,11 @@ def test_fingerprint_is_of_the_content_only(tmp_path):
         ("empty.csv", b"", "got an empty file"),
         ("blank.csv", b"\n\n", "got no header"),
         ("short.csv", b"id,n\n1,2\n3\n", "Expected 2 columns, got 1"),
-        ("other.csv", b"Id,n\n1,2\n", r"column 'id' is not there, expected it once among \['Id', 'n'\]; did you mean 'Id'"),
+        (
+            "other.csv",
+            b"Id,n\n1,2\n",
+            r"column 'id' is not there, expected it once among \['Id', 'n'\]; did you mean 'Id'",
+        ),
         ("twice.csv", b"id,id\n1,2\n", "column 'id' is twice"),
         ("cut.csv.gz", gzip.compress(b"id\n1234567\n")[:20], "truncated or damaged"),
         ("cut.parquet", b"PAR1 and then nothing", "not readable as Parquet, truncated or damaged"),
@@ -85,9 +89,14 @@ def test_truncated_parquet(tmp_path):
 
 
 def org_of(tmp_path, **source):
-    tables = {"transactions": {"files": ["orders.csv"], "columns": {"entity_id": "who", "occurred_at": "when"}, **source}}
+    tables = {
+        "transactions": {"files": ["orders.csv"], "columns": {"entity_id": "who", "occurred_at": "when"}, **source}
+    }
     return Org(
-        name="t", storage=str(tmp_path / "lake"), source={"kind": "files", "tables": tables}, path=str(tmp_path / "o.yaml")
+        name="t",
+        storage=str(tmp_path / "lake"),
+        source={"kind": "files", "tables": tables},
+        path=str(tmp_path / "o.yaml"),
     )
 
 

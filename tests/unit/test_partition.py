@@ -35,7 +35,7 @@ def by_hand(text: str) -> int:
 
 def test_the_hash_never_changes():
     ids = ["C000000001", "0015e000001AbcDAAS", "12345678", "Ünïcode", "", "x" * 100]
-    constants = [0] * 6
+    constants = [488, 690, 247, 357, 535, 798]
     assert partition.shard_of(pa.array(ids), 1000).tolist() == [by_hand(text) % 1000 for text in ids] == constants
     assert partition.shard_of(pa.chunked_array([ids[:2], ids[2:]]), 1000).tolist() == constants
     assert partition.shard_of(pa.array(ids).slice(2, 3), 1000).tolist() == constants[2:5]
@@ -100,7 +100,9 @@ def test_cutting_into_groups_of_pieces():
     assert sum((piece.parts for group in groups for piece in group), ()) == Feed.parts
     assert all(sum(len(piece.parts) for piece in group) <= 4 for group in groups)
     other = pieces.cut([Feed()], size, group_bytes=900, pieces_per_group=2)
-    assert {piece.name for group in groups for piece in group}.isdisjoint(piece.name for group in other for piece in group)
+    assert {piece.name for group in groups for piece in group}.isdisjoint(
+        piece.name for group in other for piece in group
+    )
 
 
 def make(tmp_path: Path, tables: dict, **more) -> tuple[Org, Lake]:
@@ -115,11 +117,16 @@ def make(tmp_path: Path, tables: dict, **more) -> tuple[Org, Lake]:
 def test_a_small_table_end_to_end(tmp_path):
     lines = ["who,when,n,price,region"]
     draw = random.Random(0)
-    lines += [f"c{draw.randrange(50)},2024-01-{draw.randrange(1, 29):02d},{draw.randrange(-2, 9)},2.5,0{n % 3}" for n in range(999)]
+    lines += [
+        f"c{draw.randrange(50)},2024-01-{draw.randrange(1, 29):02d},{draw.randrange(-2, 9)},2.5,0{n % 3}"
+        for n in range(999)
+    ]
     lines += [",2024-01-01,1,1,x", "c1,01/02/2024,1,1,x", "c1,2024-01-01,many,1,x"]
     (tmp_path / "orders.csv").write_text("\n".join(lines) + "\n")
     columns = {"entity_id": "who", "occurred_at": "when", "num_units": "n", "unit_price_amount": "price"}
-    org, lake = make(tmp_path, {"transactions": {"files": ["orders.csv"], "columns": columns, "attributes": "*"}}, shards=4)
+    org, lake = make(
+        tmp_path, {"transactions": {"files": ["orders.csv"], "columns": columns, "attributes": "*"}}, shards=4
+    )
     run = shard(org, lake, inline)["transactions"]
     manifest = run.manifest()
     assert (manifest["rows_in"], manifest["rows"], manifest["entities"]) == (1002, 999, 50)
@@ -161,10 +168,22 @@ def test_duplicate_customers_of_two_sources(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"columns": {"entity_id": "who", "occurred_at": "n"}}, "0 of 3 rows can be used .3 × occurred_at: not a time in ISO"),
-        ({"columns": {"entity_id": "who", "occurred_at": "when"}, "date_format": "%d/%m/%Y"}, "not a time of the form %d/%m/%Y"),
-        ({"columns": {"entity_id": "who", "occurred_at": "when"}, "drop": [{"n": {"in": "1"}}]}, "got '1', expected a list"),
-        ({"columns": {"entity_id": "who", "occurred_at": "when"}, "drop": [{"missing": False}]}, "column 'missing' is not there"),
+        (
+            {"columns": {"entity_id": "who", "occurred_at": "n"}},
+            "0 of 3 rows can be used .3 × occurred_at: not a time in ISO",
+        ),
+        (
+            {"columns": {"entity_id": "who", "occurred_at": "when"}, "date_format": "%d/%m/%Y"},
+            "not a time of the form %d/%m/%Y",
+        ),
+        (
+            {"columns": {"entity_id": "who", "occurred_at": "when"}, "drop": [{"n": {"in": "1"}}]},
+            "got '1', expected a list",
+        ),
+        (
+            {"columns": {"entity_id": "who", "occurred_at": "when"}, "drop": [{"missing": False}]},
+            "column 'missing' is not there",
+        ),
         ({"columns": {"entity_id": "who"}}, "column 'occurred_at' is not mapped"),
         ({"columns": {"entity_id": "who", "occurred_at": "when"}, "attributes": ["x"]}, "column 'x' is not there"),
     ],
