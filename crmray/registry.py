@@ -26,7 +26,6 @@ from crmray import log, tasks
 from crmray.errors import BundleError, CorruptError, NoChampionError, NotFoundError, RegistryError
 from crmray.evaluate.compare import paired_bootstrap
 from crmray.evaluate.metrics import Figure
-from crmray.models.blend import Blend
 from crmray.storage import Lake, Run
 from crmray.tasks.contract import Fitted, Task
 
@@ -164,16 +163,17 @@ def load_bundle(lake: Lake, run: Run, task: Task | None = None) -> Bundle:
             f"bundle {run.run_id} was trained on features_version {about['features_version']!r}, this code makes "
             f"{which.FEATURES_VERSION!r}; train again"
         )
-    content = {name.removeprefix("model/"): data for name, data in files.items() if name.startswith("model/")}
-    return Bundle(task=which, version=run.run_id, about=about, model=_load_model(which, about["candidate"], content))
+    own = {name.removeprefix("model/"): data for name, data in files.items() if name.startswith("model/")}
+    return Bundle(task=which, version=run.run_id, about=about, model=_load_model(which, about["candidate"], own))
 
 
 def _load_model(task: Task, candidate: str, files: Mapping[str, bytes]) -> Fitted:
     if candidate in task.CANDIDATES:
         return task.CANDIDATES[candidate].load(files)
-    if candidate == Blend.NAME:
-        return Blend.load(files, task.CANDIDATES)
-    raise BundleError(f"got candidate {candidate!r}, expected one of {', '.join(task.CANDIDATES)} or {Blend.NAME}")
+    blend = getattr(task, "BLEND", None)
+    if blend is not None and candidate == blend.NAME:
+        return blend.load(files, task.CANDIDATES)
+    raise BundleError(f"got candidate {candidate!r}, expected one of {', '.join(task.CANDIDATES)} or a blend of them")
 
 
 # -- ledger ------------------------------------------------------------------------------------------------------------
@@ -245,12 +245,12 @@ def decide(challenger: Bundle, champion: Bundle | None, rows: pa.Table) -> Decis
         return _against_baselines(challenger)
     if rows.num_rows > MAX_COMPARED_ROWS:
         rows = rows.take(np.sort(np.random.default_rng(0).permutation(rows.num_rows)[:MAX_COMPARED_ROWS]))
-    sides = [_figure(task, rows, bundle.model.predict(rows)) for bundle in (champion, challenger)]
+    before, after = (_figure(task, rows, bundle.model.predict(rows)) for bundle in (champion, challenger))
     started = time.perf_counter()
-    sides[0](np.ones(rows.num_rows))
+    before(np.ones(rows.num_rows))
     affordable = int(COMPARE_BUDGET_S / max(2 * (time.perf_counter() - started), 1e-9))
     resamples = min(NUM_RESAMPLES, max(MIN_RESAMPLES, affordable))
-    found = paired_bootstrap(*sides, rows.num_rows, mode=task.MODE, num_resamples=resamples)
+    found = paired_bootstrap(before, after, rows.num_rows, mode=task.MODE, num_resamples=resamples)
     figures = {"metric": task.METRIC, "resamples": resamples, **found.to_json()}
     said = (
         f"{task.METRIC} {found.challenger:.4f} against the champion's {found.champion:.4f} on the same {found.rows} "
@@ -267,7 +267,8 @@ def decide(challenger: Bundle, champion: Bundle | None, rows: pa.Table) -> Decis
 
 def _figure(task: Task, rows: pa.Table, predictions: Mapping[str, np.ndarray]) -> Figure:
     """The task's METRIC as a function of how often each row was drawn. Sequences are left out: no metric reads them."""
-    plain = rows.select([name for name in rows.column_names if _kind(rows.schema.field(name).type) != "list"])
+    kinds = {name: _kind(rows.schema.field(name).type) for name in rows.column_names}
+    plain = rows.select([name for name, kind in kinds.items() if kind != "list" or name in task.LABELS])
 
     def figure(draws: np.ndarray) -> float:
         index = np.repeat(np.arange(len(draws)), draws.astype(np.int64))

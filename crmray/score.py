@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib
 import logging
 from datetime import datetime, timezone
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import pyarrow as pa
 from pydantic import BaseModel
@@ -57,9 +58,9 @@ def _score_parts(run: Run, examples: Run, bundle: Bundle, num_rows: int, explain
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    ranges = [{"start": start, "stop": min(start + PART_ROWS, num_rows)} for start in range(0, num_rows, PART_ROWS)]
-    parts = [{"name": f"part-{index:05d}.parquet", **rows} for index, rows in enumerate(ranges)]
-    parts = [part for part in parts if not run.has(part["name"])]
+    starts = {f"part-{index:05d}.parquet": start for index, start in enumerate(range(0, num_rows, PART_ROWS))}
+    missing = {name: start for name, start in starts.items() if not run.has(name)}
+    parts = [{"name": name, "start": at, "stop": min(at + PART_ROWS, num_rows)} for name, at in missing.items()]
     if not parts:
         return
     DataContext.get_current().enable_progress_bars = False  # ours counts rows
@@ -68,7 +69,7 @@ def _score_parts(run: Run, examples: Run, bundle: Bundle, num_rows: int, explain
     arguments = {
         "run": _address(run),
         "examples": _address(examples),
-        "task": bundle.task.__name__,
+        "task": cast(ModuleType, bundle.task).__name__,
         "version": bundle.version,
         "explain": explain,
     }

@@ -46,7 +46,9 @@ def wait_for(task: str, version: str, *, timeout_s: float = 120.0) -> int:
         found = states(task)
         behind = [state for state in found if state["version"] != version]
         if not behind:
-            log.event("publish.live" if found else "publish.not_served", task=task, version=version, replicas=len(found))
+            log.event(
+                "publish.live" if found else "publish.not_served", task=task, version=version, replicas=len(found)
+            )
             return len(found)
         if time.monotonic() - started > timeout_s:
             reasons = "; ".join(sorted({state["problem"] for state in behind if state["problem"]})) or "no reason given"

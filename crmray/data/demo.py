@@ -1,15 +1,14 @@
 """The demo org: Salesforce-shaped raw objects of made-up customers, written block by block, and their truth beside.
 
 What a customer is and does is drawn in demo_world; demo_sales and demo_service put it into objects; demo_truth says
-what only the evaluation may read. A block's rows depend on the settings and the block alone, so memory is bounded by one
-block, and a run that died continues with the first part that is missing.
+what only the evaluation may read. A block's rows depend on the settings and the block alone, so memory is bounded by
+one block, and a run that died continues with the first part that is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta, timezone
-from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -69,32 +68,45 @@ def write(lake: Lake, source: DemoSource, seed: int) -> dict[str, Run]:
 
 
 def _write_all(scene: World, runs: dict[str, Run], hidden: Run) -> None:
-    rows = dict.fromkeys(OBJECTS, 0)
-    types: dict[str, dict[str, str]] = {}
-    small = ((name, 0, make(scene)) for name, make in SMALL.items())
+    """Write what is missing of all runs, and complete them."""
+    for name, make in SMALL.items():
+        _keep(runs[name], _part(0), lambda make=make: make(scene))
     with log.progress("ingest.demo", total=scene.customers, unit="customers") as bar:
-        for name, index, table in chain(small, _blocks(scene, hidden, bar.advance)):
-            if not runs[name].exists():
-                runs[name].write_table(f"part-{index:05d}.parquet", table)
-            rows[name] += table.num_rows
-            types[name] = {field.name: str(field.type) for field in table.schema}
+        for index in range(scene.num_blocks):
+            _write_block(scene, index, runs, hidden)
+            bar.advance(min(dw.BLOCK, scene.customers - index * dw.BLOCK))
     if not hidden.exists():
         _write_affinities(scene, hidden)
         hidden.commit(horizon_days=HORIZON_DAYS, segments=list(dw.SEGMENTS), customers=scene.customers)
-    for name, run in runs.items():
+    for run in runs.values():
         if not run.exists():
-            run.commit(rows=rows[name], columns=types[name], text=False, data_end=scene.end.isoformat())
+            parts = [run.open_parquet(part) for part in run.files("*.parquet")]
+            columns = {field.name: str(field.type) for field in parts[0].schema_arrow}
+            rows = sum(part.metadata.num_rows for part in parts)
+            run.commit(rows=rows, columns=columns, text=False, data_end=scene.end.isoformat())
 
 
-def _blocks(scene: World, hidden: Run, told: Callable[[int], None]) -> Iterator[tuple[str, int, pa.Table]]:
-    """(object, block, rows) of all blocks; the truth of each block is written on the way."""
-    for index in range(scene.num_blocks):
-        block = simulate(scene, index)
-        for name, table in tables(scene, block, index).items():
-            yield name, index, table
-        if not hidden.exists():
-            _write_truth(scene, block, index, hidden)
-        told(len(block))
+def _write_block(scene: World, index: int, runs: dict[str, Run], hidden: Run) -> None:
+    """The parts of one block, unless they are all there from a run that died."""
+    owned = [name for name in OBJECTS if name not in SMALL]
+    leaving = f"leaving-{index:05d}.parquet"
+    if hidden.has(leaving) and all(runs[name].has(_part(index)) for name in owned):
+        return
+    block = simulate(scene, index)
+    made = tables(scene, block, index)
+    for name in owned:
+        _keep(runs[name], _part(index), lambda name=name: made[name])
+    _keep(hidden, leaving, lambda: demo_truth.of_block(scene, block, default_dates(scene), HORIZON_DAYS))
+
+
+def _part(index: int) -> str:
+    return f"part-{index:05d}.parquet"
+
+
+def _keep(run: Run, rel: str, make: Callable[[], pa.Table]) -> None:
+    """Write a file unless it is there: files appear whole, and a second making would give the same bytes."""
+    if not run.has(rel):
+        run.write_table(rel, make())
 
 
 def tables(scene: World, block: Block, index: int) -> dict[str, pa.Table]:
@@ -126,12 +138,6 @@ def default_dates(scene: World) -> list[datetime]:
     midnight = datetime.combine(scene.end, datetime.min.time(), timezone.utc)
     dates = [midnight - timedelta(days=HORIZON_DAYS * back) for back in (2, 1, 0)]
     return [moment for moment in dates if moment.date() > scene.epoch]
-
-
-def _write_truth(scene: World, block: Block, index: int, hidden: Run) -> None:
-    hidden.write_table(
-        f"leaving-{index:05d}.parquet", demo_truth.of_block(scene, block, default_dates(scene), HORIZON_DAYS)
-    )
 
 
 def _write_affinities(scene: World, hidden: Run) -> None:

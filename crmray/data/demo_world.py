@@ -9,8 +9,8 @@ Hidden, for life
     s  price-sensitive 0 no, 1 yes                                    P(s | v)   P_SENSITIVE
     a  activity        0, 1, 2: multiplies purchases and visits       P(a)       P_ACTIVITY, ACTIVITY
     t  taste           0..4 over ten product categories               P(t | v,s) taste_prior
-    The planted segment at a date is "lapsing" for a loyal customer that has been leaving for LAPSING_WEEKS, else
-    that of (v, s).
+    The planted segment at a date is that of (v, s), or "lapsing" and v for a customer that has been leaving for
+    LAPSING_WEEKS: see `segments`.
 Hidden, weekly
     z  engagement      0 content, 1 drifting, 2 leaving               P(z_0)     P_START
        content → drifting   CONTENT_TO_DRIFTING + bad·BAD_CASE_PUSH[0] + rise·PRICE_RISE_PUSH[s]
@@ -54,10 +54,11 @@ SEGMENTS = (
     "occasional bargain hunters",
     "loyal, high value",
     "loyal bargain hunters",
-    "lapsing",
+    "lapsing, was occasional",
+    "lapsing, was loyal",
 )
 LAPSING_WEEKS = 13
-"""a loyal customer that has been leaving for so many weeks counts as lapsing"""
+"""a customer that has been leaving for so many weeks counts as lapsing"""
 ENGAGEMENT = ("content", "drifting", "leaving")
 
 P_LOYAL = 0.45
@@ -124,8 +125,8 @@ def season(week_start: date) -> float:
 def segments(v: np.ndarray, s: np.ndarray, z: np.ndarray) -> np.ndarray:
     """(N,) index into SEGMENTS after the weeks z (N, W)."""
     lately = z[:, -LAPSING_WEEKS:]
-    lapsing = (v == 1) & (lately.shape[1] == LAPSING_WEEKS) & (lately == 2).all(1)
-    return np.where(lapsing, len(SEGMENTS) - 1, 2 * v + s)
+    lapsing = (lately.shape[1] == LAPSING_WEEKS) & (lately == 2).all(1)
+    return np.where(lapsing, 4 + v, 2 * v + s)
 
 
 def taste_prior() -> np.ndarray:

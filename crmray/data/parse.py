@@ -19,7 +19,6 @@ from crmray.errors import DataError
 from crmray.salesforce.ids import SUFFIX
 from crmray.schema import TIME
 
-Column = pa.ChunkedArray
 ORDINAL = "ordinal"
 SYMBOLS = {
     "$": "USD AUD CAD NZD SGD HKD MXN", "€": "EUR", "£": "GBP", "¥": "JPY CNY", "₹": "INR", "₩": "KRW", "R$": "BRL",
@@ -39,7 +38,7 @@ _SALESFORCE_ID = r"^([a-z][0-9A-Za-z]{2}|[0-9]{2}[0-9A-Za-z])([0-9][A-Za-z]|[A-Z
 class Parsed:
     """A column in its canonical type."""
 
-    values: Column
+    values: pa.ChunkedArray
     """null where there was nothing or nothing legible"""
     problems: tuple[tuple[str, np.ndarray], ...] = ()
     """(reason, rows) for what was there but could not be read"""
@@ -51,7 +50,7 @@ def is_text(type_: pa.DataType) -> bool:
     return pa.types.is_string(type_) or pa.types.is_large_string(type_)
 
 
-def chunked(values: pa.Array | Column) -> Column:
+def chunked(values: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
     """The column as a chunked array of plain (not dictionary-encoded) values."""
     column = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
     if pa.types.is_dictionary(column.type):
@@ -59,7 +58,7 @@ def chunked(values: pa.Array | Column) -> Column:
     return column.cast(pa.string()) if pa.types.is_large_string(column.type) else column
 
 
-def text(values: pa.Array | Column) -> Column:
+def text(values: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
     """As strings, without space around them; empty ones are null. Whole floats lose their `.0` (ids that had gaps)."""
     column = chunked(values)
     if pa.types.is_floating(column.type):
@@ -71,14 +70,14 @@ def text(values: pa.Array | Column) -> Column:
     return pc.if_else(pc.equal(column, ""), None, column) if shortest == 0 else column
 
 
-def _float_text(column: Column) -> Column:
+def _float_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     numbers = pc.if_else(pc.is_nan(column), None, column)
     whole = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), 2.0**53))
     integers = pc.if_else(whole, numbers, None).cast(pa.int64()).cast(pa.string())
     return pc.coalesce(integers, numbers.cast(pa.string()))
 
 
-def ids(values: pa.Array | Column) -> Column:
+def ids(values: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
     """As text; 15-character Salesforce ids become their 18-character form, which does not depend on case.
 
     Other values stay as they are: an id counts as Salesforce's when it has 15 letters and digits, a 0 in the sixth
@@ -108,7 +107,7 @@ def normalize_id(value: str) -> str:
 # -- times ---------------------------------------------------------------------------------------------------------
 
 
-def times(values: pa.Array | Column, *, time_zone: str = "UTC", date_format: str | None = None) -> Parsed:
+def times(values: pa.Array | pa.ChunkedArray, *, time_zone: str = "UTC", date_format: str | None = None) -> Parsed:
     """As timestamp[us, UTC]. Text is ISO 8601 or exactly `date_format`; what carries no zone is in `time_zone`.
 
     A local time that a clock change doubles is the earlier one. "ordinal": whole numbers; position k is k seconds after
@@ -137,7 +136,7 @@ def times(values: pa.Array | Column, *, time_zone: str = "UTC", date_format: str
     return _each_value(column, lambda unique: _iso(unique, time_zone), "not a time in ISO 8601 (set date_format?)")
 
 
-def _ordinal(column: Column) -> Parsed:
+def _ordinal(column: pa.ChunkedArray) -> Parsed:
     parsed = numbers(column)
     whole = pc.equal(pc.floor(parsed.values), parsed.values)
     bad = _rows(pc.invert(whole))
@@ -146,7 +145,7 @@ def _ordinal(column: Column) -> Parsed:
     return Parsed(values=pc.assume_timezone(seconds, "UTC"), problems=problems)
 
 
-def _typed_times(column: Column, time_zone: str) -> Column:
+def _typed_times(column: pa.ChunkedArray, time_zone: str) -> pa.ChunkedArray:
     if pa.types.is_date(column.type) or column.type.unit != "us":
         column = column.cast(pa.timestamp("us", getattr(column.type, "tz", None)), safe=False)
     if column.type.tz is None:
@@ -178,7 +177,7 @@ def _from_pandas(parsed: pd.Series, time_zone: str) -> pa.Array:
 # -- numbers -------------------------------------------------------------------------------------------------------
 
 
-def numbers(values: pa.Array | Column, *, decimal: str = ".", currency: str | None = None) -> Parsed:
+def numbers(values: pa.Array | pa.ChunkedArray, *, decimal: str = ".", currency: str | None = None) -> Parsed:
     """As float64. Text may group thousands; with `currency` it may carry that currency's symbol or code.
 
     NaN counts as missing. With decimal "." the text 1,5 is no number, and with "," neither is 1.5: nothing is guessed.
@@ -201,7 +200,7 @@ def numbers(values: pa.Array | Column, *, decimal: str = ".", currency: str | No
     return _hard_numbers(column, decimal, currency)
 
 
-def _hard_numbers(column: Column, decimal: str, currency: str | None) -> Parsed:
+def _hard_numbers(column: pa.ChunkedArray, decimal: str, currency: str | None) -> Parsed:
     own = column
     if currency:
         marks = [currency, *(mark for mark, codes in SYMBOLS.items() if currency in codes.split())]
@@ -221,7 +220,7 @@ def _hard_numbers(column: Column, decimal: str, currency: str | None) -> Parsed:
     return Parsed(values=numbers_, problems=tuple((why, rows) for why, rows in problems if rows.any()))
 
 
-def _nan_to_null(column: Column) -> Column:
+def _nan_to_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
     nan = pc.is_nan(column)
     return pc.if_else(nan, None, column) if pc.any(nan).as_py() else column
 
@@ -229,7 +228,7 @@ def _nan_to_null(column: Column) -> Column:
 # -- Booleans ------------------------------------------------------------------------------------------------------
 
 
-def booleans(values: pa.Array | Column) -> Parsed:
+def booleans(values: pa.Array | pa.ChunkedArray) -> Parsed:
     """As bool: true/false, t/f, yes/no, y/n, 1/0 in any case."""
     column = chunked(values)
     if pa.types.is_boolean(column.type) or pa.types.is_null(column.type):
@@ -244,7 +243,7 @@ def booleans(values: pa.Array | Column) -> Parsed:
 # -- shared --------------------------------------------------------------------------------------------------------
 
 
-def without_missing(column: Column) -> Column:
+def without_missing(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Null for the words that exports write where there is nothing."""
     if not pc.any(pc.less_equal(pc.binary_length(column), max(map(len, _MISSING)))).as_py():
         return column
@@ -252,7 +251,7 @@ def without_missing(column: Column) -> Column:
     return pc.if_else(gone, None, column) if pc.any(gone).as_py() else column
 
 
-def _each_value(column: Column, parse, why: str) -> Parsed:
+def _each_value(column: pa.ChunkedArray, parse, why: str) -> Parsed:
     """Parse the distinct values only, and spread the result over the rows."""
     encoded = column.combine_chunks().dictionary_encode()
     values = parse(encoded.dictionary).take(encoded.indices)
@@ -260,7 +259,7 @@ def _each_value(column: Column, parse, why: str) -> Parsed:
     return Parsed(values=pa.chunked_array([values]), problems=((why, bad),) if bad.any() else ())
 
 
-def _rows(mask: pa.Array | Column) -> np.ndarray:
+def _rows(mask: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """A mask as a NumPy array; null is False."""
     mask = pc.fill_null(mask, False)
     return mask.to_numpy() if isinstance(mask, pa.ChunkedArray) else mask.to_numpy(zero_copy_only=False)

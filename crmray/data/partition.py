@@ -1,8 +1,8 @@
 """Whole customers per shard: the hash that says which one, the split of rows, and the merge into a sorted shard.
 
-The hash depends on the id's UTF-8 bytes alone: 8 bytes at a time, each mixed by the finaliser of SplitMix64 (Steele, Lea and
-Flood, 2014). So a customer stays in its shard on every machine, in every process and for good; the split into train,
-validation and test uses another hash.
+The hash depends on the id's UTF-8 bytes alone: 8 bytes at a time, each mixed by the finaliser of SplitMix64 (Steele,
+Lea and Flood, 2014). So a customer stays in its shard on every machine, in every process and for good; the split into
+train, validation and test uses another hash.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def shard_of(ids: pa.Array | pa.ChunkedArray, num_shards: int) -> np.ndarray:
 
 
 def _hashes(ids: pa.StringArray) -> np.ndarray:
-    """(N,) uint64. From the seed plus the length in bytes, for each 8 bytes (little endian, zeros after the end): xor, mix."""
+    """(N,) uint64: seed plus length in bytes, then for each 8 bytes (little endian, zeros after) xor and mix."""
     _, offsets, data = ids.buffers()
     ends = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
     raw = np.frombuffer(data, np.uint8)[: ends[-1]] if data else np.zeros(0, np.uint8)
@@ -123,8 +123,8 @@ def _ranks(column: pa.ChunkedArray) -> tuple[np.ndarray, int]:
 def _order(rows: pa.Table, ranks: np.ndarray, time: str | None) -> np.ndarray:
     """Stable order by rank and time, rows without a time last of their entity.
 
-    By time first, which costs little for data that comes in runs of rising time, then by the digits of the rank: NumPy sorts
-    16-bit keys by radix.
+    By time first, which costs little for data that comes in runs of rising time, then by the digits of the rank: NumPy
+    sorts 16-bit keys by radix.
     """
     order = np.arange(len(ranks))
     if time is not None:

@@ -9,7 +9,8 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -42,29 +43,34 @@ def rank(
     *,
     top_k: int = 10,
     exclude: Sequence[str] = (),
-    whole: bool = False,
 ) -> dict[str, np.ndarray]:
     """The best `top_k` items of every row: {"products": (rows, K) object, "scores": (rows, K) float32}.
 
     scores: examples -> (B, I), higher is better. What a customer owns is left out where `exclude_owned` says so,
     `exclude` for everybody. Equal scores stand in the order of the catalogue. Where fewer than K items are left, the
-    rest is None with score nan. whole: `scores` is asked once, for all rows.
+    rest is None with score nan.
     """
-    items = catalogue.items
-    width = min(top_k, len(items))
     products = np.full((examples.num_rows, top_k), None, dtype=object)
     values = np.full((examples.num_rows, top_k), np.nan, dtype=np.float32)
-    barred = [catalogue.code_of[product] for product in exclude if product in catalogue.code_of]
-    for block in [slice(0, examples.num_rows)] if whole else blocks(examples.num_rows, len(items)):
+    for block in blocks(examples.num_rows, len(catalogue)):
         part = examples.slice(block.start, block.stop - block.start)
-        scores_BI = np.array(scores(part), dtype=np.float32)
-        scores_BI[owned(part, catalogue)] = -np.inf
-        scores_BI[:, barred] = -np.inf
-        best_BK, best_scores_BK = top(scores_BI, width)
-        shown_BK = np.isfinite(best_scores_BK)
-        products[block, :width] = np.where(shown_BK, items[best_BK], None)
-        values[block, :width] = np.where(shown_BK, best_scores_BK, np.nan)
+        shown = rank_block(np.asarray(scores(part)), catalogue, part, top_k=top_k, exclude=exclude)
+        products[block], values[block] = shown
     return {"products": products, "scores": values}
+
+
+def rank_block(
+    scores_BI: np.ndarray, catalogue: Catalogue, part: pa.Table, *, top_k: int = 10, exclude: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Products (B, K) object and scores (B, K) float32 of the rows whose scores are given; as `rank`."""
+    allowed_BI = np.array(scores_BI, dtype=np.float32)
+    allowed_BI[owned(part, catalogue)] = -np.inf
+    allowed_BI[:, [catalogue.code_of[product] for product in exclude if product in catalogue.code_of]] = -np.inf
+    best_BK, values_BK = top(allowed_BI, min(top_k, len(catalogue)))
+    shown_BK = np.isfinite(values_BK)
+    missing = ((0, 0), (0, top_k - best_BK.shape[1]))
+    products_BK = np.pad(np.where(shown_BK, catalogue.items[best_BK], None), missing, constant_values=None)
+    return products_BK, np.pad(np.where(shown_BK, values_BK, np.nan), missing, constant_values=np.nan)
 
 
 def owned(examples: pa.Table, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
@@ -83,6 +89,26 @@ def top(scores_BI: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         candidates = np.flatnonzero(scores_I >= cut_B1[row])
         best_BK[row] = candidates[np.argsort(-scores_I[candidates], kind="stable")[:k]]
     return best_BK, np.take_along_axis(scores_BI, best_BK, axis=1)
+
+
+class Recommender(Protocol):
+    """What a fitted recommender offers."""
+
+    rounds: int | None
+    """epochs; None where there are none"""
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The products that it knows."""
+
+    def scores(self, examples: pa.Table) -> np.ndarray:
+        """(B, I) float32; higher is better, comparable within a row only."""
+
+    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """The ten best products of each row; see `rank`."""
+
+    def save(self) -> dict[str, bytes]:
+        """File name -> content."""
 
 
 def standardised(scores_BI: np.ndarray) -> np.ndarray:
@@ -112,14 +138,19 @@ class RankingBlend:
         if min(self.weights.values()) <= 0 or abs(sum(self.weights.values()) - 1.0) > 1e-9:
             raise ValueError(f"got weights {dict(self.weights)}, expected numbers above 0 that sum to 1")
 
+    @cached_property
+    def joined(self) -> Joined:
+        """The members over one catalogue."""
+        return Joined.of(self.members)
+
     @property
     def catalogue(self) -> Catalogue:
-        """The largest catalogue among the members: some leave out rare products."""
-        return max((member.catalogue for member in self.members.values()), key=len)
+        """The largest catalogue among the members'."""
+        return self.joined.catalogue
 
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32."""
-        parts = member_scores(self.members, self.catalogue, examples)
+        parts = self.joined.scores(examples)
         return sum(np.float32(self.weights[name]) * scores_BI for name, scores_BI in parts.items())
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
@@ -158,18 +189,38 @@ class RankingBlend:
         return RankingBlend(members=members, weights=weights)
 
 
-def member_scores(members: Mapping[str, Any], catalogue: Catalogue, examples: pa.Table) -> dict[str, np.ndarray]:
-    """Standardised scores (B, I) of each member over the products of `catalogue`; the lowest for others."""
-    found = {}
-    for name, member in members.items():
-        scores_BI = standardised(np.asarray(member.scores(examples), np.float32))
-        if not np.array_equal(member.catalogue.items, catalogue.items):
-            codes = [catalogue.code_of[item] for item in member.catalogue.items]
-            wide_BI = np.repeat(scores_BI.min(axis=1, keepdims=True), len(catalogue), axis=1)
-            wide_BI[:, codes] = scores_BI
-            scores_BI = wide_BI
-        found[name] = scores_BI
-    return found
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """Models over one catalogue, the largest: some leave out rare products."""
+
+    members: Mapping[str, Any]
+    """fitted models by candidate name"""
+    catalogue: Catalogue
+    """the largest one"""
+    places: Mapping[str, np.ndarray]
+    """of the members with another catalogue: positions of their products in `catalogue`"""
+
+    @staticmethod
+    def of(members: Mapping[str, Any]) -> Joined:
+        """Compare the catalogues, once."""
+        largest = max((member.catalogue for member in members.values()), key=len)
+        others = {
+            name: m.catalogue for name, m in members.items() if not np.array_equal(m.catalogue.items, largest.items)
+        }
+        places = {name: np.array([largest.code_of[item] for item in own.items]) for name, own in others.items()}
+        return Joined(members=members, catalogue=largest, places=places)
+
+    def scores(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """Standardised scores (B, I) of each member; for products that it leaves out its lowest one."""
+        found = {}
+        for name, member in self.members.items():
+            scores_BI = standardised(np.asarray(member.scores(examples), np.float32))
+            if name in self.places:
+                wide_BI = np.repeat(scores_BI.min(axis=1, keepdims=True), len(self.catalogue), axis=1)
+                wide_BI[:, self.places[name]] = scores_BI
+                scores_BI = wide_BI
+            found[name] = scores_BI
+        return found
 
 
 def best_blend(
@@ -181,21 +232,20 @@ def best_blend(
     are coarse (quarters), so that little is fitted to the rows.
     """
     names = sorted(models, key=lambda name: (-figures[name], name))[:MAX_MEMBERS]
-    members = {name: models[name] for name in names}
-    catalogue = max((member.catalogue for member in members.values()), key=len)
+    joined = Joined.of({name: models[name] for name in names})
     points = [
         point for point in itertools.product(range(WEIGHT_STEPS + 1), repeat=len(names)) if sum(point) == WEIGHT_STEPS
     ]
     shown: dict[tuple[int, ...], list[np.ndarray]] = {point: [] for point in points}
-    for block in blocks(rows.num_rows, len(catalogue) * len(names)):
+    for block in blocks(rows.num_rows, len(joined.catalogue) * len(names)):
         part = rows.slice(block.start, block.stop - block.start)
-        scores = list(member_scores(members, catalogue, part).values())
+        scores = list(joined.scores(part).values())
         for point in points:
             total = sum(np.float32(w / WEIGHT_STEPS) * s for w, s in zip(point, scores, strict=True) if w)
-            shown[point].append(rank(lambda _, total=total: total, catalogue, part, whole=True)["products"])
+            shown[point].append(rank_block(total, joined.catalogue, part)[0])
     reached = {point: float(np.mean(metric(np.concatenate(parts)))) for point, parts in shown.items()}
     best = max(points, key=lambda point: (reached[point], max(point)))
     if max(best) == WEIGHT_STEPS:
         return None
     weights = {name: w / WEIGHT_STEPS for name, w in zip(names, best, strict=True) if w}
-    return RankingBlend(members={name: members[name] for name in weights}, weights=weights)
+    return RankingBlend(members={name: models[name] for name in weights}, weights=weights)

@@ -21,7 +21,7 @@ from crmray import schema
 from crmray.data import asof, splits
 from crmray.errors import DataError
 from crmray.evaluate import calibration, metrics, reasons
-from crmray.models.blend import best_blend
+from crmray.models.blend import Blend, best_blend
 from crmray.models.boosting import LightGBM
 from crmray.models.labels import labels_of
 from crmray.models.lstm import LSTM
@@ -37,6 +37,7 @@ MODE: Literal["max", "min"] = "max"
 CANDIDATES = {
     candidate.NAME: candidate for candidate in (LSTM, Logistic, DecisionTree, RandomForest, LightGBM, Recency)
 }
+BLEND = Blend
 BANDS = ("low", "medium", "high")
 NUM_REASONS = 3
 

@@ -4,8 +4,8 @@
       └ candidates (classes)   a frozen dataclass of hyper-parameters; fit(...) -> Fitted
            └ Fitted            what predicts, and goes into a bundle as bytes
 
-Shapes: an examples table has one row per entity and as_of; keys KEYS, the task's LABELS, list columns (sequences); every
-other column is a feature, numeric or categorical by its Arrow type.
+Shapes: an examples table has one row per entity and as_of; keys KEYS, the task's LABELS, list columns (sequences);
+every other column is a feature, numeric or categorical by its Arrow type.
 """
 
 from __future__ import annotations
@@ -78,7 +78,14 @@ class Candidate(Protocol):
 
 
 class Task(Protocol):
-    """A module of crmray.tasks. Optional beside these: `blend`, `dates`, `files`, `selection_rows`, `refit_rows`."""
+    """A module of crmray.tasks. Optional beside these:
+
+    blend(models, validation) -> Fitted | None    a contender made of the best of each family; BLEND is its class
+    dates(settings, span) -> Snapshots            other dates than those of crmray.data.splits
+    fixed(settings) -> dict                       hyper-parameters that the org file sets, as `candidate.field`
+    files(decision, figures) -> dict[str, bytes]  further files of the bundle
+    """
+
 
     NAME: str
     """name in the org file, in the lake and in `jobs/*.py`"""

@@ -31,9 +31,9 @@ from crmray.evaluate import metrics
 from crmray.models import content, histories, ranking
 from crmray.models.ease import Ease
 from crmray.models.neighbours import ItemKNN, Popularity
-from crmray.models.ranking import RankingBlend
+from crmray.models.ranking import RankingBlend, Recommender
 from crmray.models.sasrec import SASRec
-from crmray.tasks.contract import EntityRequest, Fitted, Needs
+from crmray.tasks.contract import EntityRequest, Needs
 
 NAME, ROUTE, ENTITY = "recommendation", "/v1/recommend", "customer"
 FEATURES_VERSION = f"1.{asof.FEATURES_VERSION}"
@@ -137,19 +137,19 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
     """
     population = asof.known(tables, as_of)
     bought = baskets.purchases(tables, population, settings.products_matching)
-    kept = {"length": settings.history_length, "distinct": settings.exclude_owned}
+    length, distinct = settings.history_length, settings.exclude_owned
     if settings.protocol == "leave_one_out":
-        rows = baskets.leave_one_out_rows(bought, labels=labels, **kept)
+        rows = baskets.leave_one_out_rows(bought, labels=labels, length=length, distinct=distinct)
     elif as_of is None:
         raise DataError(
             "recommendation: got data without time, expected transactions with a clock; map occurred_at to a time,"
             " or set protocol: leave_one_out"
         )
     else:
-        horizon = settings.horizon_days if labels else None
         rows = baskets.as_of_rows(
-            bought, population, as_of, horizon_days=horizon, lookback_days=settings.lookback_days, **kept
-        )
+            bought, population, as_of, horizon_days=settings.horizon_days if labels else None,
+            lookback_days=settings.lookback_days, length=length, distinct=distinct,
+        )  # fmt: skip
     entities = rows["entity_id"].combine_chunks()
     part = rows["part"] if "part" in rows.column_names else splits.part(entities)
     head = {
@@ -216,7 +216,7 @@ def _as_places(hits: np.ndarray, truth: list[list[str]]) -> tuple[np.ndarray, li
     return ranked, named
 
 
-def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
+def blend(models: Mapping[str, Recommender], validation: pa.Table) -> RankingBlend | None:
     """The best weighted sum of up to three families' standardised scores."""
     rows = _rows_with_target(validation, (ACTIVE,))
     if len(rows) > ranking.BLEND_ROWS:
@@ -227,7 +227,7 @@ def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
     return ranking.best_blend(models, figures, part, lambda products: metrics.ranking_rows(products, truth)["ndcg"])
 
 
-def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
+def finalize(model: Recommender, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
     """{"lifts": …}: what customers' attributes say about their first purchases; empty unless it helps on validation.
 
     Tried on validation customers as if nothing were known of their purchases.
@@ -247,7 +247,7 @@ def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Set
 
 
 def predict(
-    model: Fitted,
+    model: Recommender,
     decision: Mapping[str, Any],
     examples: pa.Table,
     *,
@@ -293,7 +293,7 @@ def predict(
     )
 
 
-def _reasons(model: Fitted, examples: pa.Table, shown: list[list[str]], source: np.ndarray) -> list[list[str]]:
+def _reasons(model: Recommender, examples: pa.Table, shown: list[list[str]], source: np.ndarray) -> list[list[str]]:
     """A few words for each product."""
     words = {CONTENT: "bought by similar customers", POPULAR: "popular now", PERSONAL: "fits what was bought"}
     because = model.because(examples, shown) if hasattr(model, "because") else [[[] for _ in row] for row in shown]
@@ -303,7 +303,7 @@ def _reasons(model: Fitted, examples: pa.Table, shown: list[list[str]], source: 
     ]
 
 
-def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
+def evaluate(model: Recommender, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
     """Test figures with an interval and the coverage, apart for lapsed customers and those without purchases."""
     answers = predict(model, decision, test)
     ranked = np.full((test.num_rows, TOP_K), None, dtype=object)

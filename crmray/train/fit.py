@@ -48,6 +48,9 @@ def fit(
         raise ConfigError("a scheduler or search needs a grid: use the 'tune' job")
     examples = lake.latest("examples", task.NAME)
     _check_features(examples, task)
+    fixed = task.fixed(settings) if hasattr(task, "fixed") else {}
+    asked = {key: value for key, value in fixed.items() if not candidates or key.split(".")[0] in candidates}
+    overrides = {**asked, **(overrides or {})}
     how = {"grid": grid, "scheduler": scheduler, "search": search}
     plan = {**how, "candidates": candidates, "overrides": overrides, "task": settings.model_dump(mode="json")}
     stage = "tune" if grid else "train"
@@ -56,7 +59,7 @@ def fit(
     with run.claim(stage) as mine:
         if mine:
             work = _Work(org=org, lake=lake, task=task, settings=settings, examples=examples, run=run)
-            work.go(grid, candidates, dict(overrides or {}), num_workers, scheduler, search, concurrency)
+            work.go(grid, candidates, overrides, num_workers, scheduler, search, concurrency)
     return run
 
 

@@ -210,7 +210,7 @@ def search(
 def _resources(shared: Search, config: Mapping[str, Any], cpus: float, gpus: float) -> dict[str, float]:
     """Of a trial's own process: next to nothing where workers of its own do the training."""
     if shared.over_workers(shared.fit_of(config)):
-        return {"CPU": 0.01}
+        return {"memory": 1_000_000}  # not even a part of a CPU: its workers may need them all
     return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
 
 

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -294,19 +294,23 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one(published):
         fleet.wait_for("toy", "d" * 16, timeout_s=2)
     assert published.post({"id": "c00007"}).json()["version"] == FIRST
     registry.rollback(published.lake, toy.module())
+    _until(lambda: {state["problem"] for state in fleet.states("toy")} == {""})
     assert fleet.wait_for("toy", FIRST, timeout_s=20) == 2
-    assert {state["problem"] for state in fleet.states("toy")} == {""}
 
 
 def test_new_examples_are_swapped_in(published):
     assert published.post({"id": "c01550"}).status_code == 404
     toy.write_examples(published.lake, 1_600)
-    deadline = time.monotonic() + 15
     run_id = published.lake.latest("examples", "toy").run_id
-    while {state["examples"] for state in fleet.states("toy")} != {run_id}:
+    _until(lambda: {state["examples"] for state in fleet.states("toy")} == {run_id})
+    assert published.post({"id": "c01550"}).json()["predictions"][0]["probability"] == pytest.approx(probability(0))
+
+
+def _until(holds: Callable[[], bool], timeout_s: float = 15) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert published.post({"id": "c01550"}).json()["predictions"][0]["probability"] == pytest.approx(probability(0))
 
 
 def test_logs_hold_no_ids(published):

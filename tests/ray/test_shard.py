@@ -1,4 +1,4 @@
-"""Sharding with Modin on a real Ray cluster: the same bytes however it is cut, after a kill -9, and never a silent wait."""
+"""Sharding with Modin on a real Ray cluster: the same bytes however it is cut or killed, and never a silent wait."""
 
 from __future__ import annotations
 
@@ -182,5 +182,5 @@ def test_it_says_what_it_waits_for_and_does_not_hang(source, expected, tmp_path,
 
 
 def test_a_wait_inside_modin_ends_too(monkeypatch):
-    with pytest.raises(WatchdogError, match="shard.x: waited .* Modin's tasks, .* of 2 CPUs are free"):
+    with pytest.raises(WatchdogError, match=r"shard.x: waited .* Modin's tasks, .* of 2 CPUs are free"):
         shard_module._watched(lambda: time.sleep(5), "shard.x", 0.2)

@@ -140,7 +140,11 @@ def tables(num_customers: int) -> dict[str, pa.Table]:
         (key, NOW - timedelta(days=1 + day)) for number, key in enumerate(ids) for day in reversed(range(number % 5))
     ]
     customers = {"entity_id": ids, "country": ["NL", "DE"] * (num_customers // 2) + ["NL"] * (num_customers % 2)}
-    transactions = {"entity_id": [key for key, _ in orders], "occurred_at": [at for _, at in orders]}
+    transactions = {
+        "entity_id": [key for key, _ in orders],
+        "occurred_at": [at for _, at in orders],
+        "net_amount": [10.0] * len(orders),
+    }
     return {
         "customers": schema.check("customers", pa.table(customers)),
         "transactions": schema.check("transactions", pa.table(transactions)),

@@ -13,7 +13,6 @@ from conformance import BASELINES, changed_from, fit, planted, rows_of, same, se
 
 from crmray import schema
 from crmray.errors import CrmrayError
-from crmray.models.blend import Blend
 from crmray.tasks import TASKS
 from crmray.tasks.contract import EntityRequest, feature_columns
 
@@ -191,7 +190,7 @@ def test_a_blend_is_taken_back_with_the_same_bits(task):
     found = task.blend(models, rows["validation"])
     if found is None:
         pytest.skip("no blend is better than the best single model here")
-    again = getattr(task, "BLEND", Blend).load(found.save(), task.CANDIDATES)
+    again = task.BLEND.load(found.save(), task.CANDIDATES)
     assert same(found.predict(rows["now"]), again.predict(rows["now"]))
 
 

@@ -123,7 +123,7 @@ def test_typed_times():
     naive = pa.array([datetime(2024, 1, 1, 12)], pa.timestamp("ns"))
     assert values(parse.times(naive, time_zone="America/New_York")) == [utc(2024, 1, 1, 17)]
     assert values(parse.times(pa.array([datetime(2024, 1, 1).date()]))) == [utc(2024, 1, 1)]
-    with pytest.raises(DataError, match="got int64, expected times or text.*ordinal"):
+    with pytest.raises(DataError, match=r"got int64, expected times or text.*ordinal"):
         parse.times(pa.array([1]))
 
 

@@ -34,7 +34,7 @@ def test_delimiter_and_encoding(tmp_path):
     (tmp_path / "a.csv").write_bytes("id;name\n1;Müller\n".encode("latin-1"))
     source = files.find(["a.csv"], tmp_path, encoding="latin-1", delimiter=";")
     assert rows(source, ["name"]) == {"name": ["Müller"]}
-    with pytest.raises(DataError, match="a.csv: got bytes that are not utf-8.*set `encoding:`"):
+    with pytest.raises(DataError, match=r"a.csv: got bytes that are not utf-8.*set `encoding:`"):
         rows(files.find(["a.csv"], tmp_path, delimiter=";"), ["name"])
 
 
@@ -84,7 +84,7 @@ def test_truncated_parquet(tmp_path):
     pq.write_table(pa.table({"id": ["1"] * 10_000}), tmp_path / "a.parquet")
     whole = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(whole[:-20])
-    with pytest.raises(DataError, match="a.parquet: not readable as Parquet, truncated"):
+    with pytest.raises(DataError, match=r"a.parquet: not readable as Parquet, truncated"):
         files.schema(files.find(["a.parquet"], tmp_path))
 
 
