@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from crmray.errors import ConfigError
 
+DEMO_ORG = Path(__file__).with_name("demo.yaml")
+"""org file of the demo"""
 CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge", "in", "matches", "missing")
 
 
@@ -99,7 +101,7 @@ class Org(Part):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
     """short name: lower-case letters, digits, - and _"""
     storage: str
-    """root of the lake: a folder (relative to the org file) or a URL such as s3://bucket/prefix"""
+    """root of the lake: a folder (relative to the org file, or from ~) or a URL such as s3://bucket/prefix"""
     source: Annotated[DemoSource | FilesSource, Field(discriminator="kind")]
     """where the history comes from"""
     tasks: dict[str, dict[str, Any]] = {}
@@ -125,7 +127,7 @@ class Org(Part):
         """Root of the lake: an absolute folder or a URL."""
         if re.match(r"^[a-z][a-z0-9+.-]*://", self.storage):
             return self.storage.rstrip("/")
-        return str((self.folder / self.storage).resolve())
+        return str((self.folder / Path(self.storage).expanduser()).resolve())
 
 
 def load(path: str | Path) -> Org:

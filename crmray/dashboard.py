@@ -19,6 +19,7 @@ from crmray.errors import AuthError, ClusterError
 from crmray.head import local_head
 
 AGENT_TIMEOUT_S = 120.0
+PENDING_WORD_S = 20.0
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -110,10 +111,13 @@ class Dashboard:
         self.call("POST", f"/api/jobs/{submission_id}/stop")
 
     def follow(self, submission_id: str, write: Callable[[str], Any]) -> int:
-        """Pass a job's output to `write` as it comes; the job's exit code when it has ended."""
+        """Pass a job's output to `write` as it comes; the job's exit code when it has ended.
+
+        A job that cannot start is told as an event every PENDING_WORD_S seconds, with the reason Ray gives.
+        """
         asyncio.run(self._tail(submission_id, write))
         while (job := self.job(submission_id))["status"] not in TERMINAL:
-            asyncio.run(asyncio.sleep(0.2))
+            time.sleep(0.2)
         if job["status"] == "SUCCEEDED":
             return 0
         if job["status"] == "STOPPED":
@@ -127,10 +131,24 @@ class Dashboard:
 
         url = f"{self.address}/api/jobs/{submission_id}/logs/tail"
         try:
-            async with aiohttp.ClientSession(headers=self._headers) as session, session.ws_connect(url) as socket:
-                async for message in socket:
-                    if message.type == aiohttp.WSMsgType.TEXT:
-                        write(message.data)
+            async with (
+                aiohttp.ClientSession(headers=self._headers) as session,
+                session.ws_connect(url, heartbeat=30) as socket,
+            ):
+                while True:
+                    try:
+                        message = await socket.receive(timeout=PENDING_WORD_S)
+                    except TimeoutError:
+                        job = await asyncio.to_thread(self.job, submission_id)
+                        if job["status"] in TERMINAL:
+                            return
+                        if job["status"] == "PENDING":
+                            why = _reason(job.get("message") or "")
+                            write(json.dumps({"event": "job.pending", "job_id": submission_id, "because": why}) + "\n")
+                        continue
+                    if message.type != aiohttp.WSMsgType.TEXT:
+                        return
+                    write(message.data)
         except aiohttp.ClientError as error:
             raise ClusterError(
                 f"{self.address}: lost the job's log ({error}); the job {submission_id} goes on"

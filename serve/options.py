@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -14,8 +13,6 @@ from crmray import config
 from crmray.config import Org, Part
 from crmray.errors import ConfigError
 from crmray.tasks.contract import Task
-
-DEMO_ORG = Path(__file__).resolve().parent.parent / "orgs" / "demo.yaml"
 
 
 class RootOptions(Part):
@@ -40,7 +37,7 @@ class RootOptions(Part):
 
     def load_org(self) -> Org:
         """The org file; ConfigError says where it was looked for."""
-        path = self.org or os.environ.get("CRMRAY_ORG", "") or str(DEMO_ORG)
+        path = self.org or os.environ.get("CRMRAY_ORG", "") or str(config.DEMO_ORG)
         return config.load(path)
 
     def load_tasks(self) -> Mapping[str, Task]:

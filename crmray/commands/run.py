@@ -54,8 +54,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         description="Show the whole product on a generated organisation, on a Ray head of its own on this machine.",
         epilog="example: crmray demo --keep",
     )
-    demo.add_argument("--org", metavar="ORG.yaml", default=str(serving.DEMO_ORG), help="another org file")
-    demo.add_argument("--keep", action="store_true", help="leave the head, the endpoints and the lake")
+    demo.add_argument("--org", metavar="ORG.yaml", default=str(config.DEMO_ORG), help="another org file")
+    demo.add_argument("--keep", action="store_true", help="leave the head, the endpoints and the demo org's lake")
     demo.set_defaults(call=demo_command)
 
 
@@ -142,7 +142,11 @@ def demo_command(arguments: argparse.Namespace) -> int:
     finally:
         if ours and not arguments.keep:
             head_commands.stop(head)
-            print(f"ended the head; the results stay in {org.root}")
+            if org.path == str(config.DEMO_ORG):
+                shutil.rmtree(org.root, ignore_errors=True)
+                print(f"ended the head and removed {org.root}")
+            else:
+                print(f"ended the head; the results stay in {org.root}")
 
 
 def _next_steps(dashboard: str, token_path: str, org: Org) -> str:

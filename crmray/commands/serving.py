@@ -25,7 +25,6 @@ from crmray.storage import Lake
 PORT = 8000
 DEPLOY_TIMEOUT_S = 300.0
 CLI_KEY_NAME = "crmray-cli"
-DEMO_ORG = Path(__file__).resolve().parents[2] / "orgs" / "demo.yaml"
 
 
 def add(commands: argparse._SubParsersAction) -> None:

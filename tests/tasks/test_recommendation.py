@@ -1,0 +1,230 @@
+"""Recommendation: the rows of both protocols by hand, figures by hand, and answers that say where they come from."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta, timezone
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from pydantic import ValidationError
+
+from crmray import schema
+from crmray.errors import DataError, NotEnoughDataError
+from crmray.models.neighbours import Popularity
+from crmray.tasks import recommendation
+from crmray.tasks.recommendation import Request, Settings
+from crmray.train import rows as training_rows
+
+AS_OF = datetime(2024, 6, 1, tzinfo=timezone.utc)
+SETTINGS = Settings(horizon_days=30, lookback_days=100)
+
+
+def tables(lines: list[tuple], **others: pa.Table) -> dict[str, pa.Table]:
+    """lines: (customer, days from AS_OF, product, units, amount)."""
+    names = ("entity_id", "occurred_at", "product_id", "num_units", "net_amount")
+    lines = [(who, AS_OF + timedelta(days=day), what, units, amount) for who, day, what, units, amount in lines]
+    columns = dict(zip(names, map(list, zip(*lines, strict=True)), strict=True))
+    found = schema.check("transactions", pa.table(columns)).select(list(names))
+    return {"transactions": found.sort_by([("entity_id", "ascending"), ("occurred_at", "ascending")]), **others}
+
+
+LINES = [
+    ("ann", -50, "p1", 1.0, 5.0), ("ann", -40, "p2", 1.0, 5.0), ("ann", -30, "p1", 2.0, 9.0),
+    ("ann", -20, "p3", -1.0, -5.0),  # a return
+    ("ann", 0, "p4", 1.0, 5.0), ("ann", 5, "p1", 1.0, 5.0), ("ann", 29, "p5", 1.0, 5.0), ("ann", 30, "p6", 1.0, 5.0),
+    ("bob", -200, "p1", 1.0, 5.0), ("bob", 3, "p2", 1.0, 5.0),
+    ("cat", 4, "p9", 1.0, 5.0),
+    ("dan", -10, "gift", 1.0, 5.0), ("dan", 2, "gift", 1.0, 5.0),
+]  # fmt: skip
+PEOPLE = schema.check(
+    "customers", pa.table({"entity_id": ["ann", "cat", "eve"], "created_at": [AS_OF - timedelta(days=1)] * 3})
+)
+
+
+def by_customer(rows: pa.Table) -> dict[str, dict]:
+    return {row["entity_id"]: row for row in rows.to_pylist()}
+
+
+def test_history_ends_before_as_of_and_the_target_is_new():
+    rows = by_customer(recommendation.examples(tables(LINES, customers=PEOPLE), AS_OF, SETTINGS, labels=True))
+    ann = rows["ann"]
+    assert ann["history"] == ["p2", "p1"]  # each product at its last purchase; the return is none
+    assert ann["history_days_before"] == [40.0, 30.0]
+    assert ann["target"] == ["p4", "p5"]  # p1 is owned; day 30 is outside [as_of, as_of + 30)
+    assert [rows[who]["audience"] for who in ("ann", "bob", "cat", "eve")] == ["active", "lapsed", "cold", "cold"]
+    assert rows["cat"]["history"] == []
+    assert rows["cat"]["target"] == ["p9"]
+    assert rows["dan"]["target"] == []
+    assert rows["eve"]["target"] == []
+
+
+def test_without_labels_nothing_of_the_future_is_there():
+    blind = recommendation.examples(tables(LINES), AS_OF, SETTINGS, labels=False)
+    assert blind["target"].null_count == blind.num_rows
+    assert blind["entity_id"].to_pylist() == ["ann", "bob", "dan"]  # cat is not known yet
+
+
+def test_bought_again_where_that_is_allowed():
+    settings = SETTINGS.model_copy(update={"exclude_owned": False})
+    rows = by_customer(recommendation.examples(tables(LINES), AS_OF, settings, labels=True))
+    assert rows["ann"]["history"] == ["p1", "p2", "p1"]
+    assert rows["ann"]["target"] == ["p4", "p1", "p5"]
+    assert rows["dan"]["target"] == ["gift"]
+
+
+def test_only_products_that_match_and_only_the_newest_of_a_history():
+    settings = SETTINGS.model_copy(update={"products_matching": "^p[0-9]$", "history_length": 1})
+    rows = by_customer(recommendation.examples(tables(LINES), AS_OF, settings, labels=True))
+    assert rows["dan"]["history"] == []
+    assert rows["ann"]["history"] == ["p1"]
+    with pytest.raises(ValidationError, match="regular expression"):
+        Settings(products_matching="(")
+
+
+def test_leave_one_out_by_hand():
+    lines = [("u", day, what, 1.0, 1.0) for day, what in enumerate("abcd")]
+    lines += [("v", 0, "a", 1.0, 1.0), ("v", 1, "b", 1.0, 1.0), ("w", 5, "c", 1.0, 1.0), ("w", 6, "a", 1.0, 1.0)]
+    lines += [("w", 7, "c", 1.0, 1.0), ("w", 8, "b", 1.0, 1.0)]
+    settings = Settings(protocol="leave_one_out")
+    assert not settings.uses_time
+    rows = recommendation.examples(tables(lines), None, settings, labels=True)
+    told = {(r["entity_id"], r["part"]): (r["history"], r["target"]) for r in rows.to_pylist()}
+    assert told == {
+        ("u", "train"): (["a", "b"], None),
+        ("u", "validation"): (["a", "b"], ["c"]),
+        ("u", "test"): (["a", "b", "c"], ["d"]),
+        ("v", "train"): (["a", "b"], None),  # two items: in training only
+        ("w", "train"): (["c"], None),  # c counts at its first place
+        ("w", "validation"): (["c"], ["a"]),
+        ("w", "test"): (["c", "a"], ["b"]),
+    }
+    now = recommendation.examples(tables(lines), None, settings, labels=False)
+    assert by_customer(now)["u"]["history"] == list("abcd")
+
+
+def test_the_temporal_protocol_needs_a_clock():
+    with pytest.raises(DataError, match="leave_one_out"):
+        recommendation.examples(tables(LINES), None, SETTINGS, labels=True)
+
+
+def test_training_rows_are_those_before_validation_and_for_the_refit_those_before_the_test():
+    settings = Settings(as_of=AS_OF, validation_as_of=AS_OF - timedelta(days=31), horizon_days=30)
+    dates = recommendation.dates(settings, (AS_OF - timedelta(days=300), AS_OF + timedelta(days=60)))
+    assert dates.train == (AS_OF - timedelta(days=31), AS_OF)
+    table = pa.concat_tables([recommendation.examples(tables(LINES), d, settings, labels=True) for d in dates.train])
+    seen = table.filter(pa.array(training_rows.splits.selection(table["as_of"], dates)))
+    assert pc.unique(seen["as_of"]).to_pylist() == [AS_OF - timedelta(days=31)]
+    again = table.filter(pa.array(training_rows.splits.refit(table["as_of"], dates)))
+    model = Popularity(window_days=None).fit(again, None, seed=0)
+    assert dict(zip(model.catalogue.items, model.catalogue.buyers, strict=True)) == {"p1": 2, "p2": 1, "gift": 1}
+
+
+def labelled(targets: list[list[str]], audience: list[str]) -> pa.Table:
+    return pa.table({"target": pa.array(targets, pa.list_(pa.string())), "audience": audience})
+
+
+def test_figures_by_hand():
+    truth = labelled([["a", "b"], ["z"], [], ["a"]], ["active", "active", "active", "lapsed"])
+    products = np.full((4, 10), None, dtype=object)
+    products[0, :3], products[1, 0], products[2, 0], products[3, 0] = ["x", "a", "b"], "y", "a", "a"
+    figures = recommendation.score(truth, {"products": products})
+    ndcg = (1 / math.log2(3) + 1 / math.log2(4)) / (1 + 1 / math.log2(3))
+    assert figures == pytest.approx({"hr10": 0.5, "ndcg10": ndcg / 2, "recall10": 0.5, "mrr10": 0.25, "rows": 2})
+    hits = np.zeros((4, 10))
+    hits[0, 1:3] = 1
+    assert recommendation.score(truth, {"hits": hits}) == pytest.approx(figures)
+    with pytest.raises(NotEnoughDataError, match="none bought in the lookback"):
+        recommendation.score(truth.slice(2, 2), {"products": products[2:]})
+
+
+def org() -> dict[str, pa.Table]:
+    """British customers buy tea, French ones wine; both buy bread. A new tea was launched lately."""
+    rng = np.random.default_rng(0)
+    lines, people = [], []
+    for number in range(60):
+        who, country = f"c{number:02d}", "UK" if number % 2 else "FR"
+        own = [f"tea{i}" for i in range(4)] if country == "UK" else [f"wine{i}" for i in range(4)]
+        for day, what in zip((-60, -45, -12, 3, 8), [*rng.permutation(own), "bread"], strict=True):
+            lines.append((who, day, str(what), 1.0, 2.0))
+        people.append((who, country))
+    people += [("new-uk", "UK"), ("new-xx", None)]
+    customers = schema.check(
+        "customers", pa.table({"entity_id": [p[0] for p in people], "country": [p[1] for p in people]})
+    )
+    ids = ["bread", "tea0", "tea1", "tea2", "tea3", "wine0", "wine1", "wine2", "wine3", "tea9", "tea-old", "tea-off"]
+    launched = [AS_OF - timedelta(days=5 if i in ("tea9", "tea-off") else 900) for i in ids]
+    products = pa.table(
+        {
+            "product_id": ids,
+            "name": [f"{i.rstrip('0123456789')} no {i}" for i in ids],
+            "launched_at": pa.array(launched, schema.TIME),
+            "active": [i != "tea-off" for i in ids],
+        }
+    )
+    return tables(
+        lines, customers=customers.select(["entity_id", "country"]), products=schema.check("products", products)
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    rows = recommendation.examples(org(), AS_OF, SETTINGS, labels=True)
+    candidate = recommendation.CANDIDATES["ease"](l2=5.0)
+    model = candidate.fit(rows, None, seed=0)
+    return model, recommendation.finalize(model, rows, rows, SETTINGS), rows
+
+
+def test_answers_say_where_they_come_from(fitted):
+    model, decision, rows = fitted
+    assert list(decision["lifts"]["columns"]) == ["customer_country"]
+    answers = by_customer(recommendation.predict(model, decision, rows, explain=True, num_products=3))
+    assert answers["c01"]["source"] == "personal"
+    assert answers["c01"]["products"][0].startswith("tea")  # the fourth tea: three are owned
+    assert answers["c01"]["reasons"][0].startswith("bought with tea")
+    assert answers["new-uk"]["source"] == "content"
+    assert all(product.startswith("tea") for product in answers["new-uk"]["products"])
+    assert answers["new-uk"]["reasons"][0] == "bought by similar customers"
+    assert answers["new-xx"]["source"] == "popular"
+    assert answers["new-xx"]["reasons"] == ["popular now"] * 3
+
+
+def test_new_products_stand_apart_and_are_like_what_was_bought(fitted):
+    model, decision, rows = fitted
+    answers = by_customer(recommendation.predict(model, decision, rows))
+    assert answers["c01"]["new_products"] == ["tea9"]  # not the old one, not the inactive one
+    assert "tea9" not in answers["c01"]["products"]
+    assert answers["new-uk"]["new_products"] == []
+
+
+def test_excluded_products_are_not_shown(fitted):
+    model, decision, rows = fitted
+    first = by_customer(recommendation.predict(model, decision, rows))["c01"]
+    barred = [first["products"][0], "tea9", "no such product"]
+    answers = by_customer(recommendation.predict(model, decision, rows, exclude=barred))
+    assert answers["c01"]["products"] == first["products"][1:]
+    assert answers["c01"]["new_products"] == []
+    options = Request(id="c01", num_products=2, exclude=["bread"]).options()
+    assert set(options) == {"num_products", "exclude"}
+    for wrong in (0, 101):
+        with pytest.raises(ValidationError):
+            Request(id="c01", num_products=wrong)
+
+
+def test_the_report_tells_customers_without_purchases_apart(fitted):
+    model, decision, _ = fitted
+    later = org()
+    more = tables([("new-uk", 2, "tea0", 1.0, 2.0)])["transactions"]
+    later["transactions"] = pa.concat_tables([later["transactions"], more]).sort_by(
+        [("entity_id", "ascending"), ("occurred_at", "ascending")]
+    )
+    test = recommendation.examples(later, AS_OF, SETTINGS, labels=True)
+    figures = recommendation.evaluate(model, decision, test, SETTINGS)
+    assert figures["rows"] == 60
+    assert figures["cold"]["rows"] == 1
+    assert figures["cold"]["hr10"] == 1.0
+    assert figures["sources"] == {"personal": 60, "content": 1, "popular": 1}
+    low, high = figures["ndcg10_interval"]
+    assert low <= figures["ndcg10"] <= high
