@@ -18,7 +18,7 @@ import requests
 from crmray.errors import AuthError, ClusterError
 from crmray.head import local_head
 
-AGENT_TIMEOUT_S = 120.0
+AGENT_TIMEOUT_S = 60.0
 PENDING_WORD_S = 20.0
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 

@@ -80,9 +80,8 @@ def _score_parts(run: Run, examples: Run, bundle: Bundle, num_rows: int, explain
         num_cpus=CPUS_PER_ACTOR,
         fn_constructor_kwargs=arguments,
     )
-    with log.progress(
-        f"score {bundle.task.NAME}", total=sum(p["stop"] - p["start"] for p in parts), unit="rows"
-    ) as bar:
+    total = sum(min(PART_ROWS, num_rows - start) for start in missing.values())
+    with log.progress(f"score {bundle.task.NAME}", total=total, unit="rows") as bar:
         for batch in scored.iter_batches(batch_size=1, prefetch_batches=0):
             bar.advance(int(batch["rows"][0]))
 

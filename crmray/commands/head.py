@@ -90,13 +90,16 @@ def start(
     haproxy: bool = False,
 ) -> Head:
     """Start a head in a process group of its own, wait until it answers and record it."""
-    port, dashboard_port = _free_port(port), _free_port(dashboard_port)
+    port, dashboard_port = free_port(port), free_port(dashboard_port)
     # A short path: sockets below it must stay under the system's limit of about 107 characters.
     temp_dir = tempfile.mkdtemp(prefix="crmray-", dir="/tmp" if os.path.isdir("/tmp") else None)
     command = [
         sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block",
         "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard_port}", f"--temp-dir={temp_dir}", "--disable-usage-stats",
+        # Fixed by default: with another Ray on this machine the agent could not listen, and no job would ever start.
+        f"--dashboard-agent-listen-port={free_port(52365)}", f"--ray-client-server-port={free_port(10001)}",
+        "--min-worker-port=0", "--max-worker-port=0",
     ]  # fmt: skip
     command += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
     command += [f"--object-store-memory={int(object_store_gib * 2**30)}"] if object_store_gib else []
@@ -112,7 +115,6 @@ def start(
     inherited = {name: value for name, value in os.environ.items() if name not in foreign}
     ours = {name: value for name, value in environment(head).items() if name not in foreign}
     extra = HAPROXY_ENV if haproxy else {}
-    # Workers that die of an error of ours should say so at once, whatever buffers there are.
     with open(Path(temp_dir) / "head.log", "wb") as log_file:
         process = subprocess.Popen(
             command,
@@ -132,7 +134,8 @@ def start(
     return head
 
 
-def _free_port(preferred: int) -> int:
+def free_port(preferred: int) -> int:
+    """The port if nothing listens on it on 127.0.0.1, else any free one."""
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from crmray import config
+from crmray.commands.serving import base_url
 from crmray.commands.text import table
 from crmray.config import Org
 from crmray.dashboard import Dashboard
@@ -138,11 +139,10 @@ def _cluster(dashboard: Dashboard) -> None:
         for job in dashboard.jobs()[:10]
     ]
     print("\njobs\n" + (table(jobs) if jobs else "none yet"))
-    serve = dashboard.serve()
-    port = (serve.get("http_options") or {}).get("port")
+    base = base_url(dashboard)
     applications = [
-        {"endpoint": f"http://127.0.0.1:{port}{application.get('route_prefix')}", "status": application["status"]}
-        for application in serve["applications"].values()
+        {"endpoint": f"{base}{application.get('route_prefix')}", "status": application["status"]}
+        for application in dashboard.serve()["applications"].values()
     ]
     print("\nendpoints\n" + (table(applications) if applications else "none; `crmray deploy ORG.yaml` makes them"))
 

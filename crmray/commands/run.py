@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
+import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from crmray import config
@@ -123,6 +124,7 @@ def _why(station: str, task: str, said: list[str], code: int) -> str:
 def demo_command(arguments: argparse.Namespace) -> int:
     """The whole product once, timed; ends the head it started, whatever happens."""
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `finally` below has to run
     org = config.load(arguments.org)
     ours = local_head() is None
     head = head_commands.start() if ours else local_head()
@@ -131,13 +133,13 @@ def demo_command(arguments: argparse.Namespace) -> int:
     try:
         print(f"up: {head.dashboard} after {time.monotonic() - started:.1f} s", flush=True)
         dashboard = Dashboard()
-        code = run(dashboard, org, tasks=None, tune=False, port=serving.PORT)
+        code = run(dashboard, org, tasks=None, tune=False, port=head_commands.free_port(serving.PORT))
         for task in org.tasks:
             if lake_commands.champion_row(org, task):
                 print("\n" + serving.show_request(dashboard, org, task))
         print(f"\n{time.monotonic() - started:.0f} s in all")
         if arguments.keep:
-            print(_next_steps(head.dashboard, head.token_path, org))
+            print(_next_steps(dashboard, head.token_path, org))
         return code
     finally:
         if ours and not arguments.keep:
@@ -149,15 +151,15 @@ def demo_command(arguments: argparse.Namespace) -> int:
                 print(f"ended the head; the results stay in {org.root}")
 
 
-def _next_steps(dashboard: str, token_path: str, org: Org) -> str:
+def _next_steps(dashboard: Dashboard, token_path: str, org: Org) -> str:
     crmray = shutil.which("crmray") or "crmray"
     return "\n".join(
         (
             "",
             "what to open next:",
-            f"  {dashboard}    the Ray dashboard: jobs, trials, Serve (token: cat {token_path})",
-            f"  http://127.0.0.1:{serving.PORT}/docs    the endpoints",
-            f"  {crmray} compare {next(iter(org.tasks))} --org {Path(org.path)}",
+            f"  {dashboard.address}    the Ray dashboard: jobs, trials, Serve (token: cat {token_path})",
+            f"  {serving.base_url(dashboard)}/docs    the endpoints",
+            f"  {crmray} compare {next(iter(org.tasks))} --org {org.path}",
             f"  {crmray} down    ends it all",
         )
     )

@@ -9,12 +9,14 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import requests
 import yaml
 
 from crmray import config
+from crmray.commands.head import free_port
 from crmray.config import Org
 from crmray.dashboard import Dashboard
 from crmray.errors import AuthError, ClusterError, ConfigError, CrmrayError
@@ -48,7 +50,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     predict.add_argument("task", help="churn, segmentation, recommendation, …")
     predict.add_argument("ids", nargs="+", metavar="ID", help="up to 1,000 ids as the org writes them")
     predict.add_argument("--explain", action="store_true", help="with reasons")
-    predict.add_argument("--url", default=f"http://127.0.0.1:{PORT}", help="where the endpoints are")
+    predict.add_argument("--url", help="where the endpoints are; default: those of the local head")
     predict.set_defaults(call=predict_command)
     keys = commands.add_parser(
         "keys",
@@ -113,20 +115,26 @@ def deploy(dashboard: Dashboard, org: Org, *, port: int = PORT) -> dict[str, str
     On another cluster the org file has to lie where its storage says: `<storage>/org.yaml`, a path that nodes share.
     """
     if dashboard.head:
+        if not dashboard.serve().get("proxies") and free_port(port) != port:
+            raise ClusterError(f"port {port} is in use by another program; give another --port for the endpoints")
         ensure_cli_key()
         wanted = serve_config(org, port=port)
     else:
         wanted = serve_config(org, port=port, org_path=f"{org.root}/org.yaml")
     dashboard.deploy(wanted)
     _wait_until_running(dashboard, [application["name"] for application in wanted["applications"]])
-    http = dashboard.serve().get("http_options") or wanted["http_options"]
-    host = "127.0.0.1" if dashboard.head else http.get("host", "127.0.0.1")
-    base = f"http://{host}:{http.get('port', port)}"
+    base = base_url(dashboard)
     return {
         application["args"]["task"]: base + application["route_prefix"]
         for application in wanted["applications"]
         if application["args"].get("task")
     }
+
+
+def base_url(dashboard: Dashboard) -> str:
+    """Where the endpoints of a cluster are, as far as its head can tell: the port is Serve's, the host the head's."""
+    http = dashboard.serve().get("http_options") or {}
+    return f"http://{urlsplit(dashboard.address).hostname}:{http.get('port', PORT)}"
 
 
 def _wait_until_running(dashboard: Dashboard, names: list[str]) -> None:
@@ -191,7 +199,8 @@ def predict_command(arguments: argparse.Namespace) -> int:
     body: dict[str, Any] = {"id": arguments.ids[0]} if len(arguments.ids) == 1 else {"ids": arguments.ids}
     if arguments.explain:
         body["explain"] = True
-    answer = ask(arguments.url.rstrip("/") + route(arguments.task), body)
+    path = route(arguments.task)
+    answer = ask((arguments.url or base_url(Dashboard())).rstrip("/") + path, body)
     print(json.dumps(answer, indent=1, ensure_ascii=False))
     return 0
 
@@ -211,8 +220,7 @@ def ask(url: str, body: dict[str, Any]) -> Any:
 
 def show_request(dashboard: Dashboard, org: Org, task: str) -> str:
     """One request about the first known customer as a curl line, and its answer."""
-    http = dashboard.serve().get("http_options") or {}
-    url = f"http://127.0.0.1:{http.get('port', PORT)}{route(task)}"
+    url = base_url(dashboard) + route(task)
     body = {"id": _first_id(Lake(org.root), task)}
     curl = (
         f"curl -H \"Authorization: Bearer $(cat {home() / 'key'})\" -H 'Content-Type: application/json' "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta, timezone
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -70,7 +71,7 @@ def write(lake: Lake, source: DemoSource, seed: int) -> dict[str, Run]:
 def _write_all(scene: World, runs: dict[str, Run], hidden: Run) -> None:
     """Write what is missing of all runs, and complete them."""
     for name, make in SMALL.items():
-        _keep(runs[name], _part(0), lambda make=make: make(scene))
+        _keep(runs[name], _part(0), partial(make, scene))
     with log.progress("ingest.demo", total=scene.customers, unit="customers") as bar:
         for index in range(scene.num_blocks):
             _write_block(scene, index, runs, hidden)
@@ -95,7 +96,7 @@ def _write_block(scene: World, index: int, runs: dict[str, Run], hidden: Run) ->
     block = simulate(scene, index)
     made = tables(scene, block, index)
     for name in owned:
-        _keep(runs[name], _part(index), lambda name=name: made[name])
+        _keep(runs[name], _part(index), partial(made.__getitem__, name))
     _keep(hidden, leaving, lambda: demo_truth.of_block(scene, block, default_dates(scene), HORIZON_DAYS))
 
 

@@ -7,7 +7,7 @@ digits are codes and stay text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -71,7 +71,7 @@ def of_type(table: str, name: str, type_: pa.DataType) -> pa.DataType:
     )
 
 
-def common(parts: list[Mapping[str, pa.DataType]]) -> dict[str, pa.DataType]:
+def common(parts: Sequence[Mapping[str, pa.DataType]]) -> dict[str, pa.DataType]:
     """One type for each attribute over several sources: numbers widen to float64, other differences to text."""
     merged: dict[str, pa.DataType] = {}
     for part in parts:

@@ -156,7 +156,7 @@ def _with_modin(run: Run, num_shards: int, groups: list[list[Piece]], map_shards
     warnings.filterwarnings("ignore", message=".*Batch Pipeline API.*")
     assert modin.config.Backend.get() == "Ray", modin.config.Backend.get()
     modin.config.NPartitions.put(num_cpus())
-    refs = [_read.remote(piece) for piece in groups[0]]
+    refs: list[Any] = [_read.remote(piece) for piece in groups[0]]
     try:
         # Modin would wait for a CPU without a word; the map says what it waits for, and ends.
         for _ in map_shards(_free_cpu, [run.name], label=f"shard.{run.name}.start", give_up_s=give_up_s):

@@ -46,7 +46,7 @@ class SASRec:
     NAME: ClassVar[str] = "sasrec"
     KIND: ClassVar[str] = "torch"
     NEURAL: ClassVar[bool] = True
-    GRID: ClassVar[dict[str, tuple]] = {"dropout": (0.2, 0.5), "lr": (1e-3, 3e-3)}
+    GRID: ClassVar[dict[str, tuple]] = {"dropout": (0.2, 0.5)}
 
     dim: int = 64
     """width of the item embeddings and of the network"""
@@ -56,7 +56,7 @@ class SASRec:
     """attention heads; divides dim"""
     max_length: int = 50
     """newest entries of a history that are read"""
-    dropout: float = 0.5
+    dropout: float = 0.3
     """share of activations and embeddings dropped in training"""
     full_softmax_items: int = 20_000
     """catalogues up to this size are normalised over all products, larger ones over a sample"""
@@ -64,7 +64,7 @@ class SASRec:
     """products drawn per batch for a larger catalogue"""
     batch_size: int = 256
     """customers per optimizer step, over all workers"""
-    lr: float = 1e-3
+    lr: float = 3e-3
     """learning rate"""
     weight_decay: float = 0.01
     """AdamW's decay"""
@@ -72,9 +72,9 @@ class SASRec:
     """share of the steps in which the rate rises"""
     schedule: str = "constant"
     """constant | cosine"""
-    max_epochs: int = 40
+    max_epochs: int = 20
     """passes over the customers at most"""
-    patience: int = 4
+    patience: int = 3
     """epochs without a better validation figure after which training ends"""
 
     def __post_init__(self):

@@ -65,6 +65,13 @@ class Settings(splits.TimeSettings):
     new_product_days: Annotated[int, Field(ge=1, le=3650)] = 90
     """a product is new so long after its launch, in days"""
 
+    @field_validator("train_as_of")
+    @classmethod
+    def _no_training_dates(cls, value: Any) -> Any:
+        if value is not None:
+            raise ValueError("got training dates, expected none: histories are read up to validation_as_of and as_of")
+        return value
+
     @field_validator("products_matching")
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:

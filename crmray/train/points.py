@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from crmray import log, storage
-from crmray.errors import ConfigError, NotEnoughDataError, NotFoundError
+from crmray.errors import ConfigError, DataError, NotEnoughDataError, NotFoundError, TrainingError
 from crmray.storage import Lake
 from crmray.tasks.contract import Candidate, Fitted, Task
 from crmray.train.engine import EngineSettings
 
 FORMAT = 1
+OWN_FAULT = (ConfigError, DataError, TrainingError, ValueError)
+"""errors that a fit meets again whenever it is run: they are kept as its result; all others are tried again"""
 ENGINE = "engine."
 Rows = Literal["selection", "refit", "hash"]
 

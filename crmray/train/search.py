@@ -18,11 +18,11 @@ import pyarrow as pa
 from ray import tune
 
 from crmray import cluster, log
-from crmray.errors import ConfigError, CrmrayError, TrainingError
+from crmray.errors import ConfigError, TrainingError
 from crmray.tasks.contract import Fitted, Task
 from crmray.train import engine, loop, trainer
 from crmray.train.engine import EngineSettings
-from crmray.train.points import Fit, Point, Result, Results
+from crmray.train.points import OWN_FAULT, Fit, Point, Result, Results
 from crmray.train.trials import TrialTable
 
 MAX_SAMPLES = 30
@@ -140,7 +140,7 @@ def _trial(config: Mapping[str, Any], shared: Search, train: pa.Table, validatio
             figures = {name: float(value) for name, value in scored.items()}
             if not np.isfinite(figures[task.METRIC]):
                 raise TrainingError(f"got {task.METRIC} {figures[task.METRIC]} on validation, expected a finite number")
-        except (CrmrayError, ValueError) as error:
+        except OWN_FAULT as error:
             result = Result(fit=fit, seconds=_since(started), failed=f"{type(error).__name__}: {error}")
             shared.results.write(result, None)
         else:

@@ -9,10 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from crmray import cluster, log
-from crmray.errors import CrmrayError
 from crmray.storage import Run
 from crmray.train import rows
-from crmray.train.points import Fit, Result
+from crmray.train.points import OWN_FAULT, Fit, Result
 from crmray.train.search import Search
 
 SAMPLE_ROWS = 20_000
@@ -33,7 +32,7 @@ def _passes(shared: Search, fits: Sequence[Fit], examples: Run, seen: rows.Rows)
     for one in fits:
         try:
             states[one.key] = candidates[one.key].start(_sample(_rows_of(seen, one)), shared.seed)
-        except CrmrayError as error:
+        except OWN_FAULT as error:
             _failed(shared, one, error, started)
     running = [one for one in fits if one.key in states]
     passes = 0
@@ -88,7 +87,7 @@ def _finish(shared: Search, one: Fit, model: Any, seen: rows.Rows, started: floa
     if one.rows == "selection":
         try:
             figures = shared.task.score(seen.validation, model.predict(seen.validation))
-        except CrmrayError as error:
+        except OWN_FAULT as error:
             _failed(shared, one, error, started)
             return
     seconds = round(time.perf_counter() - started, 3)
@@ -98,6 +97,6 @@ def _finish(shared: Search, one: Fit, model: Any, seen: rows.Rows, started: floa
     log.event("trial", **{**told, **figures})
 
 
-def _failed(shared: Search, one: Fit, error: CrmrayError, started: float) -> None:
+def _failed(shared: Search, one: Fit, error: Exception, started: float) -> None:
     seconds = round(time.perf_counter() - started, 3)
     shared.results.write(Result(fit=one, seconds=seconds, failed=f"{type(error).__name__}: {error}"), None)

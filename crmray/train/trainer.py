@@ -23,10 +23,10 @@ from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from crmray import cluster, log
-from crmray.errors import CrmrayError, TrainingError, WatchdogError
+from crmray.errors import ClusterError, TrainingError, WatchdogError
 from crmray.tasks.contract import Task
 from crmray.train import loop
-from crmray.train.points import Fit, Result
+from crmray.train.points import OWN_FAULT, Fit, Result
 
 if TYPE_CHECKING:
     from crmray.train.search import Search
@@ -171,7 +171,7 @@ def _train_one(shared: Search, job: Mapping[str, Any], resume: str | None, check
             candidate, state, data, seed=shared.seed, device=shared.device, rounds=fit.rounds, settings=shared.engine,
             report=report, resume=resume,
         )  # fmt: skip
-    except CrmrayError as error:  # would come again: the restarted group finds it told, and passes the fit over
+    except OWN_FAULT as error:  # would come again: the restarted group finds it told, and passes the fit over
         shared.results.write(Result(fit=fit, failed=f"{type(error).__name__}: {error}"), None)
         raise
     if rank == 0:
@@ -213,8 +213,8 @@ def _wait_for_room(num_workers: int, gpu: bool, give_up_s: float = 1800.0) -> No
         time.sleep(0.2)
 
 
-def _translated(error: TrainingFailedError) -> TrainingError:
+def _translated(error: TrainingFailedError) -> ClusterError:
     """With the last line of each worker's failure: no traceback for the user."""
     failures = getattr(error, "worker_failures", {})
     lines = [f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures.items()]
-    return TrainingError("training on the cluster failed; " + ("; ".join(lines) or str(error).strip().splitlines()[0]))
+    return ClusterError("training on the cluster failed; " + ("; ".join(lines) or str(error).strip().splitlines()[0]))

@@ -82,6 +82,8 @@ def test_only_products_that_match_and_only_the_newest_of_a_history():
     assert rows["ann"]["history"] == ["p1"]
     with pytest.raises(ValidationError, match="regular expression"):
         Settings(products_matching="(")
+    with pytest.raises(ValidationError, match="got training dates"):
+        Settings(train_as_of=[AS_OF])
 
 
 def test_leave_one_out_by_hand():

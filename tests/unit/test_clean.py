@@ -106,8 +106,12 @@ def test_iso_times_and_zones():
     ]
     parsed = parse.times(pa.array(texts), time_zone="Europe/Berlin")
     assert values(parsed) == [
-        utc(2024, 6, 30, 22), utc(2024, 7, 1, 10, 30), utc(2024, 7, 1, 12, 30), utc(2024, 7, 1, 12, 30), utc(2024, 7, 1, 10, 30),
-    ]  # fmt: skip
+        utc(2024, 6, 30, 22),
+        utc(2024, 7, 1, 10, 30),
+        utc(2024, 7, 1, 12, 30),
+        utc(2024, 7, 1, 12, 30),
+        utc(2024, 7, 1, 10, 30),
+    ]
     # 02:30 happens twice on the day the clock goes back: the earlier one, still summer time
     assert values(parse.times(pa.array(["2024-10-27 02:30"]), time_zone="Europe/Berlin")) == [utc(2024, 10, 27, 0, 30)]
 
@@ -209,8 +213,8 @@ def test_outcomes_take_yes_and_no_and_known_parts():
     ("texts", "kind"),
     [
         (["1", "-2", ""], pa.int64()), (["1", "2.5"], pa.float64()), (["007", "8"], pa.string()),
-        (["true", "FALSE"], pa.bool_()), (["2024-01-01", "2024-01-02T00:00:00Z"], parse.TIME), (["1", "x"], pa.string()),
-        (["1234567890123456"], pa.string()), (["", "N/A"], pa.string()), (["1,5"], pa.string()),
+        (["true", "FALSE"], pa.bool_()), (["2024-01-01", "2024-01-02T00:00:00Z"], parse.TIME),
+        (["1", "x"], pa.string()), (["1234567890123456"], pa.string()), (["", "N/A"], pa.string()), (["1,5"], pa.string()),
     ],
 )  # fmt: skip
 def test_types_of_attributes(texts, kind):
