@@ -90,7 +90,8 @@ def connect(address: str | None = None, **local: Any) -> None:
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address and "://" in address and not address.startswith("ray://"):
         raise ClusterError(f"got cluster address {address!r}, expected host:port of the Ray head (6379 by default)")
-    head = None if address or local else local_head()
+    here = None if local else local_head()
+    head = here if here and address in (None, here.address) else None
     if head:
         address = head.address
         use_auth("token", head.token_path)

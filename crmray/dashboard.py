@@ -15,20 +15,20 @@ from typing import Any
 
 import requests
 
+from crmray import log
 from crmray.errors import AuthError, ClusterError
-from crmray.head import local_head
+from crmray.head import Head, local_head
 
 AGENT_TIMEOUT_S = 60.0
 PENDING_WORD_S = 20.0
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-def token() -> str | None:
-    """The cluster's token as Ray looks for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ours, ~/.ray/auth_token."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
+def token(head: Head | None) -> str | None:
+    """The token of the local head, else where Ray looks: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
+    if not head and os.environ.get("RAY_AUTH_TOKEN"):
         return os.environ["RAY_AUTH_TOKEN"].strip()
-    head = local_head()
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH") or (head.token_path if head else None)
+    named = head.token_path if head else os.environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named) if named else Path.home() / ".ray" / "auth_token"
     try:
         return path.read_text(encoding="utf-8").strip()
@@ -40,13 +40,36 @@ def token() -> str | None:
         return None
 
 
+class _Once:
+    """Passes on each character of a text that is given several times from its beginning."""
+
+    def __init__(self, write: Callable[[str], Any]):
+        self.write, self.done, self.at = write, 0, 0
+
+    def rewind(self) -> None:
+        """What is given next is the text from its beginning."""
+        self.at = 0
+
+    def __call__(self, text: str) -> None:
+        new = text[max(0, self.done - self.at) :]
+        self.at += len(text)
+        if new:
+            self.done = self.at
+            self.write(new)
+
+    def aside(self, text: str) -> None:
+        """Pass on what is not part of the text."""
+        self.write(text)
+
+
 class Dashboard:
     """One Ray head's dashboard. Raises ClusterError when it does not answer, AuthError when it wants another token."""
 
     def __init__(self, address: str | None = None, timeout_s: float = 30.0):
         """address: http(s)://host:port; default RAY_API_SERVER_ADDRESS, else the local head of `crmray up`."""
         address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
-        self.head = None if address else local_head()
+        here = local_head()
+        self.head = here if here and address in (None, here.dashboard) else None
         if not address and not self.head:
             raise ClusterError("no cluster: none was given and no local head runs; do `crmray up` or give --address")
         self.address = (address or self.head.dashboard).rstrip("/")  # type: ignore[union-attr]
@@ -55,7 +78,7 @@ class Dashboard:
                 f"got address {self.address!r}, expected the dashboard's URL, e.g. http://127.0.0.1:8265"
             )
         self.timeout_s = timeout_s
-        self._headers = {"Authorization": f"Bearer {found}"} if (found := token()) else {}
+        self._headers = {"Authorization": f"Bearer {found}"} if (found := token(self.head)) else {}
 
     def call(self, method: str, path: str, **options: Any) -> requests.Response:
         """One request; answers of 400 and above raise with what the server said."""
@@ -115,9 +138,13 @@ class Dashboard:
 
         A job that cannot start is told as an event every PENDING_WORD_S seconds, with the reason Ray gives.
         """
-        asyncio.run(self._tail(submission_id, write))
+        said = _Once(write)
         while (job := self.job(submission_id))["status"] not in TERMINAL:
+            said.rewind()  # a stream that broke off is begun again
+            asyncio.run(self._tail(submission_id, said))
             time.sleep(0.2)
+        said.rewind()
+        said(self.call("GET", f"/api/jobs/{submission_id}/logs").json()["logs"])
         if job["status"] == "SUCCEEDED":
             return 0
         if job["status"] == "STOPPED":
@@ -126,7 +153,7 @@ class Dashboard:
             write(f"{_reason(job.get('message') or '')}\n")
         return job.get("driver_exit_code") or 1
 
-    async def _tail(self, submission_id: str, write: Callable[[str], Any]) -> None:
+    async def _tail(self, submission_id: str, write: _Once) -> None:
         import aiohttp
 
         url = f"{self.address}/api/jobs/{submission_id}/logs/tail"
@@ -144,15 +171,15 @@ class Dashboard:
                             return
                         if job["status"] == "PENDING":
                             why = _reason(job.get("message") or "")
-                            write(json.dumps({"event": "job.pending", "job_id": submission_id, "because": why}) + "\n")
+                            write.aside(
+                                json.dumps({"event": "job.pending", "job_id": submission_id, "because": why}) + "\n"
+                            )
                         continue
                     if message.type != aiohttp.WSMsgType.TEXT:
                         return
                     write(message.data)
         except aiohttp.ClientError as error:
-            raise ClusterError(
-                f"{self.address}: lost the job's log ({error}); the job {submission_id} goes on"
-            ) from None
+            log.warn("job.log_lost", job_id=submission_id, because=str(error))  # begun again by `follow`
 
     def upload(self, files: Mapping[str, bytes]) -> str:
         """Put files where every node can fetch them; the URI for `working_dir`. Equal content has the same URI."""

@@ -1,4 +1,4 @@
-"""The Python way in: an opened organisation, one method per station. Jobs, the command line and notebooks call these."""
+"""The Python way in: an opened organisation, one method per station. Jobs, commands and notebooks call these."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crmray.storage import Lake, Run
 
 
 class OpenOrg:
-    """An organisation with its lake. Methods run a station and give the runs it made, or those that were there already."""
+    """An organisation with its lake. Methods run a station and give the runs it made or found made."""
 
     def __init__(self, org: config.Org):
         self.config = org
@@ -102,7 +102,7 @@ class OpenOrg:
         version = version or Ledger(self.lake, which.NAME).champion()
         return load_bundle(self.lake, self.lake.run("bundles", which.NAME, version))
 
-    def compare(self, task: str) -> list[Mapping[str, Any]]:
+    def compare(self, task: str) -> list[dict[str, Any]]:
         """All versions of a task side by side, newest first."""
         from crmray.registry import compare
 

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import psutil
-import requests
 
+from crmray.dashboard import Dashboard
 from crmray.errors import ClusterError
 from crmray.head import Head, home, local_head, process_started, token_file
 
@@ -148,16 +148,16 @@ def free_port(preferred: int) -> int:
 
 
 def _wait_until_up(head: Head, process: subprocess.Popen[bytes]) -> None:
+    """Until the dashboard tells of a node that is alive; the raylet registers a little after the dashboard answers."""
     deadline = time.monotonic() + START_TIMEOUT_S
+    dashboard = Dashboard(head.dashboard, timeout_s=10)
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ClusterError(f"Ray did not start (exit code {process.returncode}): {_last_words(head)}")
         try:
-            with requests.Session() as session:
-                session.trust_env = False
-                if session.get(f"{head.dashboard}/api/version", timeout=2).status_code in (200, 401):
-                    return
-        except requests.RequestException:
+            if any(node["state"] == "ALIVE" for node in dashboard.nodes()):
+                return
+        except ClusterError:
             pass
         time.sleep(0.1)
     raise ClusterError(f"Ray did not answer within {START_TIMEOUT_S:.0f} s: {_last_words(head)}")

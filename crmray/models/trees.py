@@ -90,7 +90,7 @@ class RandomForest:
     NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"min_rows_leaf": (1, 5, 20)}
 
-    num_trees: int = 300
+    num_trees: int = 150
     """Trees in the forest."""
     min_rows_leaf: int = 5
     """Training rows in each leaf."""

@@ -86,7 +86,6 @@ class Task(Protocol):
     files(decision, figures) -> dict[str, bytes]  further files of the bundle
     """
 
-
     NAME: str
     """name in the org file, in the lake and in `jobs/*.py`"""
     ROUTE: str

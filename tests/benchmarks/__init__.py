@@ -1,1 +1,1 @@
-"""Benchmarks: run by hand (`make bench`), never part of the timed tests. Each prints the table that the README quotes."""
+"""Benchmarks: run by hand (`make bench`), never part of the timed tests. They print what the README quotes."""

@@ -1,6 +1,6 @@
 """The published data sets as files that the org files in `orgs/` read. Splits follow published protocols exactly.
 
-CRMRAY_DATA names the folder with online_retail_II/, iranian_churn/ and beauty/; the written files go to $CRMRAY_LAKE/input.
+CRMRAY_DATA names the folder with online_retail_II/, iranian_churn/ and beauty/; what is written goes to $CRMRAY_LAKE/input.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def iranian_churn(target: Path) -> None:
     with open(target, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["row", *header, "split"])
-        writer.writerows([i, *line.split(","), part] for i, (line, part) in enumerate(zip(distinct, parts, strict=True)))
+        writer.writerows(
+            [i, *line.split(","), part] for i, (line, part) in enumerate(zip(distinct, parts, strict=True))
+        )
 
 
 def beauty(target: Path) -> None:

@@ -2,7 +2,7 @@
 
     CRMRAY_DATA=/path/to/data python -m tests.benchmarks.quality [iranian_churn] [online_retail] [beauty]
 
-Every data set goes through the stations as an org (ingest, shard, examples, tune); its bundle's test figures are printed
+Every data set goes through the stations as an org (ingest, shard, examples, tune); its bundle's test figures stand
 beside the bar: the test figure of the peer that was best on validation, less one standard error. Exits 1 below a bar.
 """
 
@@ -48,7 +48,7 @@ def main(names: list[str]) -> int:
         if hasattr(inputs, name):
             getattr(inputs, name)(lake / "input" / f"{name}.csv")
         rows += run(name)
-    print("\n| data | task | champion | metric | crmray plain | crmray refit | neural (plain / refit) | peer | bar | minutes |")
+    print("\n| data | task | champion | metric | plain | refit | neural, plain / refit | peer | bar | minutes |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         print("| " + " | ".join(row["cells"]) + " |")

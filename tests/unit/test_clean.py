@@ -214,7 +214,8 @@ def test_outcomes_take_yes_and_no_and_known_parts():
     [
         (["1", "-2", ""], pa.int64()), (["1", "2.5"], pa.float64()), (["007", "8"], pa.string()),
         (["true", "FALSE"], pa.bool_()), (["2024-01-01", "2024-01-02T00:00:00Z"], parse.TIME),
-        (["1", "x"], pa.string()), (["1234567890123456"], pa.string()), (["", "N/A"], pa.string()), (["1,5"], pa.string()),
+        (["1", "x"], pa.string()), (["1234567890123456"], pa.string()),
+        (["", "N/A"], pa.string()), (["1,5"], pa.string()),
     ],
 )  # fmt: skip
 def test_types_of_attributes(texts, kind):

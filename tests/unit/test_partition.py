@@ -151,6 +151,14 @@ def test_a_small_table_end_to_end(tmp_path):
     assert shard(org, lake, inline)["transactions"].manifest() == manifest
 
 
+def test_one_customer_leaves_the_other_shards_empty(tmp_path):
+    (tmp_path / "orders.csv").write_text("who,when\nonly,2024-01-01\n")
+    source = {"files": ["orders.csv"], "columns": {"entity_id": "who", "occurred_at": "when"}}
+    run = shard(*make(tmp_path, {"transactions": source}, shards=8), inline)["transactions"]
+    assert sorted(run.read_table([name]).num_rows for name in run.files("*.parquet")) == [0] * 7 + [1]
+    assert (run.manifest()["rows"], run.manifest()["entities"]) == (1, 1)
+
+
 def test_duplicate_customers_of_two_sources(tmp_path):
     (tmp_path / "a.csv").write_text("id,age\n1,30\n2,40\n")
     (tmp_path / "b.csv").write_text("id,age,vip\n2,41.5,true\n3,,false\n")
