@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
-def bar_chart(names: Sequence[str], series: dict[str, Sequence[float]], *, title: str) -> bytes:
+def bar_chart(names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str) -> bytes:
     """Horizontal bars: one group per name, one bar per series; values are fractions 0..1, written as per cent."""
     import matplotlib
 

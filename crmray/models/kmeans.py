@@ -262,9 +262,8 @@ class RFMRules:
     def load(files: Mapping[str, bytes]) -> FittedRules:
         """The fitted rules from what `save` gave."""
         head = json.loads(files["rules.json"])
-        return FittedRules(
-            **{key: np.array(value) if isinstance(value, list) else value for key, value in head.items()}
-        )
+        arrays = {name: np.array(head[name]) for name in ("edges_DB", "mean_D", "scale_D")}
+        return FittedRules(**arrays, stability=head["stability"], rounds=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,7 @@ class Response(BaseModel):
 def needs(settings: Settings) -> Needs:
     """Transactions; the rest makes the segments richer."""
     rich = settings.features == "behaviour"
-    useful = {"engagement": ("kind",), "products": ("price_amount",)} if rich else {}
+    useful: dict[str, tuple[str, ...]] = {"engagement": ("kind",), "products": ("price_amount",)} if rich else {}
     return Needs(required={"transactions": ("entity_id", "occurred_at", "net_amount")}, useful=useful)
 
 

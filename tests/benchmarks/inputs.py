@@ -1,6 +1,6 @@
 """The published data sets as files that the org files in `orgs/` read. Splits follow published protocols exactly.
 
-CRMRAY_DATA names the folder with online_retail_II/, iranian_churn/ and beauty/; what is written goes to $CRMRAY_LAKE/input.
+CRMRAY_DATA names the folder with online_retail_II/, iranian_churn/ and beauty/; $CRMRAY_LAKE/input is written.
 """
 
 from __future__ import annotations
