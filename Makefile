@@ -1,7 +1,7 @@
 # make demo    the whole product on a generated organisation, on this machine   (KEEP=1 leaves the cluster up)
 # make test    all tests                                                        (ARGS=… goes to pytest)
 # make lint    ruff and mypy
-# make bench   the benchmarks, with their table of ratios                       (ARGS=… likewise)
+# make bench   the benchmarks, with their tables of ratios       (BENCHMARKS="shard grid", ARGS=… go to them)
 #
 # Needs Python 3.11 to 3.13 and make; PYTHON=… names another interpreter. What is installed goes to .venv.
 
@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+BENCHMARKS := shard train_loop grid endpoint
 # Nothing is fetched while the product or its tests run: no telemetry, no model hub.
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
@@ -29,7 +30,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.stamp
-	$(BIN)/python -m tests.benchmarks $(ARGS)
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m tests.benchmarks.$$name $(ARGS); done
 
 # torch first and by itself: with it there, nothing else asks for another build of it.
 $(VENV)/base.stamp: pyproject.toml constraints.txt
