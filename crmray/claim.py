@@ -45,7 +45,7 @@ def hold(run: Run, stage: str, *, timeout_s: float) -> Iterator[bool]:
     finally:
         stop.set()
         beat.join()
-        _release(run, rel)
+        _release(run, rel, owner)
 
 
 def _acquire(run: Run, rel: str, owner: dict[str, Any], stage: str, timeout_s: float) -> bool:
@@ -54,7 +54,7 @@ def _acquire(run: Run, rel: str, owner: dict[str, Any], stage: str, timeout_s: f
     while not run.exists():
         if run.lake.create_exclusive(rel, json.dumps({**owner, "beat": time.time()}).encode()):
             if run.exists():  # completed between the two looks
-                _release(run, rel)
+                _release(run, rel, owner)
                 return False
             return True
         held = _holder(run, rel)
@@ -62,7 +62,7 @@ def _acquire(run: Run, rel: str, owner: dict[str, Any], stage: str, timeout_s: f
             continue
         if _is_dead(held):
             log.warn("claim.taken_over", run=repr(run), host=held["host"], pid=held["pid"])
-            _release(run, rel)
+            _release(run, rel, held)
             continue
         if not told:
             log.warn("claim.waiting", stage=stage, run=repr(run), host=held["host"], pid=held["pid"])
@@ -78,10 +78,21 @@ def _acquire(run: Run, rel: str, owner: dict[str, Any], stage: str, timeout_s: f
 
 def _beat(run: Run, rel: str, owner: dict[str, Any], stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_S):
-        run.lake.write(rel, json.dumps({**owner, "beat": time.time()}).encode())
+        try:
+            held = _holder(run, rel)
+            if held is not None and held["token"] != owner["token"]:
+                log.warn("claim.lost", run=repr(run), host=held["host"], pid=held["pid"])
+                return
+            run.lake.write(rel, json.dumps({**owner, "beat": time.time()}).encode())
+        except StorageError as error:  # the next beat may get through; the claim goes stale only after STALE_S
+            log.warn("claim.heartbeat", run=repr(run), why=str(error))
 
 
-def _release(run: Run, rel: str) -> None:
+def _release(run: Run, rel: str, owner: dict[str, Any]) -> None:
+    """Remove this owner's claim; one that another process has taken meanwhile stays."""
+    held = _holder(run, rel)
+    if held is None or held["token"] != owner["token"]:
+        return
     with contextlib.suppress(FileNotFoundError):
         run.lake.fs.rm_file(f"{run.lake.base}/{rel}")
 

@@ -9,10 +9,8 @@ import json as _json
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
 _logger = logging.getLogger("crmray")
 
 
@@ -101,13 +99,3 @@ class Progress:
 def progress(label: str, *, total: int | None = None, unit: str = "items") -> Progress:
     """A context that counts: `with progress("shard", total=8, unit="shards") as bar: bar.advance()`."""
     return Progress(label, total, unit)
-
-
-def track(items: Iterable[T], *, label: str, total: int | None = None, unit: str = "items") -> Iterator[T]:
-    """Yield the items and count each one when its turn is over."""
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    with progress(label, total=total, unit=unit) as bar:
-        for item in items:
-            yield item
-            bar.advance()

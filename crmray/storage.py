@@ -58,7 +58,8 @@ class Lake:
 
     def __init__(self, root: str | Path):
         self.root = str(root).rstrip("/")
-        self.fs, self.base = fsspec.core.url_to_fs(self.root)
+        # Listings of object stores are cached by default: what other processes write would stay unseen.
+        self.fs, self.base = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         self.is_local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
 
     def __reduce__(self) -> tuple[type[Lake], tuple[str]]:
@@ -118,9 +119,14 @@ class Lake:
         if not (target / "manifest.json").exists():
             draft = target.with_name(f".{run.run_id}.{uuid.uuid4().hex}")
             self.fs.get(run.path, str(draft), recursive=True)
-            with contextlib.suppress(OSError):  # another process was faster: its copy is as good
+            try:
                 draft.rename(target)
-            shutil.rmtree(draft, ignore_errors=True)
+            except OSError as error:
+                if not (target / "manifest.json").exists():
+                    raise _storage_error(str(target), error) from None
+                # another process was faster: its copy is as good
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
         return target
 
     def create_exclusive(self, rel: str, data: bytes) -> bool:
@@ -181,6 +187,8 @@ class Lake:
             return self.fs.cat_file(f"{self.base}/{rel}")
         except FileNotFoundError:
             raise NotFoundError(f"{rel}: no such file in {self.root}") from None
+        except OSError as error:
+            raise StorageError(f"{rel}: cannot be read from {self.root}: {error}") from None
 
     def list(self, pattern: str) -> list[str]:
         """Paths under the root that match a glob, relative to it, sorted."""
@@ -223,6 +231,8 @@ class Run:
             return self.lake.fs.cat_file(f"{self.path}/{rel}")
         except FileNotFoundError:
             raise NotFoundError(f"{self!r}: no file {rel!r}") from None
+        except OSError as error:
+            raise StorageError(f"{self!r}: {rel} cannot be read: {error}") from None
 
     def read_table(
         self, rel: str | Sequence[str] = "*.parquet", columns: Sequence[str] | None = None, filters: Any = None

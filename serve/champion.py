@@ -110,7 +110,7 @@ class Champion:
         return True
 
     def _examples(self, bundle: Bundle) -> Run:
-        """The current examples, or after a rollback to older features the newest ones that fit."""
+        """The current examples, or the newest ones with the bundle's features where those are of other code."""
         latest = self.lake.latest("examples", self.task.NAME)
         if self._features(latest) == bundle.about["features_version"]:
             return latest

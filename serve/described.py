@@ -83,11 +83,13 @@ def _value(value: Any, type_: pa.DataType, field: str, required: bool) -> Any:
         return _text(_of(str, value, field, "text"), field)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _wrong(field, f"got {_short(value)}, expected a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _wrong(field, f"got {_short(value)}, expected a finite number")
     if pa.types.is_integer(type_):
         if value != int(value) or abs(value) >= 2**63:
             raise _wrong(field, f"got {_short(value)}, expected a whole number of 64 bits")
         return int(value)
-    if abs(value) > 1e300 or not math.isfinite(value):
+    if abs(value) > 1e300:
         raise _wrong(field, f"got {_short(value)}, expected a finite number")
     return float(value)
 

@@ -171,7 +171,7 @@ def gc_command(arguments: argparse.Namespace) -> int:
 
 
 def unreferenced(lake: Lake) -> list[Run]:
-    """Complete runs, and claims without owner aside, that neither a latest.json nor the ledger nor a kept run names."""
+    """Complete runs that neither a latest.json nor the ledger nor a kept run names."""
     runs = {
         (kind, name, path.split("/")[2]): lake.run(kind, name, path.split("/")[2])
         for kind in GC_KINDS

@@ -72,8 +72,10 @@ def command(arguments: argparse.Namespace) -> int:
 def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, port: int | None) -> int:
     """Every station for the tasks (None: all of the org file); port None: no deployment. Prints the closing table."""
     wanted = tasks or list(org.tasks)
-    if unknown := sorted(set(wanted) - set(org.tasks)) or not wanted:
-        raise ConfigError(f"org file {org.path}: got tasks {unknown or 'none'}, expected one of {', '.join(org.tasks)}")
+    if not wanted:
+        raise ConfigError(f"org file {org.path}: got no task, expected at least one under `tasks:`")
+    if unknown := sorted(set(wanted) - set(org.tasks)):
+        raise ConfigError(f"org file {org.path}: got tasks {unknown}, expected some of {', '.join(org.tasks)}")
     failed: dict[str, str] = {}
     for station in ("ingest", "shard"):
         told = _station(dashboard, org, station, [])

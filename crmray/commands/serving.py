@@ -94,13 +94,17 @@ def route(task: str) -> str:
 
 
 def serve_config(org: Org, *, port: int = PORT, org_path: str | None = None) -> dict[str, Any]:
-    """serve/config.yaml for this org: the applications of its tasks, with the org file and the key file as args."""
+    """serve/config.yaml for this org: the applications of its tasks, with the org file and the key file as args.
+
+    org_path: of the org file on another cluster, whose nodes have a key file of their own (CRMRAY_KEYS).
+    """
     deployment = _template()
     applications = []
     for application in deployment["applications"]:
         task = application.get("args", {}).get("task")
         if task is None or task in org.tasks:
-            args = {**application.get("args", {}), "org": org_path or org.path, "keys": str(KeyFile().path)}
+            here = {} if org_path else {"keys": str(KeyFile().path)}
+            args = {**application.get("args", {}), "org": org_path or org.path, **here}
             applications.append({**application, "args": args})
     return {
         **deployment,

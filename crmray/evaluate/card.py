@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 
-def render(bundle: Mapping[str, Any], *, about: str = "", limits: Sequence[str] = ()) -> str:
+def render(bundle: Mapping[str, Any]) -> str:
     """Markdown text.
 
     `bundle`: task, candidate, features_version, seed (required); settings, metrics {candidate: {figure: number}},
     baselines {name: {figure: number}}, best_possible {figure: number}, decision, data, rounds (optional).
-    `about`: what the model says, for whom. `limits`: sentences on when not to trust it.
     """
-    parts = [f"# {bundle['task']}: {bundle['candidate']}", about, _facts(bundle)]
+    parts = [f"# {bundle['task']}: {bundle['candidate']}", _facts(bundle)]
     table = _figures({**bundle.get("metrics", {}), **bundle.get("baselines", {})}, bundle.get("best_possible"))
     if table:
         parts += ["## Figures", "Champion first. Test rows are read once, for this table.", table]
@@ -21,8 +20,6 @@ def render(bundle: Mapping[str, Any], *, about: str = "", limits: Sequence[str] 
     for title, field in (("Settings", "settings"), ("Data", "data"), ("Decision", "decision")):
         if bundle.get(field):
             parts += [f"## {title}", _listing(bundle[field])]
-    if limits:
-        parts += ["## Limits", "\n".join(f"- {sentence}" for sentence in limits)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

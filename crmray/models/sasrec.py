@@ -288,14 +288,22 @@ class CausalTransformer(nn.Module):
     def sequence_loss(
         self, batch: Mapping[str, torch.Tensor], full_softmax_items: int, num_sampled: int
     ) -> torch.Tensor:
-        """(B,) sum of the cross-entropies of entries 2… of each row and of `next`, divided by labels_per_row."""
+        """(B,) sum of the cross-entropies of every entry after the visit before its own, divided by labels_per_row.
+
+        What else is in the same visit tells nothing about the next one, so it predicts nothing. `next` follows the last
+        entry.
+        """
         items_BL, last_B1 = batch["items"], batch["length"][:, None] - 1
         hidden_BLD = self(items_BL, batch["gaps"])
         places_L = torch.arange(items_BL.shape[1], device=items_BL.device)
-        labels_BL = torch.where(places_L < last_B1, F.pad(items_BL[:, 1:], (0, 1)), -1)
-        labels_BL = torch.where(places_L == last_B1, batch["next"], labels_BL)
-        rows_P, columns_P = (labels_BL >= 0).nonzero(as_tuple=True)
-        hidden_PD, labels_P = hidden_BLD[rows_P, columns_P], labels_BL[rows_P, columns_P]
+        starts_BL = torch.where(batch["gaps"] > 0, places_L, 0).cummax(dim=1).values  # of each entry's visit
+        known_BL = (places_L <= last_B1) & (starts_BL > 0)
+        rows_P, places_P = known_BL.nonzero(as_tuple=True)
+        next_rows_Q = ((batch["next"] >= 0) & (last_B1 >= 0))[:, 0].nonzero()[:, 0]
+        labels_P = torch.cat([items_BL[rows_P, places_P], batch["next"][next_rows_Q, 0]])
+        before_P = torch.cat([starts_BL[rows_P, places_P] - 1, last_B1[next_rows_Q, 0]])
+        rows_P = torch.cat([rows_P, next_rows_Q])
+        hidden_PD = hidden_BLD[rows_P, before_P]
         if self.sizes.num_items <= full_softmax_items:
             losses_P = F.cross_entropy(self.logits(hidden_PD).float(), labels_P, reduction="none")
         else:

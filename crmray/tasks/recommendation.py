@@ -224,7 +224,7 @@ def _as_places(hits: np.ndarray, truth: list[list[str]]) -> tuple[np.ndarray, li
 
 
 def blend(models: Mapping[str, Recommender], validation: pa.Table) -> RankingBlend | None:
-    """The best weighted sum of up to three families' standardised scores."""
+    """The best weighted sum of the families' reciprocal ranks."""
     rows = _rows_with_target(validation, (ACTIVE,))
     if len(rows) > ranking.BLEND_ROWS:
         rows = np.sort(np.random.default_rng(0).permutation(rows)[: ranking.BLEND_ROWS])

@@ -22,7 +22,7 @@ class TrialTable(Callback):
 
     def __init__(self, *, task: str, metric: str, mode: str, total: int):
         self.task, self.metric, self.mode, self.total = task, metric, mode, total
-        self.done, self.failed, self.best = 0, 0, ""
+        self.done, self.best = 0, ""
         self.best_value: float | None = None
         self.idle_since, self.next_word_s = time.monotonic(), FIRST_WORD_S
 
@@ -69,7 +69,6 @@ class TrialTable(Callback):
             if state == "finished" and better:
                 self.best, self.best_value = label, float(value)
         if why:
-            self.failed += 1
             fields["why"] = why
         running = sum(other.status == "RUNNING" for other in trials)
         best = f"{self.best} ({self.best_value:.5g})" if self.best_value is not None else "none yet"

@@ -170,31 +170,45 @@ def test_ranking_excludes_what_is_owned_and_barred_and_fills_up_with_none():
     assert again["products"].tolist() == [["a"]]
 
 
-def test_a_blend_adds_standardised_scores():
-    class Fixed:
-        def __init__(self, values):
-            self.catalogue, self.values = Catalogue.named(["a", "b", "c"]), np.array(values, np.float32)
+class Fixed:
+    """A model with the same scores for everybody, or one list per customer."""
 
-        def scores(self, part):
-            return np.tile(self.values, (part.num_rows, 1))
+    def __init__(self, values):
+        self.catalogue, self.values = Catalogue.named(["a", "b", "c"]), np.array(values, np.float32)
 
-        def predict(self, part):
-            return ranking.rank(self.scores, self.catalogue, part)
+    def scores(self, part):
+        wanted = [int(name[1:]) for name in part["entity_id"].to_pylist()]
+        return self.values[wanted] if self.values.ndim == 2 else np.tile(self.values, (part.num_rows, 1))
 
-    one, other = Fixed([0, 0, 30]), Fixed([2, 0, 1])
-    blend = RankingBlend(members={"one": one, "other": other}, weights={"one": 0.25, "other": 0.75})
-    expected = 0.25 * np.array([-1, -1, 2]) / np.sqrt(2) + 0.75 * np.array([1, -1, 0]) / np.sqrt(2 / 3)
-    assert blend.scores(rows([[]]))[0] == pytest.approx(expected, abs=1e-6)
+    def predict(self, part):
+        return ranking.rank(self.scores, self.catalogue, part)
 
-    # "one" finds c, "other" finds a: only together do both customers get their product in the first two places
-    def metric(products):
-        return np.array([{"c", "a"} == set(row[:2].tolist()) for row in products], float)
 
-    part = rows([[], []])
-    found = ranking.best_blend({"one": one, "other": other}, {"one": 0.1, "other": 0.2}, part, metric)
-    assert found is None  # "other" alone shows a and c
+def test_a_blend_adds_reciprocal_ranks_of_what_is_not_owned():
+    members = {"one": Fixed([0, 3, 30]), "other": Fixed([2, 0, 1])}
+    blend = RankingBlend(members=members, weights={"one": 0.25, "other": 0.75})
+    # one: c, b, a; other: a, c, b; the second place counts 20/21, the third 20/22
+    expected = [0.25 * 20 / 22 + 0.75, 0.25 * 20 / 21 + 0.75 * 20 / 22, 0.25 + 0.75 * 20 / 21]
+    assert blend.scores(rows([[]]))[0] == pytest.approx(expected)
+    # with c owned, one ranks b, a and other ranks a, b
+    assert blend.scores(rows([["c"]]))[0] == pytest.approx([0.25 * 20 / 21 + 0.75, 0.25 + 0.75 * 20 / 21, 0])
     with pytest.raises(ValueError, match="sum to 1"):
-        RankingBlend(members={"one": one}, weights={"one": 0.5})
+        RankingBlend(members=members, weights={"one": 0.5, "other": 0.25})
+
+
+def test_the_best_blend_is_found_and_none_when_one_model_is_as_good():
+    part = rows([[], []])
+    # the first customer wants b, the second c: each model is right about one and wrong by a hair about the other
+    one, other = Fixed([[9, 8, 0], [0, 8, 9]]), Fixed([[0, 9, 8], [9, 0, 8]])
+
+    def metric(products):
+        return np.array([row[0] == want for row, want in zip(products, ("b", "c"), strict=True)], float)
+
+    found = ranking.best_blend({"one": one, "other": other}, {"one": 0.5, "other": 0.5}, part, metric)
+    assert found is not None
+    assert set(found.weights) == {"one", "other"}
+    assert metric(found.predict(part)["products"]).tolist() == [1, 1]
+    assert ranking.best_blend({"one": other, "two": other}, {"one": 1, "two": 1}, part, metric) is None
 
 
 def test_a_saved_blend_gives_the_same_bits_and_names_a_member_it_lacks():

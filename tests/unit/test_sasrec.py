@@ -64,6 +64,16 @@ def test_the_loss_is_the_cross_entropy_of_each_next_item(made):
     module.eval()
 
 
+def test_items_of_one_visit_predict_the_next_visit_not_each_other(made):
+    state, module = made
+    batch = batch_of(state, rows([["a", "b", "c", "d"]], days=[[9.0, 9.0, 4.0, 4.0]]))
+    shares = torch.log_softmax(module.logits(module(batch["items"], batch["gaps"]))[0], dim=1)
+    codes = state["catalogue"].code_of
+    expected = -(shares[1, codes["c"]] + shares[1, codes["d"]]) / state["labels_per_row"]
+    assert SMALL.loss(module.train(), batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    module.eval()
+
+
 def test_a_dated_target_is_not_trained_on_and_an_undated_one_is_the_next_item(made):
     state, module = made
     plain, dated = rows([["a", "b"]]), rows([["a", "b"]], targets=[["c"]])

@@ -162,6 +162,14 @@ def test_waiting_for_a_living_claim_ends_with_its_owner_named(lake):
         pass
 
 
+def test_a_claim_that_another_process_took_meanwhile_stays_its_own(lake):
+    run, rel = lake.run("raw", "x", "r1"), f"raw/x/r1/{claim.FILE}"
+    theirs = {"host": "elsewhere", "pid": 4711, "token": "theirs", "beat": time.time()}
+    with run.claim("ingest"):
+        lake.write(rel, json.dumps(theirs).encode())
+    assert json.loads(lake.read(rel)) == theirs
+
+
 def test_a_remote_store_works_alike():
     lake = Lake("memory://bucket/prefix")
     run = lake.run("tables", "customers", "r1")
