@@ -91,9 +91,10 @@ class OpenOrg:
         from crmray.cluster import connect
         from crmray.score import score
 
-        which, settings = tasks.task(task), tasks.settings(self.config, task)
+        which = tasks.task(task)
+        tasks.settings(self.config, task)  # refuses a task that the org file does not ask for
         connect()
-        return score(self.config, self.lake, which, settings)
+        return score(self.config, self.lake, which)
 
     def bundle(self, task: str, version: str | None = None) -> Bundle:
         """The champion's bundle, or that of a version; NoChampionError when nothing was published."""

@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any, cast
 
 import pyarrow as pa
-from pydantic import BaseModel
 
 from crmray import log
 from crmray.cluster import resources
@@ -34,7 +33,7 @@ PREDICT_ROWS = 2_000
 CPUS_PER_ACTOR = 1
 
 
-def score(org: Org, lake: Lake, task: Task, settings: BaseModel, *, explain: bool = True) -> Run:
+def score(org: Org, lake: Lake, task: Task, *, explain: bool = True) -> Run:
     """Predict for all `now` rows of the current examples with the champion, or find it done.
 
     Needs a connection to Ray. NoChampionError before the first publish; BundleError when rows and champion do not fit.

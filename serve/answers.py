@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import pyarrow as pa
 from pydantic_core import to_json
 
+from crmray.salesforce.ids import normalize
 from crmray.tasks.contract import EntityRequest
 from serve.champion import Champion, Served
 from serve.errors import Refused
@@ -121,7 +122,7 @@ class Answers:
             rows = served.described(request.customer)
         else:
             _positions(served, request)  # 404 for an unknown id
-            rows = served.updated(request.id or "", request.recent_events or {})
+            rows = served.updated(normalize(request.id or ""), request.recent_events or {})
         return _document(served, rows, _predict(served, request, rows), slice(0, 1), [])
 
 
@@ -133,7 +134,7 @@ def _options(request: EntityRequest) -> str:
 def _positions(served: Served, request: EntityRequest) -> tuple[list[int], list[str]]:
     """Rows of the ids that are known, in their order, and the ids that are not; 404 when none is known."""
     ids = request.ids if request.ids is not None else [request.id or ""]
-    rows = [served.known.find(entity_id) for entity_id in ids]
+    rows = [served.known.find(normalize(entity_id)) for entity_id in ids]
     found = [row for row in rows if row is not None]
     if found:
         return found, [entity_id for entity_id, row in zip(ids, rows, strict=True) if row is None]

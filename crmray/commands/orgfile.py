@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import crmray
+from crmray import schema
 from crmray.commands import draft
 from crmray.commands.text import table
 from crmray.errors import ConfigError
@@ -127,7 +128,8 @@ def _outcome_counts(run: Run | None) -> dict[float, int]:
 def _weak(found: Mapping[str, Mapping[str, Any]], outcomes: Mapping[float, int]) -> list[str]:
     """Counts too small for an honest model."""
     weak = []
-    customers = _rows(found["customers"]) if "customers" in found else 0
+    known = [m.get("entities", 0) for name, m in found.items() if schema.TABLES[name].entity == "entity_id"]
+    customers = max(known, default=0)
     if 0 < customers < MIN_CUSTOMERS:
         weak.append(f"{customers} customers are too few for an honest model, expected at least {MIN_CUSTOMERS}")
     rare = min(outcomes.values(), default=MIN_OF_CLASS)

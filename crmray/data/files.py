@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -203,6 +204,7 @@ def _csv_error(source: Source, path: str, error: Exception) -> DataError:
         )
     if "Empty CSV" in text:
         return DataError(f"file {path}: got no header, expected a line with the names of the columns")
+    text = re.sub(r"(columns, got \d+):.*", r"\1", text)  # what follows is the row itself: somebody's data
     return DataError(f"file {path}: not readable as CSV with delimiter {source.delimiter!r}: {text}")
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray.errors import DataError
-from crmray.salesforce.ids import SUFFIX
+from crmray.salesforce.ids import SHORT, suffix
 from crmray.schema import TIME
 
 ORDINAL = "ordinal"
@@ -30,8 +30,6 @@ _ZONED = r"\d{2}:\d{2}.*(?:Z|[+-]\d{2}(?::?\d{2})?)$"
 _PLAIN = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?$"
 _GROUPED = r"^[+-]?\d{1,3}([,  '’]\d{3})+(\.\d+)?$"
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
-# Record ids of Salesforce: key prefix (3), instance (2, one of them a letter), a reserved 0, then nine more.
-_SALESFORCE_ID = r"^([a-z][0-9A-Za-z]{2}|[0-9]{2}[0-9A-Za-z])([0-9][A-Za-z]|[A-Za-z][0-9A-Za-z])0[0-9A-Za-z]{9}$"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,27 +79,20 @@ def ids(values: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
     """As text; 15-character Salesforce ids become their 18-character form, which does not depend on case.
 
     Other values stay as they are: an id counts as Salesforce's when it has 15 letters and digits, a 0 in the sixth
-    place and a letter in the fourth or fifth. An endpoint applies the same to what it is asked for: `normalize_id`.
+    place and a letter in the fourth or fifth. An endpoint does the same to what it is asked for: `salesforce.ids.normalize`.
     """
     column = text(values)
     short = pc.equal(pc.binary_length(column), 15)
     if not pc.any(short).as_py():
         return column
-    short = pc.and_(short, pc.match_substring_regex(column, _SALESFORCE_ID)).combine_chunks()
+    short = pc.and_(short, pc.match_substring_regex(column, SHORT)).combine_chunks()
     rows = np.flatnonzero(short.fill_null(False).to_numpy(zero_copy_only=False))
     if not len(rows):
         return column
     flat = column.combine_chunks()
     raw = np.frombuffer("".join(flat.take(pa.array(rows)).to_pylist()).encode(), dtype=np.uint8).reshape(-1, 15)
-    upper = ((raw >= 65) & (raw <= 90)).reshape(-1, 3, 5)
-    suffix = SUFFIX[(upper * (1 << np.arange(5))).sum(axis=2)]
-    long = [bytes(row).decode() for row in np.concatenate([raw, suffix], axis=1)]
+    long = [bytes(row).decode() for row in np.concatenate([raw, suffix(raw)], axis=1)]
     return pa.chunked_array([pc.replace_with_mask(flat, short.fill_null(False), pa.array(long, pa.string()))])
-
-
-def normalize_id(value: str) -> str:
-    """One id as `ids` makes it."""
-    return ids(pa.array([value], pa.string()))[0].as_py() or ""
 
 
 # -- times ---------------------------------------------------------------------------------------------------------

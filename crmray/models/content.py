@@ -44,7 +44,7 @@ def lifts(train: pa.Table) -> dict[str, Any]:
     bought = histories.encode(train, catalogue)
     size = min(NUM_LIFTED, len(catalogue))
     share = catalogue.buyers / catalogue.buyers.sum()
-    columns = {}
+    columns: dict[str, dict[str, list[float]]] = {}
     for name in _attributes(train.schema):
         values = train[name].combine_chunks()
         counts = sorted(

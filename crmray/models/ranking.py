@@ -72,9 +72,12 @@ def rank_block(
     allowed_BI[:, [catalogue.code_of[product] for product in exclude if product in catalogue.code_of]] = -np.inf
     best_BK, values_BK = top(allowed_BI, min(top_k, len(catalogue)))
     shown_BK = np.isfinite(values_BK)
-    missing = ((0, 0), (0, top_k - best_BK.shape[1]))
-    products_BK = np.pad(np.where(shown_BK, catalogue.items[best_BK], None), missing, constant_values=None)
-    return products_BK, np.pad(np.where(shown_BK, values_BK, np.nan), missing, constant_values=np.nan)
+    products_BK = np.full((len(allowed_BI), top_k), None, dtype=object)
+    scores_BK = np.full((len(allowed_BI), top_k), np.nan, np.float32)
+    width = best_BK.shape[1]
+    products_BK[:, :width] = np.where(shown_BK, catalogue.items[best_BK], None)
+    scores_BK[:, :width] = np.where(shown_BK, values_BK, np.nan)
+    return products_BK, scores_BK
 
 
 def owned(examples: pa.Table, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
@@ -132,8 +135,8 @@ def reciprocal_ranks(scores_BI: np.ndarray) -> np.ndarray:
 class RankingBlend:
     """Weighted sum of the reciprocal ranks that members give to a product. Members were fitted on the same rows.
 
-    Source: Cormack, Clarke and Büttcher, "Reciprocal rank fusion" (SIGIR 2009). Unlike sums of scores it does not depend
-    on how these are spread: few products stand out in a linear model's, all lie close in a network's.
+    Source: Cormack, Clarke and Büttcher, "Reciprocal rank fusion" (SIGIR 2009). Unlike sums of scores it does not
+    depend on how these are spread: few products stand out in a linear model's, all lie close in a network's.
     """
 
     NAME: ClassVar[str] = "blend"
@@ -165,7 +168,7 @@ class RankingBlend:
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32."""
         parts = self.joined.scores(examples)
-        return sum(np.float32(self.weights[name]) * scores_BI for name, scores_BI in parts.items())
+        return _weighted([self.weights[name] for name in parts], list(parts.values()))
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """The ten best products of each row; see `rank`."""
@@ -238,6 +241,14 @@ class Joined:
         return found
 
 
+def _weighted(weights: Sequence[float], scores: Sequence[np.ndarray]) -> np.ndarray:
+    total_BI = np.zeros_like(scores[0])
+    for weight, scores_BI in zip(weights, scores, strict=True):
+        if weight:
+            total_BI += np.float32(weight) * scores_BI
+    return total_BI
+
+
 def best_blend(
     models: Mapping[str, Any], figures: Mapping[str, float], rows: pa.Table, metric: Callable[[np.ndarray], np.ndarray]
 ) -> RankingBlend | None:
@@ -256,7 +267,7 @@ def best_blend(
         part = rows.slice(block.start, block.stop - block.start)
         scores = list(joined.scores(part).values())
         for point in points:
-            total = sum(np.float32(w / WEIGHT_STEPS) * s for w, s in zip(point, scores, strict=True) if w)
+            total = _weighted([w / WEIGHT_STEPS for w in point], scores)
             shown[point].append(rank_block(total, joined.catalogue, part)[0])
     reached = {point: float(np.mean(metric(np.concatenate(parts)))) for point, parts in shown.items()}
     best = max(points, key=lambda point: (reached[point], max(point)))

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from crmray.models import histories, ranking
-from crmray.models.histories import Catalogue
+from crmray.models.histories import Catalogue, Histories
 from crmray.models.neighbours import check_share, needs_history
 from crmray.models.tabular import check_positive, file_of, to_json
 
@@ -97,18 +97,20 @@ class SASRec:
 
     def encode(self, state: Mapping[str, Any], examples: pa.Table) -> dict[str, np.ndarray]:
         """`items`, `gaps` (N, L) padded on the right with I and 0, `length` (N,), `targets` (N, T) and `next` (N, 1)
-        padded with -1. A row that a newer one of the same customer holds gets length 0.
+        padded with -1; `first` (N,) place of the first entry to train on: an older row of the customer has the rest.
         """
         catalogue = state["catalogue"]
-        arrays = sequences(examples, catalogue, self.max_length)
-        newest = np.zeros(examples.num_rows, bool)
-        newest[histories.newest_rows(examples)] = True
-        arrays["length"] *= newest
-        targets = _targets(catalogue, histories.column_of(examples, "target"), MAX_TARGETS)
+        bought = histories.encode(examples, catalogue)
+        arrays = sequences(bought, len(catalogue), self.max_length)
+        fresh = bought.days_before <= histories.days_since_previous(examples)[bought.rows]
+        num_fresh = np.bincount(bought.rows[fresh], minlength=len(bought))
         following = _targets(catalogue, histories.next_items(examples), 1)
-        if not following.shape[1]:
-            following = np.full((examples.num_rows, 1), -1, np.int32)
-        return {**arrays, "targets": targets, "next": np.where(newest[:, None], following, -1)}
+        return {
+            **arrays,
+            "first": np.maximum(arrays["length"] - num_fresh, 0).astype(np.int32),
+            "targets": _targets(catalogue, histories.column_of(examples, "target"), MAX_TARGETS),
+            "next": following if following.shape[1] else np.full((examples.num_rows, 1), -1, np.int32),
+        }
 
     def lengths(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """(N,) sequence lengths: rows of similar length share a batch."""
@@ -127,7 +129,7 @@ class SASRec:
         """Tensors of these rows, no longer than their longest sequence."""
         longest = max(2, int(arrays["length"][rows].max()))
         cut = {name: arrays[name][rows, :longest] for name in ("items", "gaps")}
-        cut |= {name: arrays[name][rows] for name in ("length", "targets", "next")}
+        cut |= {name: arrays[name][rows] for name in ("length", "first", "targets", "next")}
         return {name: torch.from_numpy(values.astype(np.int64)) for name, values in cut.items()}
 
     def loss(self, module: CausalTransformer, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -186,15 +188,14 @@ def _sizes(candidate: SASRec, num_items: int) -> Sizes:
     )  # fmt: skip
 
 
-def sequences(examples: pa.Table, catalogue: Catalogue, max_length: int) -> dict[str, np.ndarray]:
+def sequences(bought: Histories, num_items: int, max_length: int) -> dict[str, np.ndarray]:
     """`items`, `gaps` (N, L) int32 and uint8, `length` (N,) int32 of the newest entries; L at most max_length."""
-    bought = histories.encode(examples, catalogue)
     gaps = np.zeros(len(bought.codes))
     gaps[1:] = bought.days_before[:-1] - bought.days_before[1:]
     gaps[bought.offsets[:-1][bought.lengths > 0]] = 0.0
     lengths = np.minimum(bought.lengths, max_length).astype(np.int32)
     return {
-        "items": _padded(bought.offsets, bought.codes, max_length, len(catalogue)),
+        "items": _padded(bought.offsets, bought.codes, max_length, num_items),
         "gaps": _padded(bought.offsets, gap_buckets(gaps), max_length, 0).astype(np.uint8),
         "length": lengths,
     }
@@ -297,7 +298,7 @@ class CausalTransformer(nn.Module):
         hidden_BLD = self(items_BL, batch["gaps"])
         places_L = torch.arange(items_BL.shape[1], device=items_BL.device)
         starts_BL = torch.where(batch["gaps"] > 0, places_L, 0).cummax(dim=1).values  # of each entry's visit
-        known_BL = (places_L <= last_B1) & (starts_BL > 0)
+        known_BL = (places_L <= last_B1) & (places_L >= batch["first"][:, None]) & (starts_BL > 0)
         rows_P, places_P = known_BL.nonzero(as_tuple=True)
         next_rows_Q = ((batch["next"] >= 0) & (last_B1 >= 0))[:, 0].nonzero()[:, 0]
         labels_P = torch.cat([items_BL[rows_P, places_P], batch["next"][next_rows_Q, 0]])
@@ -335,7 +336,8 @@ class FittedSASRec:
     @torch.inference_mode()
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32 logits; popularity for customers without history."""
-        arrays = sequences(examples, self.catalogue, self.module.sizes.max_length)
+        bought = histories.encode(examples, self.catalogue)
+        arrays = sequences(bought, len(self.catalogue), self.module.sizes.max_length)
         known = arrays["length"] > 0
         result = np.tile(self.catalogue.popularity, (examples.num_rows, 1))
         if known.any():

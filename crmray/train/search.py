@@ -29,6 +29,8 @@ MAX_SAMPLES = 30
 """trials of a search by Optuna, where the grid is not smaller"""
 ASHA_GRACE_EPOCHS = 3
 """epochs that every trial gets"""
+CPUS_PER_TRIAL = 1
+"""of a trial that trains in its own process"""
 CRASHES = 2
 """times that a trial is run again when its process dies"""
 
@@ -170,7 +172,7 @@ def _since(started: float) -> float:
 
 def search(
     shared: Search, train: pa.Table, validation: pa.Table, *, name: str, concurrency: int | None = None,
-    scheduler: str | None = None, cpus_per_trial: float = 1,
+    scheduler: str | None = None,
 ) -> list[Result]:  # fmt: skip
     """Run the trials that are not finished yet; one result per trial, failed ones included.
 
@@ -179,9 +181,9 @@ def search(
     task = shared.task
     gpus = 1 if shared.device == "cuda" else 0
     per_trial = shared.engine.workers_per_trial
-    cluster.preflight(per_trial, cpus_per_trial, gpus)
+    cluster.preflight(per_trial, CPUS_PER_TRIAL, gpus)
     total = cluster.resources()
-    slots = int(total.get("GPU", 0)) if gpus else int(total.get("CPU", 1) / cpus_per_trial)
+    slots = int(total.get("GPU", 0)) if gpus else int(total.get("CPU", 1) / CPUS_PER_TRIAL)
     concurrency = min(concurrency or max(1, slots // per_trial), len(shared.points))
     todo = [fit for fit in map(_selection(shared), shared.points) if shared.results.read(fit) is None]
     folder = shared.results.lake.work_folder("search", task.NAME)
@@ -192,7 +194,7 @@ def search(
         return [shared.results.of(fit) for fit in map(_selection(shared), shared.points)]
     trainable = tune.with_resources(
         tune.with_parameters(_trial, shared=shared, train=train, validation=validation),
-        lambda config: tune.PlacementGroupFactory([_resources(shared, config, cpus_per_trial, gpus)]),
+        lambda config: tune.PlacementGroupFactory([_resources(shared, config, gpus)]),
     )
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # what kill -9 may cost
@@ -207,11 +209,11 @@ def search(
     return [_result(shared, grid, index) for index in range(len(grid))]
 
 
-def _resources(shared: Search, config: Mapping[str, Any], cpus: float, gpus: float) -> dict[str, float]:
+def _resources(shared: Search, config: Mapping[str, Any], gpus: float) -> dict[str, float]:
     """Of a trial's own process: next to nothing where workers of its own do the training."""
     if shared.over_workers(shared.fit_of(config)):
         return {"memory": 1_000_000}  # not even a part of a CPU: its workers may need them all
-    return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+    return {"CPU": CPUS_PER_TRIAL, "GPU": gpus} if gpus else {"CPU": CPUS_PER_TRIAL}
 
 
 def _selection(shared: Search) -> Callable[[Point], Fit]:

@@ -45,9 +45,9 @@ def test_every_now_row_is_scored_once_as_the_endpoint_would(cluster, tmp_path):
     examples = toy.write_examples(lake, 1_001)
     toy.write_bundle(lake, "a" * 16, bias=2.5, weight=-1.0)
     with pytest.raises(NoChampionError, match="run the 'publish' job"):
-        score.score(org, lake, toy.module(), toy.Settings())
+        score.score(org, lake, toy.module())
     registry.publish(lake, toy.module())
-    run = score.score(org, lake, toy.module(), toy.Settings())
+    run = score.score(org, lake, toy.module())
     rows = run.read_table("part-*.parquet")
     assert rows.column_names == [
         "entity_id",
@@ -68,7 +68,7 @@ def test_every_now_row_is_scored_once_as_the_endpoint_would(cluster, tmp_path):
     assert run.manifest()["rows"] == 1_001
 
     before = os.stat(f"{run.path}/part-00000.parquet").st_mtime_ns
-    assert score.score(org, lake, toy.module(), toy.Settings()).run_id == run.run_id
+    assert score.score(org, lake, toy.module()).run_id == run.run_id
     assert os.stat(f"{run.path}/part-00000.parquet").st_mtime_ns == before
 
 
@@ -79,11 +79,11 @@ def test_a_run_that_died_goes_on_with_the_missing_parts(cluster, tmp_path, monke
     toy.write_examples(lake, 1_000)
     toy.write_bundle(lake, "a" * 16, bias=2.5, weight=-1.0)
     registry.publish(lake, toy.module())
-    run = score.score(org, lake, toy.module(), toy.Settings())
+    run = score.score(org, lake, toy.module())
     assert run.files("part-*.parquet") == [f"part-{number:05d}.parquet" for number in range(3)]
     kept = os.stat(f"{run.path}/part-00001.parquet").st_mtime_ns
     for name in ("manifest.json", "part-00002.parquet"):
         os.unlink(f"{run.path}/{name}")
-    score.score(org, lake, toy.module(), toy.Settings())
+    score.score(org, lake, toy.module())
     assert run.read_table("part-*.parquet").num_rows == 1_000
     assert os.stat(f"{run.path}/part-00001.parquet").st_mtime_ns == kept

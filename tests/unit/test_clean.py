@@ -12,6 +12,7 @@ from crmray.data import infer, parse
 from crmray.data.clean import Plan, clean
 from crmray.data.conditions import matches
 from crmray.errors import DataError, SchemaError
+from crmray.salesforce.ids import normalize
 
 MAPPED = {"entity_id": "who", "occurred_at": "when", "num_units": "n", "unit_price_amount": "price"}
 
@@ -166,7 +167,9 @@ def test_ids():
     assert parse.ids(pa.array(given)).to_pylist() == [
         "0015e000001AbcDAAS", "0015e000001AbcDAAS", "x", "123456789012345", "ABCDEFGHIJKLMNO",
     ]  # fmt: skip
-    assert parse.normalize_id("0015e000001AbcD") == "0015e000001AbcDAAS"
+    for value in ("0015e000001AbcD", "0015e000001AbcDAAS", " C00042 ", "123456789012345"):
+        assert [normalize(value)] == parse.ids(pa.array([value])).to_pylist()
+    assert normalize("0015e000001AbcD") == "0015e000001AbcDAAS"
     assert parse.ids(pa.array([12346.0, None, 1.5])).to_pylist() == ["12346", None, "1.5"]
 
 

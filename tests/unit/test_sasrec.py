@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from test_neighbours import rows
+from test_neighbours import AS_OF, rows
 
-from crmray.models import sasrec
+from crmray.models import histories, sasrec
 from crmray.models.sasrec import SASRec
 
 TRAIN = rows([["a", "b", "c", "d"], ["b", "c"], ["d"], ["c", "d", "a"]])
@@ -86,10 +87,21 @@ def test_a_dated_target_is_not_trained_on_and_an_undated_one_is_the_next_item(ma
     assert losses[2] == pytest.approx(longer, rel=1e-5)
 
 
-def test_a_row_that_a_newer_one_holds_counts_nothing(made):
-    state, _ = made
-    table = pa.concat_tables([rows([["a", "b"]], as_of=None), rows([["a", "b", "c"]], as_of=None)])
-    assert SMALL.encode(state, table)["length"].tolist() == [0, 3]
+def test_two_rows_of_a_customer_train_on_every_entry_once(made):
+    state, module = made
+    whole = batch_of(state, rows([["a", "b", "c"]]))
+    older, undated = rows([["a", "b"]], as_of=None), rows([["a", "b"]], as_of=None, targets=[["c"]])
+    later = rows([["a", "b", "c"]], days=[[13.0, 12.0, 1.0]], as_of=AS_OF + timedelta(days=10))
+    module.train()
+    expected = SMALL.loss(module, whole)[0].item()
+    for both in (pa.concat_tables([older, undated]), pa.concat_tables([rows([["a", "b"]]), later])):
+        gaps = SMALL.encode(state, both)["gaps"]
+        losses = SMALL.loss(module, batch_of(state, both))
+        assert losses[0].item() == pytest.approx(SMALL.loss(module, batch_of(state, rows([["a", "b"]])))[0].item())
+        if gaps.max() == 1:  # the same gaps as in `whole`
+            assert losses.sum().item() == pytest.approx(expected, rel=1e-5)
+    assert SMALL.encode(state, both)["first"].tolist() == [0, 2]
+    module.eval()
 
 
 def test_in_evaluation_the_loss_is_that_of_the_targets_and_hits_are_found(made):
@@ -108,7 +120,7 @@ def test_in_evaluation_the_loss_is_that_of_the_targets_and_hits_are_found(made):
 def test_the_newest_entries_are_read_and_gaps_are_days_between_visits():
     catalogue = SMALL.prepare(TRAIN)["catalogue"]
     table = rows([["a", "b", "c", "d", "a"]], days=[[100.0, 50.0, 40.0, 39.5, 39.5]])
-    arrays = sasrec.sequences(table, catalogue, 4)
+    arrays = sasrec.sequences(histories.encode(table, catalogue), len(catalogue), 4)
     assert catalogue.items[arrays["items"][0]].tolist() == ["b", "c", "d", "a"]
     assert arrays["gaps"][0].tolist() == [7, 5, 1, 0]  # 50 days: 2^6; 10: 2^4; half a day; the same visit
 
