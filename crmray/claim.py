@@ -61,8 +61,13 @@ def _acquire(run: Run, rel: str, owner: dict[str, Any], stage: str, timeout_s: f
         if held is None:
             continue
         if _is_dead(held):
-            log.warn("claim.taken_over", run=repr(run), host=held["host"], pid=held["pid"])
-            _release(run, rel, held)
+            if _take_over(run, rel, held, owner):
+                log.warn("claim.taken_over", run=repr(run), host=held["host"], pid=held["pid"])
+                if run.exists():  # completed just before its owner died
+                    _release(run, rel, owner)
+                    return False
+                return True
+            time.sleep(0.1)
             continue
         if not told:
             log.warn("claim.waiting", stage=stage, run=repr(run), host=held["host"], pid=held["pid"])
@@ -73,6 +78,31 @@ def _acquire(run: Run, rel: str, owner: dict[str, Any], stage: str, timeout_s: f
                 "let it finish or end it, then run again"
             )
         time.sleep(0.5)
+    return False
+
+
+def _take_over(run: Run, rel: str, held: dict[str, Any], owner: dict[str, Any]) -> bool:
+    """Put this owner's claim in the place of a dead one; False when another process does.
+
+    Whoever creates `claim.<dead token>.taken.tmp` is the successor, so there is one; the claim is looked at again only
+    then, because it may have changed hands. A successor that died before it wrote its claim is succeeded in turn.
+    """
+    data, dead = json.dumps({**owner, "beat": time.time()}).encode(), set()
+    while _is_dead(held):
+        dead.add(held["token"])
+        mark = f"{rel.removesuffix('.json')}.{held['token']}.taken.tmp"
+        if run.lake.create_exclusive(mark, data):
+            now = _holder(run, rel)
+            if now is not None and now["token"] in dead and _is_dead(now):
+                run.lake.write(rel, data)  # the mark stays: the dead token is never succeeded twice
+                return True
+            with contextlib.suppress(FileNotFoundError):
+                run.lake.fs.rm_file(f"{run.lake.base}/{mark}")
+            return False
+        successor = _holder(run, mark)
+        if successor is None:
+            return False
+        held = successor
     return False
 
 
@@ -95,6 +125,12 @@ def _release(run: Run, rel: str, owner: dict[str, Any]) -> None:
         return
     with contextlib.suppress(FileNotFoundError):
         run.lake.fs.rm_file(f"{run.lake.base}/{rel}")
+
+
+def is_held(run: Run) -> bool:
+    """Whether a living process works on this run."""
+    held = _holder(run, f"{run.kind}/{run.name}/{run.run_id}/{FILE}")
+    return held is not None and not _is_dead(held)
 
 
 def _holder(run: Run, rel: str) -> dict[str, Any] | None:

@@ -316,21 +316,18 @@ def _holders() -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------- metrics
 
 # name -> (kind, description, tags). Ray adds the prefix ray_ and exports them at every node's Prometheus endpoint.
+# Those of requests are made where they are answered, in serve/app.py.
 METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "crmray_rows_total": ("counter", "rows processed", ("stage", "name")),
+    "crmray_rows_total": ("counter", "rows that the tasks of a stage gave", ("stage", "name")),
     "crmray_loss": ("gauge", "last loss", ("task", "candidate", "part")),
-    "crmray_metric": ("gauge", "last value of the selection metric", ("task", "candidate", "metric")),
     "crmray_trials_total": ("counter", "trials ended", ("task", "candidate", "state")),
     "crmray_examples_per_s": ("gauge", "training examples per second", ("task", "candidate")),
-    "crmray_requests_total": ("counter", "requests answered", ("task", "status")),
-    "crmray_request_seconds": ("histogram", "time to answer, seconds", ("task",)),
 }
-_BOUNDARIES_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
 _metrics: dict[str, Any] = {}
 
 
 def record(metric: str, value: float, /, **tags: str) -> None:
-    """Add to a counter, set a gauge or observe in a histogram of METRICS. Outside a Ray process nothing is exported."""
+    """Add to a counter or set a gauge of METRICS. Outside a Ray process nothing is exported."""
     from ray.util import metrics
 
     if not ray.is_initialized():
@@ -338,11 +335,9 @@ def record(metric: str, value: float, /, **tags: str) -> None:
     kind, description, keys = METRICS[metric]
     assert set(tags) == set(keys), f"{metric}: got tags {sorted(tags)}, expected {sorted(keys)}"
     if metric not in _metrics:
-        if kind == "counter":
-            _metrics[metric] = metrics.Counter(metric, description, tag_keys=keys)
-        elif kind == "gauge":
-            _metrics[metric] = metrics.Gauge(metric, description, tag_keys=keys)
-        else:
-            _metrics[metric] = metrics.Histogram(metric, description, boundaries=_BOUNDARIES_S, tag_keys=keys)
-    write = {"counter": "inc", "gauge": "set", "histogram": "observe"}[kind]
-    getattr(_metrics[metric], write)(value, tags=tags)
+        make = metrics.Counter if kind == "counter" else metrics.Gauge
+        _metrics[metric] = make(metric, description, tag_keys=keys)
+    if kind == "gauge":
+        _metrics[metric].set(value, tags=tags)
+    elif value:  # Ray refuses to add 0
+        _metrics[metric].inc(value, tags=tags)

@@ -21,6 +21,8 @@ from crmray.head import Head, local_head
 
 AGENT_TIMEOUT_S = 60.0
 PENDING_WORD_S = 20.0
+LOST_S = 60.0
+"""so long `follow` asks again while the dashboard does not answer"""
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -38,6 +40,10 @@ def token(head: Head | None) -> str | None:
                 f"token file {path}: not there; set RAY_AUTH_TOKEN_PATH to the cluster's token file"
             ) from None
         return None
+
+
+class NoAnswer(ClusterError):
+    """The dashboard does not answer, or answers that it cannot just now (5xx): the one that is worth another try."""
 
 
 class _Once:
@@ -89,13 +95,14 @@ class Dashboard:
                     method, self.address + path, headers=self._headers, timeout=self.timeout_s, **options
                 )
         except requests.RequestException as error:
-            raise ClusterError(
+            raise NoAnswer(
                 f"{self.address} does not answer ({type(error).__name__}); is the cluster up? `crmray doctor` looks"
             ) from None
         if answer.status_code in (401, 403):
             raise AuthError(f"{self.address} refuses the token; set RAY_AUTH_TOKEN_PATH to the cluster's token file")
         if answer.status_code >= 400:
-            raise ClusterError(f"{method} {path}: {answer.status_code} {_reason(answer.text)}")
+            kind = NoAnswer if answer.status_code >= 500 else ClusterError
+            raise kind(f"{method} {path}: {answer.status_code} {_reason(answer.text)}")
         return answer
 
     # -- jobs ------------------------------------------------------------------------------------------------------
@@ -136,15 +143,28 @@ class Dashboard:
     def follow(self, submission_id: str, write: Callable[[str], Any]) -> int:
         """Pass a job's output to `write` as it comes; the job's exit code when it has ended.
 
-        A job that cannot start is told as an event every PENDING_WORD_S seconds, with the reason Ray gives.
+        A job that cannot start is told as an event every PENDING_WORD_S seconds, with the reason Ray gives. A dashboard
+        that does not answer is asked again for LOST_S seconds, then ClusterError; the job itself goes on.
         """
-        said = _Once(write)
-        while (job := self.job(submission_id))["status"] not in TERMINAL:
-            said.rewind()  # a stream that broke off is begun again
-            asyncio.run(self._tail(submission_id, said))
+        said, lost_since = _Once(write), None
+        while True:
+            try:
+                job = self.job(submission_id)
+                lost_since = None
+                said.rewind()  # a stream that broke off is begun again
+                if job["status"] in TERMINAL:
+                    said(self.call("GET", f"/api/jobs/{submission_id}/logs").json()["logs"])
+                    break
+                asyncio.run(self._tail(submission_id, said))
+            except NoAnswer as error:
+                now = time.monotonic()
+                if lost_since is None:
+                    lost_since = now
+                    log.warn("job.lost", job_id=submission_id, tries_for_s=LOST_S, because=str(error))
+                elif now - lost_since > LOST_S:
+                    raise
+                time.sleep(1)
             time.sleep(0.2)
-        said.rewind()
-        said(self.call("GET", f"/api/jobs/{submission_id}/logs").json()["logs"])
         if job["status"] == "SUCCEEDED":
             return 0
         if job["status"] == "STOPPED":

@@ -4,8 +4,7 @@
     ├── ConfigError               the org file or a setting is wrong
     ├── DataError                 the data cannot be used as it is
     │   ├── SchemaError           a table lacks a column or has the wrong type
-    │   ├── NotEnoughDataError    too little data for an honest model
-    │   └── UnknownEntityError    an id that is not in the current data
+    │   └── NotEnoughDataError    too little data for an honest model
     ├── StorageError              the lake cannot be read or written
     │   ├── NotFoundError         a run that another stage has to make first
     │   └── CorruptError          bytes differ from their manifest
@@ -48,10 +47,6 @@ class SchemaError(DataError):
 
 class NotEnoughDataError(DataError):
     """Too little data for an honest model."""
-
-
-class UnknownEntityError(DataError):
-    """An id that is not in the current data."""
 
 
 class StorageError(CrmrayError):

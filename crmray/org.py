@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,20 @@ class OpenOrg:
 
     def shard(self) -> dict[str, Run]:
         """Type, clean and shard what was ingested into tables/ with Modin; canonical table -> run."""
-        from crmray.cluster import connect, map_shards
+        from crmray.cluster import connect
         from crmray.data.shard import shard
 
         connect()
-        return shard(self.config, self.lake, map_shards)
+        return shard(self.config, self.lake, _counting("shard", _rows_of_shard))
 
     def examples(self, task: str) -> Run:
         """Make the as-of rows of a task."""
-        from crmray.cluster import connect, map_shards
+        from crmray.cluster import connect
         from crmray.data.examples import examples
 
         which, settings = tasks.task(task), tasks.settings(self.config, task)
         connect()
-        return examples(self.config, self.lake, which, settings, map_shards)
+        return examples(self.config, self.lake, which, settings, _counting("examples", _rows_of_examples, task))
 
     def train(self, task: str, **options: Any) -> Run:
         """Fit every candidate of a task once with its defaults, refit the winner, write a bundle.
@@ -109,8 +110,38 @@ class OpenOrg:
         return compare(self.lake, tasks.task(task))
 
 
+def _counting(stage: str, rows_of: Callable[[Any], int], name: str = "") -> Callable[..., Iterator[tuple]]:
+    """`cluster.map_shards` that adds the rows of each result to crmray_rows_total as it comes.
+
+    name: of the task; default: the table, from a label `shard.<table>`.
+    """
+    from crmray import cluster
+
+    def counted(fn: Callable[[Any], Any], items: Any, *, label: str, **how: Any) -> Iterator[tuple]:
+        for item, result in cluster.map_shards(fn, items, label=label, **how):
+            cluster.record("crmray_rows_total", rows_of(result), stage=stage, name=name or label.split(".")[1])
+            yield item, result
+
+    return counted
+
+
+def _rows_of_shard(result: Any) -> int:
+    """Rows of a finished shard; 0 for the other maps of the stage."""
+    return result["profile"]["rows"] if isinstance(result, dict) and "profile" in result else 0
+
+
+def _rows_of_examples(result: Any) -> int:
+    """Rows of one shard of all splits."""
+    return sum(count["rows"] for by_date in result["counts"].values() for count in by_date.values())
+
+
 def _live(entry: dict[str, Any], task: str) -> dict[str, Any]:
-    """The entry once the fleet answers with its version."""
+    """The entry once the fleet answers with its version; at once when the version was refused.
+
+    A version that was champion before is waited for too: a publish that gave up waiting can be run again.
+    """
     from serve import fleet
 
-    return {**entry, "replicas": fleet.wait_for(task, entry["version"])} if entry["promoted"] else entry
+    if entry["promoted"] or entry["version"] == entry["previous"]:
+        return {**entry, "replicas": fleet.wait_for(task, entry["version"])}
+    return entry

@@ -9,8 +9,8 @@ A version is the run_id of its bundle. Batch scoring and Serve load bundles thro
 from __future__ import annotations
 
 import getpass
-import hashlib
 import json
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -145,16 +145,12 @@ class Bundle:
 def load_bundle(lake: Lake, run: Run, task: Task | None = None) -> Bundle:
     """Load a bundle after comparing every file with its SHA-256.
 
-    CorruptError for changed or missing bytes; BundleError when it was trained on other features than this code makes.
+    CorruptError for changed bytes, NotFoundError for missing ones; BundleError when it was trained on other features
+    than this code makes.
     task: the module, where it is not among TASKS.
     """
     which = task or tasks.task(run.name)
-    files = {}
-    for name, entry in run.manifest()["files"].items():
-        content = run.read_bytes(name)
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise CorruptError(f"{run!r}: {name} differs from its SHA-256 in the manifest; train again or restore it")
-        files[name] = content
+    files = run.read_verified()
     if "bundle.json" not in files:
         raise CorruptError(f"{run!r}: the manifest lists no bundle.json; train again")
     about = json.loads(files["bundle.json"])
@@ -217,7 +213,11 @@ class Ledger:
 
 
 def _who() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # no entry in passwd, as in a container under an arbitrary uid
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 # -- decision ----------------------------------------------------------------------------------------------------------

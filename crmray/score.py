@@ -17,7 +17,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from crmray import log
-from crmray.cluster import resources
+from crmray.cluster import record, resources
 from crmray.config import Org
 from crmray.errors import CorruptError
 from crmray.registry import Bundle, Ledger, load_bundle
@@ -82,7 +82,9 @@ def _score_parts(run: Run, examples: Run, bundle: Bundle, num_rows: int, explain
     total = sum(min(PART_ROWS, num_rows - start) for start in missing.values())
     with log.progress(f"score {bundle.task.NAME}", total=total, unit="rows") as bar:
         for batch in scored.iter_batches(batch_size=1, prefetch_batches=0):
-            bar.advance(int(batch["rows"][0]))
+            num_scored = int(batch["rows"][0])
+            bar.advance(num_scored)
+            record("crmray_rows_total", num_scored, stage="score", name=bundle.task.NAME)
 
 
 class _Scorer:

@@ -108,8 +108,14 @@ class Lake:
         """Path or URL of a folder for what must outlive a crash but is no result (Tune and Train state)."""
         scheme = "" if self.is_local else self.root.split("://")[0] + "://"
         path = "/".join([self.base, "_work", *parts])
-        self.fs.makedirs(path, exist_ok=True)
+        self._make_folder(path)
         return scheme + path
+
+    def _make_folder(self, path: str) -> None:
+        try:
+            self.fs.makedirs(path, exist_ok=True)
+        except OSError as error:  # among others: a read-only disk, no permission, a file where a folder should be
+            raise _storage_error(path, error) from None
 
     def local(self, run: Run, cache: str | Path | None = None) -> Path:
         """A local folder with the run's files: the run itself, or a copy made once under `cache`."""
@@ -132,7 +138,7 @@ class Lake:
     def create_exclusive(self, rel: str, data: bytes) -> bool:
         """Create a file with this content; False when there is one already. Atomic between processes and hosts."""
         path = f"{self.base}/{rel}"
-        self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        self._make_folder(path.rsplit("/", 1)[0])
         try:
             if not self.is_local:
                 self.fs.pipe_file(path, data, mode="create")  # a conditional put on stores that have one
@@ -155,7 +161,7 @@ class Lake:
         """A binary file to write in pieces; it takes its name when the block ends well, else it vanishes."""
         path = f"{self.base}/{rel}"
         draft = f"{path}.{uuid.uuid4().hex}.tmp"
-        self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        self._make_folder(path.rsplit("/", 1)[0])
         try:
             if self.is_local:
                 with open(draft, "wb", buffering=1 << 20) as sink:
@@ -234,6 +240,18 @@ class Run:
         except OSError as error:
             raise StorageError(f"{self!r}: {rel} cannot be read: {error}") from None
 
+    def read_verified(self) -> dict[str, bytes]:
+        """Bytes of every file by name; CorruptError names the first that differs from the manifest."""
+        files = {}
+        for name, entry in self.manifest()["files"].items():
+            files[name] = self.read_bytes(name)
+            if hashlib.sha256(files[name]).hexdigest() != entry["sha256"]:
+                raise CorruptError(
+                    f"{self!r}: {name} differs from its SHA-256 in the manifest; restore it, or run the "
+                    f"{MAKES.get(self.kind, self.kind)!r} job again"
+                )
+        return files
+
     def read_table(
         self, rel: str | Sequence[str] = "*.parquet", columns: Sequence[str] | None = None, filters: Any = None
     ) -> pa.Table:
@@ -278,11 +296,6 @@ class Run:
         ):
             writer.write_table(table, row_group_size=row_group_rows)
 
-    def write_arrow(self, rel: str, table: pa.Table) -> None:
-        """Write one uncompressed Arrow IPC file, for memory-mapping."""
-        with self.open_output(rel) as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-
     def open_output(self, rel: str) -> contextlib.AbstractContextManager[Any]:
         """A binary file to write in pieces; it takes its name when the block ends well, else it vanishes."""
         return self.lake.open_output(f"{self.kind}/{self.name}/{self.run_id}/{rel}")
@@ -317,18 +330,6 @@ class Run:
             pass
         self.lake.write(rel, json.dumps({"run_id": self.run_id}).encode())
         return self
-
-    def verify(self) -> None:
-        """Compare every file with the manifest; CorruptError names the first that differs."""
-        for name, entry in self.manifest()["files"].items():
-            if not self.has(name):
-                raise CorruptError(
-                    f"{self!r}: file {name} is missing; run the {MAKES.get(self.kind, self.kind)!r} job again"
-                )
-            if self._sha256(name) != entry["sha256"]:
-                raise CorruptError(
-                    f"{self!r}: file {name} differs from its SHA-256 in the manifest; it was changed or damaged"
-                )
 
     def _sha256(self, rel: str) -> str:
         digest = hashlib.sha256()

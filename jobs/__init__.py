@@ -3,9 +3,9 @@
     python -m jobs.train churn --org org.yaml --set lr=3e-4     on this machine
     crmray submit train churn --org org.yaml --set lr=3e-4      on the cluster
 
-A job over several tasks does one after the other and closes each with a line of its own; what stops one of them does
-not stop the rest. Exit code 0: done; 2: the request, the org file or the data is wrong, told in one line; 1: a fault
-of ours, with its traceback; 143: stopped.
+A job over several tasks does one after the other and closes each with a line of its own; one that is refused (code 2)
+does not stop the rest, a fault of ours does. Exit code 0: done; 2: the request, the org file or the data is wrong, told
+in one line; 1: a fault of ours, with its traceback; 143: stopped.
 """
 
 from __future__ import annotations
@@ -34,12 +34,20 @@ STATIONS = {
     "score": "predict for every customer",
 }
 WITHOUT_TASK = ("ingest", "shard")
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
 # Flags: name of the option in the Python API -> flag and how argparse reads it.
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "candidates": ("--candidates", {"action": "append", "metavar": "NAME", "help": "only this model (again for more)"}),
     "overrides": ("--set", {"action": "append", "metavar": "FIELD=VALUE", "help": "a hyper-parameter, e.g. lr=3e-4"}),
-    "num_workers": ("--workers", {"type": int, "help": "training workers for the refit; default: all that fit"}),
-    "concurrency": ("--concurrency", {"type": int, "help": "trials at the same time; default: all that fit"}),
+    "num_workers": ("--workers", {"type": _count, "help": "training workers for the refit; default: all that fit"}),
+    "concurrency": ("--concurrency", {"type": _count, "help": "trials at the same time; default: all that fit"}),
     "scheduler": ("--scheduler", {"choices": ["asha"], "help": "stop hopeless trials early"}),
     "search": ("--search", {"choices": ["optuna"], "help": "search instead of the full grid (extra `optuna`)"}),
     "version": ("--version", {"help": "a bundle's version; default: the current one"}),

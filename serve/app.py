@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -19,7 +20,7 @@ from ray.util.metrics import Counter, Histogram
 
 from crmray import log
 from crmray.config import explain
-from crmray.errors import AuthError, ConfigError, NoChampionError
+from crmray.errors import AuthError, ConfigError, NoChampionError, NotFoundError
 from crmray.keys import KeyFile
 from crmray.registry import Ledger
 from crmray.storage import Lake
@@ -27,7 +28,7 @@ from crmray.tasks.contract import Task
 from serve.answers import Answers
 from serve.champion import Champion
 from serve.http import root_app, task_app
-from serve.known import Known
+from serve.known import Dated
 from serve.options import RootOptions, TaskOptions
 
 Options = TypeVar("Options", bound=RootOptions)
@@ -119,15 +120,12 @@ class Root:
         except NoChampionError:
             return entry
         about = json.loads(self.lake.run("bundles", task.NAME, entry["version"]).read_bytes("bundle.json"))
-        known = Known.open(self.lake.latest("examples", task.NAME))
-        published = self.ledgers[task.NAME].refresh()[-1]["when"]
-        return {
-            **entry,
-            "candidate": about["candidate"],
-            "published_at": published,
-            "as_of": known.as_of,
-            "data_age_days": known.age_days,
-        }
+        entry |= {"candidate": about["candidate"], "published_at": self.ledgers[task.NAME].refresh()[-1]["when"]}
+        try:
+            examples = Dated.of(self.lake.latest("examples", task.NAME))
+            return {**entry, "as_of": examples.as_of, "data_age_days": examples.age_days}
+        except NotFoundError:  # cleared away: replicas go on with what they have open
+            return entry
 
     def missing(self) -> list[str]:
         """Why not every task that the org file asks for can be answered."""
@@ -150,12 +148,20 @@ class Root:
 
 
 async def _watch(poll_s: float, poll: Callable[[], bool], keys: KeyFile | None) -> None:
-    """Every `poll_s` seconds, off the loop: new versions, new rows, new keys."""
+    """Every `poll_s` seconds, off the loop: new versions, new rows, new keys. Ends with its replica alone."""
+    steps: list[Callable[[], object]] = [poll] if keys is None else [poll, partial(_refresh, keys)]
+    told = [""] * len(steps)
     while True:
         await asyncio.sleep(poll_s)
-        await asyncio.to_thread(poll)
-        if keys is not None:
-            await asyncio.to_thread(_refresh, keys)
+        for number, step in enumerate(steps):
+            try:
+                await asyncio.to_thread(step)
+                kind = ""
+            except Exception as error:  # noqa: BLE001  whatever a store raises, the next look may go well
+                kind = type(error).__name__
+            if kind and kind != told[number]:
+                log.warn("serve.watch_failed", kind=kind)
+            told[number] = kind
 
 
 def _keys(options: RootOptions) -> KeyFile | None:

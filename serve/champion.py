@@ -103,6 +103,12 @@ class Champion:
                 log.warn("serve.load_failed", task=self.task.NAME, why=str(error))
             self.problem = str(error)
             return False
+        except Exception as error:  # noqa: BLE001  a store's own errors: the old version answers on, the next poll may go well
+            kind = type(error).__name__  # not the message, which may quote what was read
+            if self.problem != kind:
+                log.warn("serve.load_failed", task=self.task.NAME, kind=kind)
+            self.problem = kind
+            return False
         self.served, self.problem = served, ""
         log.event(
             "serve.swapped", task=self.task.NAME, version=version, examples=run.run_id, rows=served.known.rows.num_rows

@@ -20,13 +20,46 @@ from crmray.storage import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
-    """The rows of one run. Nothing is copied into memory; pages are read as they are needed."""
+class Dated:
+    """An examples run by its manifest: how old its rows are."""
 
     run: Run
     """the examples run"""
     manifest: dict[str, Any]
     """its manifest"""
+
+    @staticmethod
+    def of(run: Run) -> Dated:
+        """Read the manifest; NotFoundError when the run is gone."""
+        return Dated(run=run, manifest=run.manifest())
+
+    @property
+    def as_of(self) -> datetime | None:
+        """Date of the rows; None for an org without time."""
+        return Snapshots.of(self.manifest).now
+
+    @property
+    def age_days(self) -> float | None:
+        """Days from `as_of` to this moment, two decimals; None where there is no time, or an order without a clock."""
+        if self.as_of is None or not self._has_clock:
+            return None
+        return round((datetime.now(timezone.utc) - self.as_of) / timedelta(days=1), 2)
+
+    @cached_property
+    def _has_clock(self) -> bool:
+        return all(table.has_clock for table in self._tables.values())
+
+    @cached_property
+    def _tables(self) -> dict[str, Content]:
+        """What the examples were made from."""
+        inputs = self.manifest["inputs"]
+        return {name: content_of(self.run.lake.run("tables", name, inputs[name])) for name in inputs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known(Dated):
+    """The rows of one run. Nothing is copied into memory; pages are read as they are needed."""
+
     rows: pa.Table
     """one row per entity, sorted by entity_id"""
     _ids: Sequence[Any] = field(repr=False)
@@ -50,22 +83,6 @@ class Known:
         if len(ids) > 1 and not pc.all(pc.less(ids[:-1], ids[1:])).as_py():
             raise CorruptError(f"{path}: the rows are not sorted by entity_id; make the examples again")
         return Known(run=run, manifest=run.manifest(), rows=rows, _ids=ids)
-
-    @property
-    def as_of(self) -> datetime | None:
-        """Date of the rows; None for an org without time."""
-        return Snapshots.of(self.manifest).now
-
-    @property
-    def age_days(self) -> float | None:
-        """Days from `as_of` to this moment, two decimals; None where there is no time, or an order without a clock."""
-        if self.as_of is None or not self._has_clock:
-            return None
-        return round((datetime.now(timezone.utc) - self.as_of) / timedelta(days=1), 2)
-
-    @cached_property
-    def _has_clock(self) -> bool:
-        return all(table.has_clock for table in self._tables.values())
 
     def find(self, entity_id: str) -> int | None:
         """Row of an id, or None. Arrow sorts by bytes of UTF-8, which is the order of Python's strings."""
@@ -91,12 +108,6 @@ class Known:
         shard = int(shard_of(pa.array([entity_id]), self.manifest["num_shards"])[0])
         sharded = (name for name in self._tables if schema.TABLES[name].sharded)
         return {name: self._read(name, shard, pc.field(schema.TABLES[name].entity) == entity_id) for name in sharded}
-
-    @cached_property
-    def _tables(self) -> dict[str, Content]:
-        """What the examples were made from."""
-        inputs = self.manifest["inputs"]
-        return {name: content_of(self.run.lake.run("tables", name, inputs[name])) for name in inputs}
 
     def _read(self, name: str, shard: int, filters: Any = None) -> pa.Table:
         table, file = self._tables[name], f"shard-{shard:05d}.parquet"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from crmray import config
+from crmray import config, log
 from crmray.config import Org, Part
 from crmray.errors import ConfigError
 from crmray.tasks.contract import Task
@@ -37,8 +37,10 @@ class RootOptions(Part):
 
     def load_org(self) -> Org:
         """The org file; ConfigError says where it was looked for."""
-        path = self.org or os.environ.get("CRMRAY_ORG", "") or str(config.DEMO_ORG)
-        return config.load(path)
+        path = self.org or os.environ.get("CRMRAY_ORG", "")
+        if not path:
+            log.warn("serve.demo_org", why="neither args.org nor CRMRAY_ORG is set: the demo org of crmray is served")
+        return config.load(path or config.DEMO_ORG)
 
     def load_tasks(self) -> Mapping[str, Task]:
         """The mapping of tasks."""

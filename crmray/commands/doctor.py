@@ -15,7 +15,7 @@ import psutil
 
 from crmray import config
 from crmray.dashboard import Dashboard
-from crmray.errors import CrmrayError
+from crmray.errors import ClusterError, CrmrayError
 from crmray.head import home, local_head
 from crmray.keys import default_path
 from crmray.storage import Lake
@@ -145,9 +145,12 @@ def cluster(address: str | None) -> Iterator[Finding]:
 def _asks_for_token(dashboard: Dashboard) -> bool:
     import requests
 
-    with requests.Session() as session:
-        session.trust_env = False
-        return session.get(f"{dashboard.address}/api/version", timeout=5).status_code in (401, 403)
+    try:
+        with requests.Session() as session:
+            session.trust_env = dashboard.address.startswith("https://")
+            return session.get(f"{dashboard.address}/api/version", timeout=5).status_code in (401, 403)
+    except requests.RequestException as error:
+        raise ClusterError(f"{dashboard.address} does not answer without the token ({type(error).__name__})") from None
 
 
 def org_file(path: str) -> Iterator[Finding]:

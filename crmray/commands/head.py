@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from crmray.dashboard import Dashboard
-from crmray.errors import ClusterError
+from crmray.errors import AuthError, ClusterError
 from crmray.head import Head, home, local_head, process_started, token_file
 
 START_TIMEOUT_S = 90.0
@@ -148,19 +148,37 @@ def free_port(preferred: int) -> int:
 
 
 def _wait_until_up(head: Head, process: subprocess.Popen[bytes]) -> None:
-    """Until the dashboard tells of a node that is alive; the raylet registers a little after the dashboard answers."""
+    """Until the dashboard tells of a node that is alive; the raylet registers a little after the dashboard answers.
+
+    ClusterError when Ray ends, or when another program took the dashboard's port since it was found free.
+    """
     deadline = time.monotonic() + START_TIMEOUT_S
-    dashboard = Dashboard(head.dashboard, timeout_s=10)
+    dashboard, silence = Dashboard(head.dashboard, timeout_s=10), ""
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ClusterError(f"Ray did not start (exit code {process.returncode}): {_last_words(head)}")
         try:
+            if not _is_ours(head, dashboard):
+                raise AuthError(head.dashboard)
             if any(node["state"] == "ALIVE" for node in dashboard.nodes()):
                 return
-        except ClusterError:
-            pass
+        except AuthError:
+            raise ClusterError(
+                f"another program took {head.dashboard} while Ray started; try again, or give another --dashboard-port"
+            ) from None
+        except ClusterError as error:
+            silence = str(error)
         time.sleep(0.1)
-    raise ClusterError(f"Ray did not answer within {START_TIMEOUT_S:.0f} s: {_last_words(head)}")
+    raise ClusterError(f"Ray did not answer within {START_TIMEOUT_S:.0f} s ({silence}): {_last_words(head)}")
+
+
+def _is_ours(head: Head, dashboard: Dashboard) -> bool:
+    """Whether it is this head's dashboard that answers: its session lies in the folder that was made for the head."""
+    try:
+        session = dashboard.version()["session_name"]
+    except (ValueError, KeyError, TypeError):  # not a Ray dashboard
+        return False
+    return bool(session) and (Path(head.temp_dir) / session).is_dir()
 
 
 def _last_words(head: Head) -> str:

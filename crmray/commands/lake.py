@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from crmray import config
+from crmray import claim, config
 from crmray.commands.serving import base_url
 from crmray.commands.text import table
 from crmray.config import Org
@@ -40,7 +41,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     collect = commands.add_parser(
         "gc",
         help="remove runs that nothing refers to",
-        description="Runs that no latest.json, ledger entry or kept run refers to are shown, and removed with --yes.",
+        description="Runs that no latest.json, ledger entry or kept run refers to, runs whose process died and what "
+        "training left in _work/ are shown, and removed with --yes. What a running job may use stays.",
         epilog="example: crmray gc org.yaml --yes",
     )
     collect.add_argument("org", metavar="ORG.yaml", help="the org file")
@@ -155,31 +157,36 @@ def gc_command(arguments: argparse.Namespace) -> int:
     org = config.load(arguments.org)
     lake = Lake(org.root)
     useless = unreferenced(lake)
+    folders = [run.path for run in useless] + [f"{lake.base}/{folder}" for folder in leftovers(lake, useless)]
     size = 0
-    for run in useless:
-        run_bytes = sum(lake.fs.size(f"{run.path}/{name}") for name in run.files())
-        size += run_bytes
-        print(f"{run.kind}/{run.name}/{run.run_id}  {run_bytes / 1e6:.1f} MB")
+    for folder in folders:
+        folder_bytes = lake.fs.du(folder)
+        size += folder_bytes
+        print(f"{folder.removeprefix(lake.base + '/')}  {folder_bytes / 1e6:.1f} MB")
         if arguments.yes:
             # The manifest first: a run without one does not exist, whenever this stops.
-            if run.exists():
-                lake.fs.rm_file(f"{run.path}/manifest.json")
-            lake.fs.rm(run.path, recursive=True)
+            if lake.fs.exists(f"{folder}/manifest.json"):
+                lake.fs.rm_file(f"{folder}/manifest.json")
+            lake.fs.rm(folder, recursive=True)
     done = "removed" if arguments.yes else "would be removed with --yes"
-    print(f"{len(useless)} runs, {size / 1e6:.1f} MB {done}")
+    print(f"{len(useless)} runs, {len(folders) - len(useless)} folders of _work, {size / 1e6:.1f} MB {done}")
     return 0
 
 
 def unreferenced(lake: Lake) -> list[Run]:
-    """Complete runs that neither a latest.json nor the ledger nor a kept run names."""
-    runs = {
-        (kind, name, path.split("/")[2]): lake.run(kind, name, path.split("/")[2])
-        for kind in GC_KINDS
-        for path in lake.list(f"{kind}/*/*/manifest.json")
-        for name in [path.split("/")[1]]
-    }
-    kept: set[tuple[str, str, str]] = set()
-    queue = [(kind, name, lake.latest(kind, name).run_id) for kind in GC_KINDS for name in lake.names(kind)]
+    """Runs of no use: complete ones that neither a latest.json nor the ledger nor a kept run names, and incomplete ones
+    that no living process works on.
+
+    What a living one reads its claim does not say, so all complete runs of the kinds before its own stay.
+    """
+    complete = {path.rsplit("/", 1)[0] for kind in GC_KINDS for path in lake.list(f"{kind}/*/*/manifest.json")}
+    runs = {(run.kind, run.name, run.run_id): run for run in _folders(lake)}
+    held = {key for key, run in runs.items() if "/".join(key) not in complete and claim.is_held(run)}
+    # One claim may stand for several runs that are made together: they have one id.
+    kept = {key for key in runs if key[2] in {run_id for _, _, run_id in held}}
+    last = max((GC_KINDS.index(kind) for kind, _, _ in held), default=0)
+    queue = [key for key in runs if "/".join(key) in complete and key[0] in GC_KINDS[:last]]
+    queue += [(kind, name, lake.latest(kind, name).run_id) for kind in GC_KINDS for name in lake.names(kind)]
     for path in lake.list("registry/*/ledger/*.json"):
         entry = json.loads(lake.read(path))
         queue += [("bundles", entry["task"], entry[key]) for key in ("version", "previous") if entry.get(key)]
@@ -188,9 +195,36 @@ def unreferenced(lake: Lake) -> list[Run]:
         if key in kept or key not in runs:
             continue
         kept.add(key)
+        if "/".join(key) not in complete:
+            continue
         named = _ids(runs[key].manifest())
         queue += [other for other in runs if other[2] in named]
     return [run for key, run in sorted(runs.items()) if key not in kept]
+
+
+def _folders(lake: Lake) -> Iterator[Run]:
+    """Every folder of a run, complete or not."""
+    for kind in GC_KINDS:
+        for path in lake.list(f"{kind}/*/*"):
+            if lake.fs.isdir(f"{lake.base}/{path}"):
+                yield lake.run(*path.split("/"))
+
+
+def leftovers(lake: Lake, useless: Sequence[Run] = ()) -> list[str]:
+    """Folders of _work that no living training uses, under the root: finished fits, searches, checkpoints.
+
+    They spare a killed training its work, and a new one on the same rows. The logs of searches that made a bundle
+    which is not useless stay.
+    """
+    gone = {(run.kind, run.name, run.run_id) for run in useless}
+    bundles = [run for run in _folders(lake) if run.kind == "bundles"]
+    busy = {run.name for run in bundles if claim.is_held(run)}
+    logs = {f"_work/search/{run.name}/{run.run_id}" for run in bundles if (run.kind, run.name, run.run_id) not in gone}
+    return [
+        path
+        for path in lake.list("_work/*/*/*")
+        if path.split("/")[2] not in busy and path not in logs and lake.fs.isdir(f"{lake.base}/{path}")
+    ]
 
 
 def _ids(value: Any) -> set[str]:

@@ -13,7 +13,8 @@ import crmray
 from crmray import schema
 from crmray.commands import draft
 from crmray.commands.text import table
-from crmray.errors import ConfigError
+from crmray.errors import ConfigError, DataError
+from crmray.org import OpenOrg
 from crmray.storage import Run
 
 MIN_CUSTOMERS = 200
@@ -51,6 +52,12 @@ def init_command(arguments: argparse.Namespace) -> int:
     if out and out.exists():
         raise ConfigError(f"{out}: is there already, and init does not overwrite; give another --out or remove it")
     guesses = [draft.guess(path) for path in arguments.files]
+    if not any(guess.table for guess in guesses):
+        seen = "; ".join(f"{guess.path}: {', '.join(guess.seen)}" for guess in guesses)
+        raise ConfigError(
+            f"got columns that fit no canonical table ({seen}), expected for example an id of the customer and a date;"
+            " write the org file by hand, as the README's “Your own data” shows"
+        )
     name = re.sub(r"[^a-z0-9_-]+", "-", (arguments.name or Path(arguments.files[0]).stem).lower()).strip("-_") or "org"
     text = draft.render(name[:63], guesses, out.parent if out else Path.cwd())
     if out:
@@ -71,11 +78,13 @@ def check_command(arguments: argparse.Namespace) -> int:
     for name, manifest in found.items():
         for reason, count in manifest.get("rejected", {}).items():
             print(f"{name}: {count:,} rows set aside: {reason}")
+        for column in _unfilled(org.config, name, manifest):
+            print(f"{name}: column {column} is mapped and has no value in any row")
     counts = _outcome_counts(runs.get("outcomes"))
     lacking = False
     print()
     for name in org.config.tasks:
-        lacks, weak = _lacks(org.config, name, found), _weak(found, counts)
+        lacks, weak = _lacks(org, name, found, counts), _weak(found, counts)
         lacking = lacking or bool(lacks)
         verdict = f"cannot run: {'; '.join(lacks)}" if lacks else "can run"
         print(f"{name}: {verdict}" + (f"; but {'; '.join(weak)}" if weak and not lacks else ""))
@@ -101,11 +110,23 @@ def _rows(manifest: Mapping[str, Any]) -> int:
     return sum(told.values()) if isinstance(told, Mapping) else int(told)
 
 
-def _lacks(org: crmray.config.Org, task: str, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _unfilled(org: crmray.config.Org, name: str, manifest: Mapping[str, Any]) -> list[str]:
+    """Mapped columns of a table without a single value, in the order of the org file."""
+    from crmray.data.ingest import origins
+
+    mapped = dict.fromkeys(
+        column for origin in origins(org) if origin.table == name for column in origin.source.columns
+    )
+    return [column for column in mapped if manifest.get("missing", {}).get(column, 0) >= _rows(manifest) > 0]
+
+
+def _lacks(org: OpenOrg, task: str, found: Mapping[str, Mapping[str, Any]], outcomes: Mapping[float, int]) -> list[str]:
     """What the task needs and the tables do not hold."""
     from crmray import tasks
+    from crmray.data.examples import dates_of
 
-    needs = tasks.task(task).needs(tasks.settings(org, task))
+    which, settings = tasks.task(task), tasks.settings(org.config, task)
+    needs = which.needs(settings)
     lacks = []
     for name, columns in needs.required.items():
         manifest = found.get(name)
@@ -115,6 +136,13 @@ def _lacks(org: crmray.config.Org, task: str, found: Mapping[str, Mapping[str, A
         empty = [column for column in columns if manifest.get("missing", {}).get(column, 0) >= _rows(manifest)]
         if empty:
             lacks.append(f"table {name} has no value in {', '.join(empty)}: map it in the org file")
+    if "outcomes" in needs.required and len(outcomes) == 1:
+        lacks.append("all labelled rows have the same label, expected both labels")
+    if not lacks:
+        try:
+            dates_of(org.lake, which, settings)
+        except DataError as error:
+            lacks.append(str(error))
     return lacks
 
 
@@ -135,6 +163,4 @@ def _weak(found: Mapping[str, Mapping[str, Any]], outcomes: Mapping[float, int])
     rare = min(outcomes.values(), default=MIN_OF_CLASS)
     if rare < MIN_OF_CLASS and len(outcomes) <= 20:
         weak.append(f"only {rare} labelled rows of one class, expected at least {MIN_OF_CLASS}")
-    if len(outcomes) == 1:
-        weak.append("all labelled rows have the same label")
     return weak

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from crmray import config
@@ -128,6 +129,8 @@ def demo_command(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `finally` below has to run
     org = config.load(arguments.org)
+    # A lake that an earlier demo left on purpose (--keep) stays.
+    made_here = org.path == str(config.DEMO_ORG) and not Path(org.root).exists()
     ours = local_head() is None
     head = head_commands.start() if ours else local_head()
     if head is None:
@@ -146,7 +149,7 @@ def demo_command(arguments: argparse.Namespace) -> int:
     finally:
         if ours and not arguments.keep:
             head_commands.stop(head)
-            if org.path == str(config.DEMO_ORG):
+            if made_here:
                 shutil.rmtree(org.root, ignore_errors=True)
                 print(f"ended the head and removed {org.root}")
             else:

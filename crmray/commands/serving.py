@@ -34,7 +34,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     deploy_parser = commands.add_parser(
         "deploy",
         help="put the endpoints of an org on Serve",
-        description="Deploy serve/config.yaml for an org: one application per task of its org file, and one for /.",
+        description="Deploy serve/config.yaml for an org: one application per task of its org file, and one for /. "
+        "On another cluster the endpoints read <storage>/org.yaml; where storage is a URL (s3://…) they read the org "
+        "file that CRMRAY_ORG names on its nodes, which has to be set there.",
         epilog="example: crmray deploy org.yaml",
     )
     deploy_parser.add_argument("org", metavar="ORG.yaml", help="the org file")
@@ -93,19 +95,22 @@ def route(task: str) -> str:
     return routes[task]
 
 
-def serve_config(org: Org, *, port: int = PORT, org_path: str | None = None) -> dict[str, Any]:
+def serve_config(org: Org, *, port: int = PORT, elsewhere: bool = False) -> dict[str, Any]:
     """serve/config.yaml for this org: the applications of its tasks, with the org file and the key file as args.
 
-    org_path: of the org file on another cluster, whose nodes have a key file of their own (CRMRAY_KEYS).
+    elsewhere: on another cluster, whose nodes have a key file of their own (CRMRAY_KEYS) and the org file in the lake;
+    an org file is not read from a URL, so with such a storage its path is left to CRMRAY_ORG of the nodes.
     """
     deployment = _template()
+    if not elsewhere:
+        own = {"org": org.path, "keys": str(KeyFile().path)}
+    else:
+        own = {} if "://" in org.root else {"org": f"{org.root}/org.yaml"}
     applications = []
     for application in deployment["applications"]:
         task = application.get("args", {}).get("task")
         if task is None or task in org.tasks:
-            here = {} if org_path else {"keys": str(KeyFile().path)}
-            args = {**application.get("args", {}), "org": org_path or org.path, **here}
-            applications.append({**application, "args": args})
+            applications.append({**application, "args": {**application.get("args", {}), **own}})
     return {
         **deployment,
         "applications": applications,
@@ -116,7 +121,8 @@ def serve_config(org: Org, *, port: int = PORT, org_path: str | None = None) -> 
 def deploy(dashboard: Dashboard, org: Org, *, port: int = PORT) -> dict[str, str]:
     """Deploy, wait until every application runs, and return task -> URL of its endpoint.
 
-    On another cluster the org file has to lie where its storage says: `<storage>/org.yaml`, a path that nodes share.
+    On another cluster the org file has to lie where its storage says: `<storage>/org.yaml`, a path that nodes share;
+    where the storage is a URL, CRMRAY_ORG of the nodes names it.
     """
     if dashboard.head:
         if not dashboard.serve().get("proxies") and free_port(port) != port:
@@ -124,7 +130,7 @@ def deploy(dashboard: Dashboard, org: Org, *, port: int = PORT) -> dict[str, str
         ensure_cli_key()
         wanted = serve_config(org, port=port)
     else:
-        wanted = serve_config(org, port=port, org_path=f"{org.root}/org.yaml")
+        wanted = serve_config(org, port=port, elsewhere=True)
     dashboard.deploy(wanted)
     _wait_until_running(dashboard, [application["name"] for application in wanted["applications"]])
     base = base_url(dashboard)

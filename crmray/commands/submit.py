@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
 import re
 import secrets
@@ -17,7 +16,7 @@ from typing import Any
 
 from crmray import __version__, config
 from crmray.commands.estimate import estimate
-from crmray.config import Org
+from crmray.config import FilesSource, Org
 from crmray.dashboard import Dashboard
 from crmray.errors import ConfigError
 from jobs import FLAGS, STATIONS, WITHOUT_TASK, add_flags
@@ -104,16 +103,27 @@ def event_of(line: str) -> dict[str, Any] | None:
         return None
 
 
+def check_reachable(org: Org, address: str) -> None:
+    """ConfigError when storage or source files are named relative to the org file, which other nodes do not have."""
+    named = {"storage": [org.storage]}
+    if isinstance(org.source, FilesSource):
+        for table, sources in org.source.tables.items():
+            named[f"source.tables.{table}.files"] = [path for source in sources for path in source.files]
+    for key, places in named.items():
+        for place in places:
+            if not re.match(r"[a-z][a-z0-9+.-]*://|/", place):
+                raise ConfigError(
+                    f"org file {org.path}: {key}: got {place!r}, which lies on this machine, expected a URL or an "
+                    f"absolute path that the nodes of {address} share"
+                )
+
+
 def submit(dashboard: Dashboard, org: Org, job: str, tasks: Sequence[str], flags: Iterable[str] = ()) -> Submitted:
-    """Hand a job in. On another cluster the org file travels along and its storage has to be reachable from there."""
+    """Hand a job in. On another cluster the org file travels along; what it names has to be reachable from there."""
     if dashboard.head:
         python, org_file, runtime_env = shlex.quote(sys.executable), org.path, {}
     else:
-        if not re.match(r"^[a-z0-9+.-]+://|^/", org.storage):
-            raise ConfigError(
-                f"org file {org.path}: storage {org.storage!r} is a folder beside the org file, expected a URL or an "
-                f"absolute path that the nodes of {dashboard.address} share"
-            )
+        check_reachable(org, dashboard.address)
         content = Path(org.path).read_bytes()
         python, org_file, runtime_env = "python", "org.yaml", {"working_dir": dashboard.upload({"org.yaml": content})}
     words = [*tasks, f"--org={org_file}", *flags]
@@ -127,7 +137,6 @@ def submit(dashboard: Dashboard, org: Org, job: str, tasks: Sequence[str], flags
             "station": job,
             "tasks": ",".join(tasks),
             "crmray": __version__,
-            "user": getpass.getuser(),
         },
         runtime_env=runtime_env,
     )

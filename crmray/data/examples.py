@@ -136,12 +136,24 @@ def span_of(content: Mapping[str, Content], required: Mapping[str, Any]) -> tupl
     return (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
 
 
+def dates_of(lake: Lake, task: Any, settings: Any) -> Snapshots:
+    """The dates that the examples would have, without making them; DataError when the tables cannot carry them."""
+    return _dates(task, settings, _contents(lake, task, settings))[1]
+
+
+def _dates(
+    task: Any, settings: Any, content: Mapping[str, Content]
+) -> tuple[tuple[datetime, datetime] | None, Snapshots]:
+    """First and last moment of the data (None without time), and the dates that follow."""
+    span = span_of(content, task.needs(settings).required) if settings.uses_time else None
+    choose = getattr(task, "dates", splits.snapshots)
+    return span, choose(settings, span) if span else Snapshots(horizon_days=settings.horizon_days)
+
+
 def _make(
     org: Org, lake: Lake, task: Any, settings: Any, content: Mapping[str, Content], run: Run, map_shards: Callable
 ) -> None:
-    span = span_of(content, task.needs(settings).required) if settings.uses_time else None
-    choose = getattr(task, "dates", splits.snapshots)
-    dates = choose(settings, span) if span else Snapshots(horizon_days=settings.horizon_days)
+    span, dates = _dates(task, settings, content)
     log.event("examples.dates", task=task.NAME, **dates.to_json())
     num_shards = max(table.num_shards for table in content.values())
     work = partial(

@@ -79,7 +79,7 @@ def ids(values: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
     """As text; 15-character Salesforce ids become their 18-character form, which does not depend on case.
 
     Other values stay as they are: an id counts as Salesforce's when it has 15 letters and digits, a 0 in the sixth
-    place and a letter in the fourth or fifth. An endpoint does the same to what it is asked for: `salesforce.ids.normalize`.
+    place and a letter in the fourth or fifth. `salesforce.ids.normalize` does the same to what an endpoint gets.
     """
     column = text(values)
     short = pc.equal(pc.binary_length(column), 15)

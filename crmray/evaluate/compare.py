@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from crmray.errors import DataError, NotEnoughDataError
-from crmray.evaluate.metrics import FIGURES, MODES, Figure, mean_figure, resampled_weights
+from crmray.errors import NotEnoughDataError
+from crmray.evaluate.metrics import Figure, resampled_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,21 +75,3 @@ def paired_bootstrap(
         rows=num_rows,
         verdict="better" if low > 0 else "worse" if high < 0 else "no difference",
     )
-
-
-def compare_binary(
-    y: np.ndarray, champion: np.ndarray, challenger: np.ndarray, metric: str = "auc", **options: Any
-) -> Comparison:
-    """Two score vectors (N,) for the same labels (N,); metric: auc, ap, logloss or brier."""
-    if metric not in FIGURES:
-        raise DataError(f"got metric {metric!r}, expected one of {', '.join(FIGURES)}")
-    make = FIGURES[metric]
-    options = {"mode": MODES[metric], **options}
-    return paired_bootstrap(make(y, champion), make(y, challenger), len(y), **options)
-
-
-def compare_means(champion: np.ndarray, challenger: np.ndarray, **options: Any) -> Comparison:
-    """Two values per row (N,) whose means are the figures: NDCG, hits, errors (mode="min")."""
-    if len(champion) != len(challenger) or not len(champion):
-        raise DataError(f"got {len(champion)} and {len(challenger)} rows, expected the same rows for both")
-    return paired_bootstrap(mean_figure(champion), mean_figure(challenger), len(champion), **options)

@@ -97,15 +97,6 @@ def brier_rows(y: np.ndarray, p: np.ndarray) -> np.ndarray:
     return (p - y) ** 2
 
 
-FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], Figure]] = {
-    "auc": auc_figure,
-    "ap": average_precision_figure,
-    "logloss": lambda y, p: mean_figure(logloss_rows(y, p)),
-    "brier": lambda y, p: mean_figure(brier_rows(y, p)),
-}
-MODES = {"auc": "max", "ap": "max", "logloss": "min", "brier": "min"}
-
-
 def auc(y: np.ndarray, p: np.ndarray) -> float:
     """Area under the ROC curve. NotEnoughDataError when only one class is there."""
     return _defined(auc_figure(y, p), y)

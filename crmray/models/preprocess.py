@@ -24,9 +24,10 @@ from crmray.errors import DataError, NotEnoughDataError, SchemaError
 KEYS = ("entity_id", "as_of", "part")
 UNKNOWN, MISSING, FIRST_KNOWN = 0, 1, 2  # codes: unseen or rare, missing, then the vocabulary
 NUM_QUANTILES = 256
+MAX_CATEGORIES = 200
+"""most frequent categories kept per column"""
 CHOICES = {
     "missing": ("mean", "median", "mode"),
-    "missing_category": ("bucket", "mode"),
     "outliers": ("none", "clip"),
     "scale": ("none", "minmax", "standard", "quantile"),
 }
@@ -38,8 +39,6 @@ class Preparation:
 
     missing: Literal["mean", "median", "mode"] = "median"
     """What a missing number becomes; a flag column says that it was missing."""
-    missing_category: Literal["bucket", "mode"] = "bucket"
-    """A missing category keeps a code of its own, or becomes the most frequent one."""
     outliers: Literal["none", "clip"] = "none"
     """`clip` moves numbers to within [q1 - iqr_k IQR, q3 + iqr_k IQR]; a column whose IQR is 0 is left alone."""
     iqr_k: float = 3.0
@@ -48,17 +47,15 @@ class Preparation:
     """Numbers as they are, in 0..1, with mean 0 and standard deviation 1, or as normal scores of their rank."""
     min_frequency: int = 10
     """Training rows that a category needs for a code of its own; rarer ones share the unknown code."""
-    max_categories: int = 200
-    """Most frequent categories kept per column."""
 
     def __post_init__(self):
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"got {field}={getattr(self, field)!r}, expected one of {', '.join(allowed)}")
-        if self.iqr_k <= 0 or self.min_frequency < 1 or self.max_categories < 1:
+        if self.iqr_k <= 0 or self.min_frequency < 1:
             raise ValueError(
-                f"got iqr_k={self.iqr_k}, min_frequency={self.min_frequency}, max_categories={self.max_categories}, "
-                "expected iqr_k above 0 and the others at least 1"
+                f"got iqr_k={self.iqr_k}, min_frequency={self.min_frequency}, expected iqr_k above 0 and "
+                "min_frequency at least 1"
             )
 
 
@@ -92,8 +89,6 @@ class Categorical:
     """Column name."""
     values: tuple[str, ...]
     """Vocabulary, most frequent first; value i has code i + 2."""
-    fill: int
-    """Code of a missing value: 1, or that of the most frequent value."""
 
     @property
     def num_codes(self) -> int:
@@ -245,7 +240,7 @@ class Tabular:
             known = pc.index_in(texts, value_set=pa.array(column.values, pa.string())).fill_null(-1)
             codes = known.to_numpy(zero_copy_only=False).astype(np.int64) + FIRST_KNOWN
             codes[codes < FIRST_KNOWN] = UNKNOWN
-            codes[texts.is_null().to_numpy(zero_copy_only=False)] = column.fill
+            codes[texts.is_null().to_numpy(zero_copy_only=False)] = MISSING
             out[:, j] = codes
         return out
 
@@ -354,8 +349,7 @@ def _fit_categorical(name: str, texts: pa.Array, preparation: Preparation) -> tu
                    key=lambda pair: (-pair[0], pair[1]))  # fmt: skip
     if not pairs or (len(pairs) == 1 and not texts.null_count):
         return None, "constant"
-    frequent = [value for count, value in pairs if count >= preparation.min_frequency][: preparation.max_categories]
+    frequent = [value for count, value in pairs if count >= preparation.min_frequency][:MAX_CATEGORIES]
     if not frequent and not texts.null_count:
         return None, f"no value has {preparation.min_frequency} rows"
-    fill = FIRST_KNOWN if preparation.missing_category == "mode" and frequent else MISSING
-    return Categorical(name=name, values=tuple(frequent), fill=fill), ""
+    return Categorical(name=name, values=tuple(frequent)), ""

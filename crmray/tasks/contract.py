@@ -23,18 +23,6 @@ KEYS = ("entity_id", "as_of", "part")
 MAX_IDS = 1_000
 
 
-def feature_columns(schema: pa.Schema, labels: Sequence[str]) -> list[str]:
-    """Names of the plain features of an examples table: no keys, no labels, no sequences."""
-    skip = {*KEYS, *labels}
-    return [
-        name for name, type_ in zip(schema.names, schema.types, strict=True) if name not in skip and not _is_list(type_)
-    ]
-
-
-def _is_list(type_: pa.DataType) -> bool:
-    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Needs:
     """Canonical tables and columns that a task reads."""

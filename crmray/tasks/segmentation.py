@@ -251,7 +251,7 @@ def evaluate(model: Any, decision: Mapping[str, Any], test: pa.Table, settings: 
     return {
         **figures,
         "later_amount_mean": {
-            entry["name"]: float(later[segment == entry["segment"]].mean()) for entry in decision["segments"]
+            entry["name"]: _mean(later[segment == entry["segment"]]) for entry in decision["segments"]
         },
         "later_amount_p_value": p_value,
         "segments": [
@@ -259,6 +259,10 @@ def evaluate(model: Any, decision: Mapping[str, Any], test: pa.Table, settings: 
             for entry in decision["segments"]
         ],
     }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def fixed(settings: Settings) -> dict[str, Any]:

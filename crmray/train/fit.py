@@ -22,7 +22,7 @@ from crmray.errors import BundleError, ConfigError, TrainingError
 from crmray.storage import Lake, Run
 from crmray.tasks.contract import Fitted, Task
 from crmray.train import points, refit, report, rows, shards
-from crmray.train.points import Fit, Point, Result, Results
+from crmray.train.points import Point, Result, Results
 from crmray.train.search import Search, search
 
 FORMAT = 1
@@ -51,7 +51,7 @@ def fit(
     fixed = task.fixed(settings) if hasattr(task, "fixed") else {}
     asked = {key: value for key, value in fixed.items() if not candidates or key.split(".")[0] in candidates}
     overrides = {**asked, **(overrides or {})}
-    how = {"grid": grid, "scheduler": scheduler, "search": search}
+    how = {"grid": grid, "scheduler": scheduler, "search": search, "memory_gib": org.memory_gib}
     plan = {**how, "candidates": candidates, "overrides": overrides, "task": settings.model_dump(mode="json")}
     stage = "tune" if grid else "train"
     run_id = storage.run_id(stage, inputs={"examples": examples.run_id}, settings=plan, seed=org.seed, format=FORMAT)
@@ -100,6 +100,7 @@ class _Work:
             task=task, results=Results(self.lake, task), examples=self.examples.run_id, seed=org.seed,
             engine=points.engine_settings(overrides), device="cuda" if cluster.resources().get("GPU") else "cpu",
             points=tuple(p for p in chosen if task.CANDIDATES[p.candidate].KIND != "shards"), by_optuna=how == "optuna",
+            share=seen.share,
         )  # fmt: skip
         results = self._compare(shared, chosen, seen, concurrency, scheduler)
         best = best_of(task, results)
@@ -124,10 +125,7 @@ class _Work:
         results = []
         by_shard = [point for point in chosen if point not in shared.points]
         if by_shard:
-            fits = [
-                Fit.of(p, "selection", examples=shared.examples, seed=shared.seed, engine=shared.engine)
-                for p in by_shard
-            ]
+            fits = [shared.fit_on(point, "selection") for point in by_shard]
             results += shards.fit(shared, fits, self.examples, seen)
         if shared.points:
             results += search(shared, seen.selection, seen.validation, name=self.run.run_id,
@@ -178,8 +176,7 @@ class _Work:
         fits = {}
         for name, which in wanted:
             rounds = refit.rounds_of(best[name], task.CANDIDATES[name].KIND)
-            fits[name, which] = Fit.of(best[name].fit.point, which, examples=shared.examples, seed=shared.seed,
-                                       engine=shared.engine, rounds=rounds)  # fmt: skip
+            fits[name, which] = shared.fit_on(best[name].fit.point, which, rounds)
         by_shard = [one for (name, _), one in fits.items() if task.CANDIDATES[name].KIND == "shards"]
         if by_shard:
             shards.fit(shared, by_shard, self.examples, seen)

@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import traceback
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from crmray import log, storage
-from crmray.errors import ConfigError, DataError, NotEnoughDataError, NotFoundError, TrainingError
+from crmray.errors import ConfigError, CrmrayError, DataError, NotEnoughDataError, NotFoundError, TrainingError
 from crmray.storage import Lake
 from crmray.tasks.contract import Candidate, Fitted, Task
 from crmray.train.engine import EngineSettings
@@ -65,10 +67,12 @@ class Fit:
 
     @staticmethod
     def of(
-        point: Point, rows: Rows, *, examples: str, seed: int, engine: EngineSettings, rounds: int | None = None
-    ) -> Fit:
-        """A fit with its key. examples: run_id of the rows."""
+        point: Point, rows: Rows, *, examples: str, seed: int, engine: EngineSettings, rounds: int | None = None,
+        share: float = 1.0,
+    ) -> Fit:  # fmt: skip
+        """A fit with its key. examples: run_id of the rows; share: of their customers that it sees."""
         settings = {**dataclasses.asdict(point), "rows": rows, "rounds": rounds, "engine": dataclasses.asdict(engine)}
+        settings |= {"share": share}
         key = storage.run_id("fit", inputs={"examples": examples}, settings=settings, seed=seed, format=FORMAT)
         return Fit(point=point, rows=rows, rounds=rounds, key=key)
 
@@ -87,6 +91,18 @@ class Result:
     """of training"""
     failed: str | None = None
     """why there is no model: it diverged, was refused, crashed, or was stopped by the scheduler"""
+
+
+def reason(error: Exception) -> str:
+    """Why a fit failed, for logs and reports: our own message, of other errors only their kind and where they arose.
+
+    Messages of libraries may quote cells of the data.
+    """
+    kind = type(error).__name__
+    if isinstance(error, CrmrayError):
+        return f"{kind}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{kind} at {'/'.join(Path(frames[-1].filename).parts[-2:])}:{frames[-1].lineno}" if frames else kind
 
 
 class Results:

@@ -26,6 +26,8 @@ class Rows:
     """rows on which candidates are compared"""
     refit: pa.Table
     """training and validation rows whose labels were known at the test date"""
+    share: float
+    """of the customers that these are rows of, 0..1; below 1 where all of them exceed the memory budget"""
 
     @property
     def hash_train(self) -> pa.Table:
@@ -51,7 +53,7 @@ def read(examples: Run, *, memory_gib: float, seed: int) -> Rows:
     for name, rows in (("training", selection), ("validation", validation)):
         if rows.num_rows == 0:
             raise NotEnoughDataError(f"{examples!r}: got 0 {name} rows, expected at least 1; bring more history")
-    return Rows(selection=selection, validation=validation, refit=_refit(train, validation, dates))
+    return Rows(selection=selection, validation=validation, refit=_refit(train, validation, dates), share=share)
 
 
 def _refit(train: pa.Table, validation: pa.Table, dates: splits.Snapshots) -> pa.Table:

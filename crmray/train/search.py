@@ -22,7 +22,7 @@ from crmray.errors import ConfigError, TrainingError
 from crmray.tasks.contract import Fitted, Task
 from crmray.train import engine, loop, trainer
 from crmray.train.engine import EngineSettings
-from crmray.train.points import OWN_FAULT, Fit, Point, Result, Results
+from crmray.train.points import OWN_FAULT, Fit, Point, Result, Results, Rows, reason
 from crmray.train.trials import TrialTable
 
 MAX_SAMPLES = 30
@@ -55,11 +55,19 @@ class Search:
     """the grid"""
     by_optuna: bool
     """whether Optuna proposes the points; the grid then says between which values"""
+    share: float = 1.0
+    """of the customers of the examples that fits see"""
+
+    def fit_on(self, point: Point, rows: Rows, rounds: int | None = None) -> Fit:
+        """The fit of a point on these rows."""
+        return Fit.of(
+            point, rows, examples=self.examples, seed=self.seed, engine=self.engine, rounds=rounds, share=self.share
+        )
 
     def fit_of(self, config: Mapping[str, Any]) -> Fit:
         """The fit that a trial's config asks for."""
         point = self._proposed(config) if self.by_optuna else self.points[config["point"]]
-        return Fit.of(point, "selection", examples=self.examples, seed=self.seed, engine=self.engine)
+        return self.fit_on(point, "selection")
 
     def over_workers(self, fit: Fit) -> bool:
         """Whether a trial of this fit trains on workers of its own."""
@@ -143,7 +151,7 @@ def _trial(config: Mapping[str, Any], shared: Search, train: pa.Table, validatio
             if not np.isfinite(figures[task.METRIC]):
                 raise TrainingError(f"got {task.METRIC} {figures[task.METRIC]} on validation, expected a finite number")
         except OWN_FAULT as error:
-            result = Result(fit=fit, seconds=_since(started), failed=f"{type(error).__name__}: {error}")
+            result = Result(fit=fit, seconds=_since(started), failed=reason(error))
             shared.results.write(result, None)
         else:
             result = Result(fit=fit, figures=figures, rounds=rounds, seconds=_since(started))
@@ -217,7 +225,7 @@ def _resources(shared: Search, config: Mapping[str, Any], gpus: float) -> dict[s
 
 
 def _selection(shared: Search) -> Callable[[Point], Fit]:
-    return lambda point: Fit.of(point, "selection", examples=shared.examples, seed=shared.seed, engine=shared.engine)
+    return lambda point: shared.fit_on(point, "selection")
 
 
 def _tuner(

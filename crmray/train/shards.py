@@ -11,7 +11,7 @@ import pyarrow as pa
 from crmray import cluster, log
 from crmray.storage import Run
 from crmray.train import rows
-from crmray.train.points import OWN_FAULT, Fit, Result
+from crmray.train.points import OWN_FAULT, Fit, Result, reason
 from crmray.train.search import Search
 
 SAMPLE_ROWS = 20_000
@@ -99,4 +99,4 @@ def _finish(shared: Search, one: Fit, model: Any, seen: rows.Rows, started: floa
 
 def _failed(shared: Search, one: Fit, error: Exception, started: float) -> None:
     seconds = round(time.perf_counter() - started, 3)
-    shared.results.write(Result(fit=one, seconds=seconds, failed=f"{type(error).__name__}: {error}"), None)
+    shared.results.write(Result(fit=one, seconds=seconds, failed=reason(error)), None)

@@ -62,7 +62,9 @@ def make_org(folder: Path, num_customers: int = 4_000) -> str:
         inputs[name] = run.commit(**about, missing=missing, earliest=None, latest=None).run_id
     train = churn.examples(tables, now - timedelta(days=settings.horizon_days), settings, labels=True)
     run = lake.run("examples", "churn", "1" * 16)
-    run.write_arrow("now.arrow", churn.examples(tables, now, settings, labels=False))
+    known = churn.examples(tables, now, settings, labels=False)
+    with run.open_output("now.arrow") as sink, pa.ipc.new_file(sink, known.schema) as writer:
+        writer.write_table(known)
     dates = {"train": [], "validation": None, "test": None, "now": now.isoformat()}
     run.commit(
         features_version=churn.FEATURES_VERSION,

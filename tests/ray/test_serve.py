@@ -306,6 +306,21 @@ def test_new_examples_are_swapped_in(published):
     assert published.post({"id": "c01550"}).json()["predictions"][0]["probability"] == pytest.approx(probability(0))
 
 
+def test_models_are_listed_without_their_examples(published):
+    def models() -> dict:
+        return published.get("/v1/models", authorization=f"Bearer {published.key}").json()["models"][0]
+
+    folder = Path(published.lake.root) / "examples" / "toy"
+    aside, whole = folder.with_name("aside"), models()
+    folder.rename(aside)
+    try:
+        assert {**whole, "as_of": None, "data_age_days": None} == models()
+        assert published.post({"id": "c00007"}).status_code == 200
+    finally:
+        aside.rename(folder)
+    assert models()["as_of"] == "2026-10-01T00:00:00Z"
+
+
 def _until(holds: Callable[[], bool], timeout_s: float = 15) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():

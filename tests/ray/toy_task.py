@@ -179,7 +179,9 @@ def write_examples(lake: storage.Lake, num_customers: int = 1_500) -> storage.Ru
     run = lake.run("examples", NAME, storage.run_id("examples", inputs=inputs, settings={}, seed=0, format=1))
     rows = examples(made, NOW, Settings(), labels=True)
     run.write_table("test/shard-00000.parquet", rows)
-    run.write_arrow("now.arrow", examples(made, NOW, Settings(), labels=False))
+    now = examples(made, NOW, Settings(), labels=False)
+    with run.open_output("now.arrow") as sink, pa.ipc.new_file(sink, now.schema) as writer:
+        writer.write_table(now)
     dates = {"train": [], "validation": None, "test": None, "now": NOW.isoformat()}
     return run.commit(
         task=NAME,

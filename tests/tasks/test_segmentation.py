@@ -102,6 +102,9 @@ def test_names_say_what_sets_a_segment_apart():
     assert set(predictions["subsegment"].to_pylist()) <= {0, 1, 2}
     figures = segmentation.evaluate(model, decision, table, Settings())
     assert figures["later_amount_p_value"] < 1e-6
+    two = segmentation.evaluate(model, decision, table.filter(pa.array(group > 0)), Settings())["later_amount_mean"]
+    assert two[names[0]] is None  # nobody of the best group is among these rows
+    assert two[names[1]] == pytest.approx(table["spend_amount"].to_numpy()[group == 1].mean() / 4, rel=0.02)
     chart = segmentation.files(decision, figures)["segments.svg"]
     assert chart.startswith(b"<?xml")
     assert names[0].encode() in chart

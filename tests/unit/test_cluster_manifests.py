@@ -15,6 +15,7 @@ import ray
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from crmray import cluster, org
 from crmray.cluster import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,7 +186,36 @@ def test_image_pins_what_the_package_pins_and_runs_without_root() -> None:
 def test_dashboard_shows_metrics_that_exist() -> None:
     shown = json.dumps(json.loads((CLUSTER / "grafana-crmray.json").read_text(encoding="utf-8"))["panels"])
     names = {re.sub(r"_bucket$", "", name) for name in re.findall(r"ray_(crmray_\w+)", shown)}
-    assert names
-    assert names <= set(METRICS)
+    served = re.findall(
+        r'(Counter|Histogram)\(\s*"(crmray_\w+)"', (ROOT / "serve" / "app.py").read_text(encoding="utf-8")
+    )
+    # Prometheus adds _total to the name of a counter that does not end with it.
+    of_requests = {name + ("_total" if kind == "Counter" else "") for kind, name in served}
+    assert of_requests & names
+    assert names <= set(METRICS) | of_requests
+
+
+def test_every_metric_of_a_stage_is_recorded_somewhere() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "crmray").rglob("*.py"))
+    assert [name for name in METRICS if f'record("{name}"' not in code] == []
+
+
+def test_rows_are_counted_as_results_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[float, dict[str, str]]] = []
+    monkeypatch.setattr(cluster, "record", lambda metric, value, /, **tags: counted.append((value, tags)))
+    monkeypatch.setattr(cluster, "map_shards", lambda fn, items, *, label: ((item, fn(item)) for item in items))
+    of_shard, of_examples = (
+        org._counting("shard", org._rows_of_shard),
+        org._counting("examples", org._rows_of_examples, "churn"),
+    )
+    list(of_shard(lambda _: None, ["orders"], label="shard.orders.start"))
+    list(of_shard(lambda rows: {"profile": {"rows": rows}}, [5], label="shard.orders"))
+    splits = {"counts": {"train": {"2026-01-01": {"rows": 2}, "2026-02-01": {"rows": 3}}, "now": {"": {"rows": 4}}}}
+    assert list(of_examples(lambda _: splits, [0], label="examples")) == [(0, splits)]
+    orders, churn = {"stage": "shard", "name": "orders"}, {"stage": "examples", "name": "churn"}
+    assert counted == [(0, orders), (5, orders), (9, churn)]
+
+
+def test_dashboard_sources_are_there() -> None:
     for name in ("prometheus.yaml", "pod-monitor.yaml", "redis.yaml", "storage.yaml"):
         assert documents(name)

@@ -22,7 +22,6 @@ LAYERS = (
         "crmray.schema",
         "crmray.storage",
         "crmray.claim",
-        "crmray.privacy",
     ),
     ("crmray.data", "crmray.models", "crmray.evaluate", "crmray.salesforce"),
     ("crmray.tasks",),

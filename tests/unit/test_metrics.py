@@ -88,7 +88,7 @@ def test_bootstrap_interval_of_a_mean_is_about_two_standard_errors():
 def test_weights_are_repeated_rows():
     rng = np.random.default_rng(3)
     y, p, w = rng.integers(0, 2, 50), rng.integers(0, 9, 50) / 9, rng.integers(0, 4, 50)
-    for make in metrics.FIGURES.values():
+    for make in (metrics.auc_figure, metrics.average_precision_figure, lambda y, p: metrics.mean_figure((p - y) ** 2)):
         repeated = make(np.repeat(y, w), np.repeat(p, w))(np.ones(w.sum()))
         assert make(y, p)(w.astype(float)) == pytest.approx(repeated)
 
@@ -97,12 +97,14 @@ def test_paired_bootstrap_tells_better_from_the_same():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 600)
     weak, strong = y + rng.normal(size=600) * 3, y + rng.normal(size=600)
-    found = compare.compare_binary(y, weak, strong)
+    before, after = metrics.auc_figure(y, weak), metrics.auc_figure(y, strong)
+    found = compare.paired_bootstrap(before, after, 600)
     assert (found.verdict, found.rows) == ("better", 600)
     assert found.gain == pytest.approx(metrics.auc(y, strong) - metrics.auc(y, weak))
     assert found.p_value < 0.01
-    assert compare.compare_binary(y, strong, weak).verdict == "worse"
-    same = compare.compare_binary(y, strong, strong * 2.0)
+    assert compare.paired_bootstrap(after, before, 600).verdict == "worse"
+    same = compare.paired_bootstrap(after, metrics.auc_figure(y, strong * 2.0), 600)
     assert (same.gain, same.verdict, same.p_value) == (0.0, "no difference", 1.0)
-    errors = compare.compare_means(np.ones(50), np.zeros(50), mode="min")
+    ones, zeros = (metrics.mean_figure(values) for values in (np.ones(50), np.zeros(50)))
+    errors = compare.paired_bootstrap(ones, zeros, 50, mode="min")
     assert (errors.gain, errors.verdict) == (1.0, "better")

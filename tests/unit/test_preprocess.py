@@ -74,8 +74,6 @@ def test_categories_get_codes_by_frequency_and_the_rest_is_unknown():
     assert fitted.num_codes == [4]
     assert fitted.names == ["plan=(other)", "plan=(missing)", "plan=b", "plan=a"]
     assert fitted.matrix(new)[0].tolist() == [0, 0, 0, 1]
-    filled = Tabular.fit(t, Preparation(min_frequency=2, missing_category="mode"))
-    assert filled.codes(new)[-1, 0] == 2
 
 
 def test_columns_without_information_are_dropped_and_listed_and_extra_ones_ignored():

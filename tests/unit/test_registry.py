@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from crmray import registry
-from crmray.errors import BundleError, CorruptError, NoChampionError, RegistryError
+from crmray import config, registry, tasks
+from crmray.errors import BundleError, CorruptError, NoChampionError, RegistryError, WatchdogError
+from crmray.org import OpenOrg
 from crmray.storage import Lake
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "ray"))
@@ -127,3 +128,36 @@ def test_two_publishers_at_once_write_one_entry_each(lake):
     entry = json.loads(lake.read("registry/toy/ledger/000001.json"))
     assert entry["number"] == 1
     assert "@" in entry["who"]
+
+
+def test_publish_waits_for_the_champion_even_when_it_was_champion_before(tmp_path, monkeypatch):
+    org = OpenOrg(config.load(toy.write_org(tmp_path)))
+    toy.write_examples(org.lake, 500)
+    monkeypatch.setitem(tasks.TASKS, "toy", TASK)
+    waited = []
+
+    def wait_for(task, version):
+        waited.append(version)
+        if len(waited) == 1:
+            raise WatchdogError("a replica still answers with the old one")
+        return 2
+
+    monkeypatch.setattr("serve.fleet.wait_for", wait_for)
+    toy.write_bundle(org.lake, "b" * 16, **RIGHT)
+    with pytest.raises(WatchdogError):
+        org.publish("toy")
+    again = org.publish("toy")
+    assert (again["promoted"], again["replicas"]) == (False, 2)
+    toy.write_bundle(org.lake, "a" * 16, **HALF)
+    assert "replicas" not in org.publish("toy")  # refused: nothing to wait for
+    assert waited == ["b" * 16] * 2
+
+
+def test_a_uid_without_a_name_can_publish(lake, monkeypatch):
+    def unknown():
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr(registry.getpass, "getuser", unknown)
+    monkeypatch.setattr(registry.os, "getuid", lambda: 12345)
+    toy.write_bundle(lake, "a" * 16, **RIGHT)
+    assert registry.publish(lake, TASK)["who"].startswith("12345@")

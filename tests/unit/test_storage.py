@@ -75,6 +75,18 @@ def test_a_failed_write_leaves_nothing(lake, monkeypatch):
     assert run.commit().exists()
 
 
+def test_a_root_that_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    lake = Lake(tmp_path / "file")
+    for what in (
+        lambda: lake.write("x/y.json", b"1"),
+        lambda: lake.create_exclusive("x/y.json", b"1"),
+        lambda: lake.work_folder("fits"),
+    ):
+        with pytest.raises(StorageError, match="cannot write .*Not a directory"):
+            what()
+
+
 def test_an_error_in_the_middle_of_a_stream_leaves_nothing(lake):
     run = lake.run("tables", "customers", "r1")
     with pytest.raises(ZeroDivisionError), run.open_output("x.bin") as sink:
@@ -84,15 +96,15 @@ def test_an_error_in_the_middle_of_a_stream_leaves_nothing(lake):
     assert list(os.listdir(run.path)) == []
 
 
-def test_verify_names_the_damaged_file(lake):
+def test_reading_verified_names_the_damaged_file(lake):
     run = lake.run("bundles", "churn", "r1")
     run.write_bytes("a.bin", b"good")
     run.write_bytes("b.bin", b"good")
-    run.commit().verify()
+    assert run.commit().read_verified() == {"a.bin": b"good", "b.bin": b"good"}
     with open(f"{run.path}/b.bin", "wb") as file:
         file.write(b"evil")
     with pytest.raises(CorruptError, match=r"b\.bin differs"):
-        run.verify()
+        run.read_verified()
 
 
 def test_truncated_parquet_is_one_clear_error(lake):
@@ -154,6 +166,30 @@ def test_the_claim_of_a_killed_process_is_taken_over(lake, tmp_path):
     assert len(log.read_text().split()) == 2
 
 
+def test_a_dead_claim_has_one_successor(lake):
+    run, rel = lake.run("raw", "x", "r1"), f"raw/x/r1/{claim.FILE}"
+    dead, first, second = ({"host": name, "pid": 1, "token": name} for name in ("dead", "first", "second"))
+    lake.write(rel, json.dumps({**dead, "beat": 0.0}).encode())
+    held = json.loads(lake.read(rel))  # what both waiters saw
+    assert claim._take_over(run, rel, held, first)
+    assert not claim._take_over(run, rel, held, second)
+    assert json.loads(lake.read(rel))["token"] == "first"
+    assert claim.is_held(run)
+    # The first one ends without a result, and its claim with it: a claim is then free, not to be taken over.
+    claim._release(run, rel, first)
+    assert not claim._take_over(run, rel, held, second)
+    assert not claim.is_held(run)
+
+
+def test_a_successor_that_died_before_its_claim_was_written_is_succeeded(lake):
+    run, rel = lake.run("raw", "x", "r1"), f"raw/x/r1/{claim.FILE}"
+    held = {"host": "dead", "pid": 1, "token": "dead", "beat": 0.0}
+    lake.write(rel, json.dumps(held).encode())
+    lake.write("raw/x/r1/claim.dead.taken.tmp", json.dumps({**held, "token": "first"}).encode())
+    assert claim._take_over(run, rel, held, {"host": "second", "pid": 1, "token": "second"})
+    assert json.loads(lake.read(rel))["token"] == "second"
+
+
 def test_waiting_for_a_living_claim_ends_with_its_owner_named(lake):
     run = lake.run("raw", "x", "r1")
     held = {"host": "elsewhere", "pid": 4711, "token": "t", "beat": time.time()}
@@ -182,7 +218,7 @@ def test_a_remote_store_works_alike():
 
 def test_every_error_survives_pickling():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CrmrayError)]
-    assert len(kinds) >= 18
+    assert len(kinds) >= 17
     for kind in kinds:
         copy = pickle.loads(pickle.dumps(kind("got 1, expected 2")))
         assert type(copy) is kind

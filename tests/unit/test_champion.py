@@ -1,0 +1,79 @@
+"""A replica's watch, without Ray: what a store raises leaves the old version in place."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from crmray import log, registry
+from crmray.storage import Lake
+from serve import app, champion, options
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "ray"))
+import toy_task as toy
+
+SECRET = "c00007"
+
+
+@pytest.fixture
+def told(monkeypatch):
+    told = []
+    monkeypatch.setattr(log, "event", lambda name, *, level=20, **fields: told.append((name, fields)))
+    return told
+
+
+def test_an_error_of_the_store_leaves_the_old_version(tmp_path, monkeypatch, told):
+    lake = Lake(tmp_path)
+    toy.write_examples(lake, 20)
+    for version, bias in (("a" * 16, 2.5), ("b" * 16, 2.6)):
+        toy.write_bundle(lake, version, bias=bias, weight=-1.0)
+        registry.publish(lake, toy.module(), force="test")
+        if version[0] == "a":
+            replica = champion.Champion(lake, toy.module())
+            assert replica.poll()
+
+    def fails(*_):
+        raise OSError(SECRET)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(champion, "load_bundle", fails)
+        told.clear()
+        assert not replica.poll()
+        assert not replica.poll()
+    assert told == [("serve.load_failed", {"task": "toy", "kind": "OSError"})]
+    assert replica.status() == {**replica.status(), "version": "a" * 16, "problem": "OSError"}
+    assert replica.poll()
+    assert replica.status() == {**replica.status(), "version": "b" * 16, "problem": ""}
+
+
+def test_the_watch_outlives_any_exception(told):
+    class Keys:
+        refreshed = 0
+
+        def refresh(self):
+            self.refreshed += 1
+            return 1
+
+    def fails():
+        raise LookupError(SECRET)
+
+    async def watched():
+        watch = asyncio.create_task(app._watch(0.01, fails, keys))
+        while keys.refreshed < 3:
+            assert not watch.done()
+            await asyncio.sleep(0.01)
+        watch.cancel()
+
+    keys = Keys()
+    asyncio.run(asyncio.wait_for(watched(), 10))
+    assert told == [("serve.watch_failed", {"kind": "LookupError"})]
+
+
+def test_the_demo_org_is_not_served_silently(monkeypatch, tmp_path, told):
+    monkeypatch.delenv("CRMRAY_ORG", raising=False)
+    assert options.RootOptions().load_org().name == "demo"
+    assert [name for name, _ in told] == ["serve.demo_org"]
+    told.clear()
+    options.RootOptions(org=toy.write_org(tmp_path)).load_org()
+    assert told == []
