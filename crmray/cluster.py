@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from crmray.head import local_head, token_file
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+CONNECT_TIMEOUT_S = 5.0
 TOKEN_PATHS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # Modin imports pandas in workers while tasks arrive; without this the two imports race (modin-project/modin#4603).
 WORKER_ENV = {"__MODIN_AUTOIMPORT_PANDAS__": "1"}
@@ -90,6 +92,8 @@ def connect(address: str | None = None, **local: Any) -> None:
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address and "://" in address and not address.startswith("ray://"):
         raise ClusterError(f"got cluster address {address!r}, expected host:port of the Ray head (6379 by default)")
+    if address and address not in ("local", "auto"):
+        _check_reachable(address)
     here = None if local else local_head()
     head = here if here and address in (None, here.address) else None
     if head:
@@ -119,6 +123,20 @@ def connect(address: str | None = None, **local: Any) -> None:
     log.event(
         "cluster.joined", address=address or "local", cpus=resources().get("CPU", 0), gpus=resources().get("GPU", 0)
     )
+
+
+def _check_reachable(address: str) -> None:
+    """ClusterError when nobody listens there: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"got cluster address {address!r}, expected host:port of the Ray head (6379 by default)")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray head answers at {address} ({error.strerror or error}); expected the host:port of a running one: "
+            "correct RAY_ADDRESS or --address, or unset it to run on this machine"
+        ) from None
 
 
 def resources() -> dict[str, float]:

@@ -290,7 +290,7 @@ def _against_baselines(challenger: Bundle) -> Decision:
     figures = {"metric": task.METRIC, "part": part, "challenger": own, "baselines": known}
     sign = 1.0 if task.MODE == "max" else -1.0
     if own is None or not others:
-        why = f"first version, {winner}: no baseline beside it has a {task.METRIC}"
+        why = f"first version, {winner}: no baseline with {task.METRIC} beside it"
         return Decision(promote=True, why=why, figures=figures)
     name = max(others, key=lambda key: sign * others[key])
     said = f"{task.METRIC} {own:.4f} on {part}, baseline {name} {others[name]:.4f}"

@@ -14,7 +14,6 @@ import tempfile
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.metrics import adjusted_rand_score
 
@@ -77,7 +76,7 @@ def _segments(org: OpenOrg, version: str) -> tuple[list[Any], np.ndarray]:
     truth = org.lake.latest("truth", "demo").read_table("leaving-*.parquet")
     truth = truth.filter(pc.equal(truth["as_of"], examples["as_of"][0]))
     row = pc.index_in(examples["entity_id"], value_set=truth["entity_id"].combine_chunks())
-    planted = truth["segment"].take(pa.chunked_array(row.chunks)).to_pylist()
+    planted = truth["segment"].take(row.combine_chunks()).to_pylist()
     return planted, org.bundle("segmentation", version).model.predict(examples)["segment"]
 
 
