@@ -1,4 +1,4 @@
-"""crmray: three years of Salesforce history in, tuned, explained and served models out, on a Ray cluster.
+"""crmray: three years of CRM history in, tuned, explained and served models out, on a Ray cluster.
 
 import crmray
 org = crmray.open("org.yaml")

@@ -22,6 +22,16 @@ exit codes: 0 done; 2 the request, the org file, the data or the cluster is at f
 """
 
 
+class _Help(argparse.HelpFormatter):
+    """Wraps text, but gives each example, set apart by four spaces, a line of its own."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if not text.startswith("example"):
+            return super()._fill_text(text, width, indent)
+        title, _, examples = text.partition(": ")
+        return "\n  ".join([f"{title}:", *examples.split("    ")])
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
     from crmray.commands import doctor, head, lake, orgfile, run, serving, submit
@@ -36,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (orgfile, head, run, submit, serving, lake, doctor):
         module.add(commands)
+    for command in commands.choices.values():
+        command.formatter_class = _Help
     return parser
 
 

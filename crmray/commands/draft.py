@@ -37,7 +37,7 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     "transactions": {
         "entity_id": _ENTITY,
         "occurred_at": _TIME,
-        "order_id": ("invoiceno", "invoice", "orderid", "ordernumber", "basketid", "receiptid"),
+        "order_id": ("invoiceno", "invoice", "orderid", "ordernumber", "orderno", "order", "basketid", "receiptid"),
         "product_id": ("stockcode", "productid", "sku", "itemid", "asin", "product2id", "product", "item"),
         "num_units": ("quantity", "qty", "units", "numunits"),
         "unit_price_amount": ("unitprice", "price", "unitpriceamount"),
