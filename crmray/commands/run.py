@@ -53,7 +53,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     demo = commands.add_parser(
         "demo",
         help="up, run on the demo org, one request per endpoint, down",
-        description="Show the whole product on a generated organisation, on a Ray head of its own or that of `crmray up`.",
+        description="Show the whole product on a generated organisation, on its own Ray head or that of `crmray up`.",
         epilog="example: crmray demo --keep",
     )
     demo.add_argument("--org", metavar="ORG.yaml", default=str(config.DEMO_ORG), help="another org file")
