@@ -159,7 +159,7 @@ def test_on_another_cluster_the_org_file_travels_and_its_storage_must_be_reachab
     """The same head, addressed as one would a remote one."""
     there = Dashboard()
     there.head = None
-    with pytest.raises(ConfigError, match="storage 'lake' is a folder beside the org file, expected a URL"):
+    with pytest.raises(ConfigError, match="storage: got 'lake', which lies on this machine, expected a URL"):
         submit(there, config.load(org_file), "ingest", [])
     uri = there.upload({"org.yaml": b"name: shop\n"})
     again = there.upload({"org.yaml": b"name: shop\n"})
