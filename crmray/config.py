@@ -5,6 +5,7 @@ Secrets never stand in it; they come from the environment or from files that it 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,6 +68,137 @@ class TableSource(Part):
         return self
 
 
+def _single_source(data: Any) -> Any:
+    """A table with one source may be written without a list."""
+    if isinstance(data, dict) and isinstance(data.get("tables"), dict):
+        tables = {name: [part] if isinstance(part, dict) else part for name, part in data["tables"].items()}
+        return {**data, "tables": tables}
+    return data
+
+
+class Secret(Part):
+    """Where a secret stands. The org file never holds one."""
+
+    env: str = ""
+    """name of an environment variable"""
+    file: str = ""
+    """path of a file, relative to the org file"""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Secret:
+        if bool(self.env) == bool(self.file):
+            raise ValueError("got both or neither of `env` and `file`, expected exactly one of them")
+        return self
+
+    def read(self, folder: Path) -> str:
+        """The secret, without white space around it; ConfigError that names the place and never the value."""
+        if self.env:
+            value = os.environ.get(self.env, "").strip()
+            if not value:
+                raise ConfigError(f"environment variable {self.env}: not set or empty, expected a secret; set it")
+            return value
+        path = folder / Path(self.file).expanduser()
+        try:
+            value = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise ConfigError(f"secret file {path}: got {reason}, expected a readable text file") from None
+        if not value:
+            raise ConfigError(f"secret file {path}: is empty, expected a secret")
+        return value
+
+
+class Login(Part):
+    """How to log in to a Salesforce org: one of three OAuth 2.0 flows."""
+
+    flow: Literal["jwt", "client_credentials", "password"]
+    """jwt: client_id, username, private_key; client_credentials: client_id, client_secret; password: all but the key"""
+    url: Annotated[str, Field(pattern=r"^https://[^/?#]+$")] = "https://login.salesforce.com"
+    """where tokens are asked for: login or test .salesforce.com, or the org's My Domain (client_credentials needs it)"""
+    client_id: Secret
+    """consumer key of the connected app"""
+    client_secret: Secret | None = None
+    """its consumer secret"""
+    username: str = ""
+    """the integration user"""
+    password: Secret | None = None
+    """with the security token at its end where the org asks for one"""
+    private_key: Secret | None = None
+    """RSA key in PEM; its certificate stands in the connected app"""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Login:
+        needed = {
+            "jwt": ("username", "private_key"),
+            "client_credentials": ("client_secret",),
+            "password": ("client_secret", "username", "password"),
+        }[self.flow]
+        if missing := [name for name in needed if not getattr(self, name)]:
+            raise ValueError(f"flow {self.flow}: {', '.join(missing)} missing, expected client_id, {', '.join(needed)}")
+        return self
+
+
+class SalesforceSource(Part):
+    """A Salesforce org, read through its APIs."""
+
+    kind: Literal["salesforce"]
+    login: Login
+    """how to log in"""
+    api_version: Annotated[str, Field(pattern=r"^[0-9]{2,3}\.0$")] = "64.0"
+    """of the REST and Bulk APIs; 58.0 at least"""
+    tables: dict[str, list[TableSource]] = {}
+    """canonical table -> sources beside the standard mapping; one of an object that the standard mapping has for this
+    table takes its place"""
+    without: list[str] = []
+    """objects of the standard mapping that are not read"""
+    since: str = ""
+    """ISO date; rows of events created before it are not read; default: all there are"""
+    ca_file: str = ""
+    """PEM file of the certificate authority, relative to the org file; default: the usual ones"""
+    proxy: str = ""
+    """URL of an HTTPS proxy; default: none"""
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """of one request without an answer"""
+    calls_reserve: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """share of the org's daily API calls that is left to others"""
+    lookback_minutes: Annotated[float, Field(ge=0)] = 10.0
+    """overlap of an incremental pull with the one before, for transactions that commit late"""
+    page_rows: Annotated[int, Field(ge=1000, le=1_000_000)] = 50_000
+    """rows of one page of Bulk API results"""
+    parallel_pages: Annotated[int, Field(ge=1, le=15)] = 3
+    """pages fetched at the same time"""
+
+    _single = model_validator(mode="before")(_single_source)
+
+
+class Consent(Part):
+    """How the wishes of persons bind the customer that they belong to."""
+
+    account: Literal["any", "all"] = "any"
+    """whether one person who withdraws binds the whole account, or only when all of them do"""
+    purpose: str = ""
+    """name of the DataUsePurpose of ContactPointTypeConsent that counts; default: all of them"""
+
+
+class Privacy(Part):
+    """What may be known about persons, and how it is kept."""
+
+    pseudonym_key: Secret | None = None
+    """32 bytes or more in hex; ids of accounts, contacts, leads and persons become keyed pseudonyms"""
+    vault_key: Secret | None = None
+    """32 bytes in hex; encrypts the table from pseudonym to record id"""
+    previous_vault_keys: list[Secret] = []
+    """still accepted for reading, until the vault is written anew"""
+    lake_key: Secret | None = None
+    """32 bytes in hex; Parquet files of the lake are encrypted with it"""
+    identifiers: dict[str, Literal["drop", "pseudonym", "keep"]] = {}
+    """`Object.Field` (source files: `table.column`) -> what becomes of it, beside what Salesforce's own types tell"""
+    text: list[str] = []
+    """further free text that is redacted, `Object.Field`"""
+    consent: Consent = Consent()
+    """whose wish counts"""
+
+
 class DemoSource(Part):
     """The seeded demo org."""
 
@@ -86,13 +218,7 @@ class FilesSource(Part):
     tables: dict[str, list[TableSource]]
     """canonical table -> its sources"""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _single_source(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("tables"), dict):
-            tables = {name: [part] if isinstance(part, dict) else part for name, part in data["tables"].items()}
-            return {**data, "tables": tables}
-        return data
+    _single = model_validator(mode="before")(_single_source)
 
 
 class Org(Part):
@@ -102,10 +228,12 @@ class Org(Part):
     """short name: lower-case letters, digits, - and _"""
     storage: str
     """root of the lake: a folder (relative to the org file, or from ~) or a URL such as s3://bucket/prefix"""
-    source: Annotated[DemoSource | FilesSource, Field(discriminator="kind")]
+    source: Annotated[DemoSource | FilesSource | SalesforceSource, Field(discriminator="kind")]
     """where the history comes from"""
     tasks: dict[str, dict[str, Any]] = {}
     """task name -> its settings (business facts); a task that is not named here is not run"""
+    privacy: Privacy = Privacy()
+    """pseudonyms, redaction, consent, encryption"""
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
     """ISO 4217 code of every *_amount"""
     seed: int = 0
@@ -159,8 +287,6 @@ def load(path: str | Path) -> Org:
 
 def _with_environment(value: Any, path: Path) -> Any:
     """Replace ${NAME} in every string by the environment variable NAME."""
-    import os
-
     if isinstance(value, dict):
         return {key: _with_environment(part, path) for key, part in value.items()}
     if isinstance(value, list):

@@ -4,7 +4,8 @@
     ├── ConfigError               the org file or a setting is wrong
     ├── DataError                 the data cannot be used as it is
     │   ├── SchemaError           a table lacks a column or has the wrong type
-    │   └── NotEnoughDataError    too little data for an honest model
+    │   ├── NotEnoughDataError    too little data for an honest model
+    │   └── ReconcileError        what was pulled is not what the source holds
     ├── StorageError              the lake cannot be read or written
     │   ├── NotFoundError         a run that another stage has to make first
     │   └── CorruptError          bytes differ from their manifest
@@ -16,6 +17,9 @@
     │   └── WatchdogError         waited too long; says for what
     ├── TrainingError             no usable model came out
     │   └── NonFiniteError        a loss or gradient became NaN or infinite
+    ├── SalesforceError           the Salesforce org refuses, or cannot be reached
+    │   └── LimitError            its limit of API calls is near
+    ├── PrivacyError              would show or use what a person has not agreed to, or lacks the key to hide it
     └── AuthError                 a key or token is missing or wrong
 
 Each takes one message: what was got, what was expected, what to do. One string argument keeps them picklable, so they
@@ -47,6 +51,10 @@ class SchemaError(DataError):
 
 class NotEnoughDataError(DataError):
     """Too little data for an honest model."""
+
+
+class ReconcileError(DataError):
+    """What was pulled is not what the source holds."""
 
 
 class StorageError(CrmrayError):
@@ -91,6 +99,18 @@ class TrainingError(CrmrayError):
 
 class NonFiniteError(TrainingError):
     """A loss or gradient became NaN or infinite."""
+
+
+class SalesforceError(CrmrayError):
+    """The Salesforce org refuses, or cannot be reached."""
+
+
+class LimitError(SalesforceError):
+    """The org's limit of API calls is near."""
+
+
+class PrivacyError(CrmrayError):
+    """Would show or use what a person has not agreed to, or lacks the key to hide it."""
 
 
 class AuthError(CrmrayError):
