@@ -34,7 +34,20 @@ class _Help(argparse.HelpFormatter):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
-    from crmray.commands import doctor, head, lake, orgfile, run, serving, submit
+    from crmray.commands import (
+        demo,
+        describe,
+        doctor,
+        fields,
+        head,
+        lake,
+        orgfile,
+        privacy,
+        run,
+        sandbox,
+        serving,
+        submit,
+    )
 
     parser = argparse.ArgumentParser(
         prog="crmray",
@@ -44,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crmray {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (orgfile, head, run, submit, serving, lake, doctor):
+    for module in (orgfile, describe, head, run, demo, submit, serving, sandbox, fields, lake, privacy, doctor):
         module.add(commands)
     for command in commands.choices.values():
         command.formatter_class = _Help

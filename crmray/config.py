@@ -107,6 +107,20 @@ class Secret(Part):
             raise ConfigError(f"secret file {path}: is empty, expected a secret")
         return value
 
+    def read_key(self, folder: Path, num_bytes: int = 32, *, longer: bool = False) -> bytes:
+        """The secret as bytes from hex; ConfigError when it is not hex or not of `num_bytes` (or more)."""
+        text, place = self.read(folder), f"environment variable {self.env}" if self.env else f"secret file {self.file}"
+        try:
+            key = bytes.fromhex(text)
+        except ValueError:
+            raise ConfigError(f"{place}: got text that is not hex, expected {2 * num_bytes} hex digits") from None
+        if len(key) != num_bytes and not (longer and len(key) > num_bytes):
+            more = " or more" if longer else ""
+            raise ConfigError(
+                f"{place}: got {len(key)} bytes, expected {num_bytes}{more}; `openssl rand -hex 32` makes some"
+            )
+        return key
+
 
 class Login(Part):
     """How to log in to a Salesforce org: one of three OAuth 2.0 flows."""
@@ -114,7 +128,7 @@ class Login(Part):
     flow: Literal["jwt", "client_credentials", "password"]
     """jwt: client_id, username, private_key; client_credentials: client_id, client_secret; password: all but the key"""
     url: Annotated[str, Field(pattern=r"^https://[^/?#]+$")] = "https://login.salesforce.com"
-    """where tokens are asked for: login or test .salesforce.com, or the org's My Domain (client_credentials needs it)"""
+    """where tokens are asked for: login or test .salesforce.com, or My Domain (client_credentials needs it)"""
     client_id: Secret
     """consumer key of the connected app"""
     client_secret: Secret | None = None
@@ -199,6 +213,55 @@ class Privacy(Part):
     """whose wish counts"""
 
 
+class FollowUp(Part):
+    """Salesforce Tasks (next steps for people) that are created for chosen records."""
+
+    when: Annotated[dict[str, Any], Field(min_length=1)]
+    """prediction column -> value, list of values or {ge|gt|le|lt: number}; all of them must hold"""
+    subject: Annotated[str, Field(min_length=1, max_length=255)]
+    """of every Task"""
+    due_days: Annotated[int, Field(ge=0)] = 7
+    """days from the day of writing until it is due"""
+    key: Annotated[str, Field(pattern=r"^[A-Za-z]\w*__c$")] = "Crmray_Key__c"
+    """external id field of Task, so that no record gets the same Task twice"""
+
+
+class CampaignFill(Part):
+    """Members that a campaign gets from chosen records: leads themselves, or the contacts of accounts."""
+
+    campaign_id: Annotated[str, Field(pattern=r"^701[0-9A-Za-z]{12}([0-9A-Za-z]{3})?$")]
+    """record id of the Campaign"""
+    when: Annotated[dict[str, Any], Field(min_length=1)]
+    """prediction column -> value, list of values or {ge|gt|le|lt: number}; all of them must hold"""
+    status: str = ""
+    """of new members; default: the campaign's"""
+
+
+class Writeback(Part):
+    """Which fields of which records a task's predictions go to."""
+
+    object: str = ""
+    """API name; default: Account, for leads Lead"""
+    key: str = "Id"
+    """field that holds the entity's id as the source has it: Id, or an external id"""
+    fields: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]] = {}
+    """prediction column (and version, run_id) -> API name; default: all, as Crmray_<Task>_<Column>__c"""
+    min_change: Annotated[float, Field(ge=0)] = 0.0
+    """a number that moved by less is not written for that alone"""
+    tasks: FollowUp | None = None
+    """Tasks for chosen records"""
+    campaign: CampaignFill | None = None
+    """members of a campaign"""
+
+
+class History(Part):
+    """What is taken for the past of fields of which the source keeps the latest value alone."""
+
+    insist: list[str] = []
+    """`Object.Field` (source files: `customers.column`) whose values of today stand at past dates too, where the
+    history does not reach: only for what does not change, or is known not to be written because of the outcome"""
+
+
 class DemoSource(Part):
     """The seeded demo org."""
 
@@ -234,6 +297,10 @@ class Org(Part):
     """task name -> its settings (business facts); a task that is not named here is not run"""
     privacy: Privacy = Privacy()
     """pseudonyms, redaction, consent, encryption"""
+    history: History = History()
+    """attributes at past dates"""
+    writeback: dict[str, Writeback] = {}
+    """task name -> where its predictions go; default of each: to fields made for them"""
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
     """ISO 4217 code of every *_amount"""
     seed: int = 0

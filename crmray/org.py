@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from crmray import config, tasks
+from crmray.errors import ConfigError
 from crmray.registry import Bundle, Ledger, load_bundle
 from crmray.storage import Lake, Run
+
+if TYPE_CHECKING:
+    from crmray.salesforce.fields import Target
+    from crmray.salesforce.writeback import Aim
 
 
 class OpenOrg:
@@ -16,13 +21,13 @@ class OpenOrg:
 
     def __init__(self, org: config.Org):
         self.config = org
-        self.lake = Lake(org.root)
+        self.lake = Lake.of(org)
 
     @classmethod
     def load(cls, path: str | Path) -> OpenOrg:
         """Read and check the org file, the tasks' sections included."""
         org = config.load(path)
-        for name in org.tasks:
+        for name in (*org.tasks, *org.writeback):
             tasks.settings(org, name)
         return cls(org)
 
@@ -97,6 +102,49 @@ class OpenOrg:
         connect()
         return score(self.config, self.lake, which)
 
+    def writeback(self, task: str, *, dry_run: bool = False, undo: str = "") -> Run | dict[str, Any]:
+        """Bring the current predictions into fields of the org's records; the receipt.
+
+        dry_run: nothing is written; gives counts and samples. undo: run_id of a receipt whose previous values are
+        restored where a field still holds what it wrote.
+        """
+        from crmray.salesforce import writeback
+
+        if dry_run and undo:
+            raise ConfigError("got --dry-run with --undo, expected one of them")
+        self._salesforce()
+        where = self.aim(task)
+        if dry_run:
+            return writeback.preview(self.config, self.lake, where)
+        if undo:
+            return writeback.undo(self.config, self.lake, where, undo)
+        return writeback.write(self.config, self.lake, where)
+
+    def fields(self) -> dict[str, bytes]:
+        """Metadata to deploy for the fields that the tasks' write-backs need; path -> content."""
+        from crmray.salesforce import fields
+
+        aims = [self.aim(name) for name in self.config.tasks]
+        wanted: dict[str, list[Target]] = {}
+        for where in aims:
+            wanted.setdefault(where.object, []).extend(where.targets)
+        keys = {where.settings.tasks.key for where in aims if where.settings.tasks}
+        return fields.metadata(wanted, sorted(keys), self._salesforce().api_version)
+
+    def _salesforce(self) -> config.SalesforceSource:
+        if not isinstance(self.config.source, config.SalesforceSource):
+            raise ConfigError(f"org file: got source kind {self.config.source.kind}, expected salesforce")
+        return self.config.source
+
+    def aim(self, task: str) -> Aim:
+        """The object and fields that the write-back of a task goes to."""
+        from crmray.salesforce import writeback
+
+        which = tasks.task(task)
+        tasks.settings(self.config, task)  # refuses a task that the org file does not ask for
+        (answer,) = get_args(which.Response.model_fields["predictions"].annotation)
+        return writeback.aim(self.config, which.NAME, which.ENTITY, answer)
+
     def bundle(self, task: str, version: str | None = None) -> Bundle:
         """The champion's bundle, or that of a version; NoChampionError when nothing was published."""
         which = tasks.task(task)
@@ -131,8 +179,8 @@ def _rows_of_shard(result: Any) -> int:
 
 
 def _rows_of_examples(result: Any) -> int:
-    """Rows of one shard of all splits."""
-    return sum(count["rows"] for by_date in result["counts"].values() for count in by_date.values())
+    """Rows of one shard of all splits; 0 for the look at the attributes before."""
+    return sum(count["rows"] for by_date in result.get("counts", {}).values() for count in by_date.values())
 
 
 def _live(entry: dict[str, Any], task: str) -> dict[str, Any]:

@@ -193,7 +193,7 @@ class Ledger:
     def champion(self) -> str:
         """Version of the last entry; NoChampionError when nothing was published."""
         entries = self.refresh()
-        if not entries:
+        if not entries or entries[-1]["version"] is None:  # None: the last version was retired
             raise NoChampionError(f"{self.task}: nothing is published yet; run the 'publish' job after training")
         return entries[-1]["version"]
 

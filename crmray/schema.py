@@ -56,7 +56,7 @@ TABLES: dict[str, Table] = {
             name="customers",
             fields={
                 "entity_id": _STR, "created_at": TIME, "country": _STR, "region": _STR, "industry": _STR,
-                "segment": _STR,
+                "segment": _STR, "modified_at": TIME,
             },
             required=("entity_id",), entity="entity_id", key="entity_id",
         ),
@@ -115,7 +115,7 @@ TABLES: dict[str, Table] = {
             name="leads",
             fields={
                 "lead_id": _STR, "created_at": TIME, "source": _STR, "industry": _STR, "country": _STR, "status": _STR,
-                "converted_at": TIME, "entity_id": _STR,
+                "converted_at": TIME, "entity_id": _STR, "modified_at": TIME,
             },
             required=("lead_id", "created_at"), entity="lead_id", time="created_at", key="lead_id",
         ),
@@ -127,8 +127,8 @@ TABLES: dict[str, Table] = {
         Table(
             name="changes",
             fields={
-                "entity_id": _STR, "object": _STR, "field": _STR, "occurred_at": TIME, "old_value": _STR,
-                "new_value": _STR,
+                "entity_id": _STR, "object": _STR, "record_id": _STR, "field": _STR, "occurred_at": TIME,
+                "old_value": _STR, "new_value": _STR,
             },
             required=("entity_id", "object", "field", "occurred_at"), entity="entity_id", time="occurred_at",
         ),

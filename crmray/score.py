@@ -15,11 +15,13 @@ from types import ModuleType
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crmray import log
 from crmray.cluster import record, resources
 from crmray.config import Org
 from crmray.errors import CorruptError
+from crmray.privacy import Withheld
 from crmray.registry import Bundle, Ledger, load_bundle
 from crmray.schema import TIME
 from crmray.storage import Lake, Run, run_id
@@ -43,17 +45,19 @@ def score(org: Org, lake: Lake, task: Task, *, explain: bool = True) -> Run:
     bundle = load_bundle(lake, lake.run("bundles", task.NAME, version), task)
     manifest = bundle.check_run(examples)
     inputs = {"bundles": version, "examples": examples.run_id}
+    withheld = Withheld.of(lake)
+    inputs |= {"consent": withheld.run_id} if withheld.run_id else {}
     own = {"task": task.NAME, "explain": explain, "part_rows": PART_ROWS}
     run = lake.run("predictions", task.NAME, run_id("score", inputs=inputs, settings=own, seed=org.seed, format=FORMAT))
     with run.claim("score") as mine:
         if mine:
-            num_rows = _now(examples).num_rows
-            _score_parts(run, examples, bundle, num_rows, explain)
+            _score_parts(run, examples, bundle, _now(examples).num_rows, withheld.run_id, explain)
+            num_rows = sum(run.open_parquet(name).metadata.num_rows for name in run.files("part-*.parquet"))
             run.commit(task=task.NAME, version=version, rows=num_rows, as_of=manifest["as_of"]["now"], inputs=inputs)
     return run
 
 
-def _score_parts(run: Run, examples: Run, bundle: Bundle, num_rows: int, explain: bool) -> None:
+def _score_parts(run: Run, examples: Run, bundle: Bundle, num_rows: int, consent: str | None, explain: bool) -> None:
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
@@ -70,6 +74,7 @@ def _score_parts(run: Run, examples: Run, bundle: Bundle, num_rows: int, explain
         "examples": _address(examples),
         "task": cast(ModuleType, bundle.task).__name__,
         "version": bundle.version,
+        "consent": consent,
         "explain": explain,
     }
     scored = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
@@ -90,20 +95,34 @@ def _score_parts(run: Run, examples: Run, bundle: Bundle, num_rows: int, explain
 class _Scorer:
     """One actor: the bundle and the mapped rows; a batch is one part."""
 
-    def __init__(self, *, run: tuple[str, ...], examples: tuple[str, ...], task: str, version: str, explain: bool):
+    def __init__(
+        self,
+        *,
+        run: tuple[str, ...],
+        examples: tuple[str, ...],
+        task: str,
+        version: str,
+        consent: str | None,
+        explain: bool,
+    ):
         which: Any = importlib.import_module(task)
         self.run, self.explain = _run(run), explain
+        wishes = Withheld.from_run(self.run.lake.run("raw", "consent", consent)) if consent else Withheld()
+        self.withheld = pa.array(sorted(wishes.profiling), pa.string())
         self.rows = _now(_run(examples))
         self.bundle = load_bundle(self.run.lake, self.run.lake.run("bundles", which.NAME, version), which)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         start, stop = int(batch["start"][0]), int(batch["stop"][0])
-        tables = [
-            predictions(self.bundle, self.rows.slice(at, min(PREDICT_ROWS, stop - at)), explain=self.explain)
-            for at in range(start, stop, PREDICT_ROWS)
-        ]
+        pieces = [self.rows.slice(at, min(PREDICT_ROWS, stop - at)) for at in range(start, stop, PREDICT_ROWS)]
+        tables = [predictions(self.bundle, self._allowed(rows), explain=self.explain) for rows in pieces]
         self.run.write_table(str(batch["name"][0]), pa.concat_tables(tables))
         return {"rows": [stop - start]}
+
+    def _allowed(self, rows: pa.Table) -> pa.Table:
+        """Without those who withdrew their consent since the examples were made."""
+        gone = pc.is_in(rows["entity_id"].cast(pa.string()), self.withheld)
+        return rows.filter(pc.invert(gone)) if pc.any(gone).as_py() else rows
 
 
 def predictions(bundle: Bundle, rows: pa.Table, *, explain: bool = True) -> pa.Table:

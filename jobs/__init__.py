@@ -32,6 +32,7 @@ STATIONS = {
     "tune": "search the candidates' grids with Ray Tune, refit the winner",
     "publish": "compare with the champion; promote, refuse or roll back",
     "score": "predict for every customer",
+    "writeback": "bring the predictions into fields of the org, or take them back",
 }
 WITHOUT_TASK = ("ingest", "shard")
 
@@ -52,6 +53,8 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "search": ("--search", {"choices": ["optuna"], "help": "search instead of the full grid (extra `optuna`)"}),
     "version": ("--version", {"help": "a bundle's version; default: the current one"}),
     "force": ("--force", {"metavar": "REASON", "help": "promote whatever the comparison says, and say why"}),
+    "dry_run": ("--dry-run", {"action": "store_true", "help": "show counts and samples, write nothing"}),
+    "undo": ("--undo", {"metavar": "RUN", "help": "restore what this receipt replaced, where it still stands"}),
     "rollback": ("--rollback", {"action": "store_true", "help": "make the previous champion champion again"}),
 }
 

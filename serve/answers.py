@@ -7,12 +7,12 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import pyarrow as pa
 from pydantic_core import to_json
 
-from crmray.salesforce.ids import normalize
 from crmray.tasks.contract import EntityRequest
 from serve.champion import Champion, Served
 from serve.errors import Refused
@@ -100,30 +100,45 @@ class Answers:
         """A document, or what to refuse with, for each request for known ids. One version answers all of them."""
         served = self.champion.current()
         answers: list[bytes | Exception] = [b""] * len(requests)
-        groups: dict[str, list[tuple[int, list[int], list[str]]]] = defaultdict(list)
+        groups: dict[str, list[tuple[int, _Looked]]] = defaultdict(list)
         for number, request in enumerate(requests):
             try:
-                found, unknown = _positions(served, request)
-                groups[_options(request)].append((number, found, unknown))
+                looked = _look_up(served, request)
+                groups[_options(request)].append((number, looked))
             except Refused as refused:
                 answers[number] = refused
         for parts in groups.values():
-            rows = served.known.take([position for _, found, _ in parts for position in found])
+            rows = served.known.take([position for _, looked in parts for position in looked.rows])
             predictions, start = _predict(served, requests[parts[0][0]], rows), 0
-            for number, found, unknown in parts:
-                answers[number] = _document(served, rows, predictions, slice(start, start + len(found)), unknown)
-                start += len(found)
+            for number, looked in parts:
+                part = slice(start, start + len(looked.rows))
+                answers[number] = _document(served, rows, predictions, part, looked)
+                start += len(looked.rows)
         return answers
 
     def described(self, request: EntityRequest) -> bytes:
         """The document for somebody described inline, or for a known one with recent events."""
         served = self.champion.current()
         if request.customer is not None:
-            rows = served.described(request.customer)
+            rows, looked = served.described(request.customer), _Looked()
         else:
-            _positions(served, request)  # 404 for an unknown id
-            rows = served.updated(normalize(request.id or ""), request.recent_events or {})
-        return _document(served, rows, _predict(served, request, rows), slice(0, 1), [])
+            looked = _look_up(served, request)
+            rows = served.updated(served.lake_id(request.id or ""), request.recent_events or {})
+        return _document(served, rows, _predict(served, request, rows), slice(0, 1), looked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Looked:
+    """What became of the ids of one request."""
+
+    rows: list[int] = field(default_factory=list)
+    """row of each id that is known and may be used"""
+    sent: list[str] = field(default_factory=list)
+    """these ids as the client sent them"""
+    unknown: list[str] = field(default_factory=list)
+    """ids that are not in the data"""
+    withheld: list[str] = field(default_factory=list)
+    """ids of those who withdrew their consent"""
 
 
 def _options(request: EntityRequest) -> str:
@@ -131,32 +146,49 @@ def _options(request: EntityRequest) -> str:
     return json.dumps([request.explain, request.options()], sort_keys=True, default=str)
 
 
-def _positions(served: Served, request: EntityRequest) -> tuple[list[int], list[str]]:
-    """Rows of the ids that are known, in their order, and the ids that are not; 404 when none is known."""
-    ids = request.ids if request.ids is not None else [request.id or ""]
-    rows = [served.known.find(normalize(entity_id)) for entity_id in ids]
-    found = [row for row in rows if row is not None]
-    if found:
-        return found, [entity_id for entity_id, row in zip(ids, rows, strict=True) if row is None]
-    entity = served.bundle.task.ENTITY
-    which = f"this {entity} is" if len(ids) == 1 else f"none of the {len(ids)} ids is"
+def _look_up(served: Served, request: EntityRequest) -> _Looked:
+    """Rows of the ids, in their order. 404 when none is known; 403 when those that are known withdrew their consent."""
+    looked = _Looked()
+    for sent in request.ids if request.ids is not None else [request.id or ""]:
+        entity_id = served.lake_id(sent)
+        row = served.known.find(entity_id)
+        if entity_id in served.withheld.profiling:
+            looked.withheld.append(sent)
+        elif row is None:
+            looked.unknown.append(sent)
+        else:
+            looked.rows.append(row)
+            looked.sent.append(sent)
+    if looked.rows:
+        return looked
+    entity, count = served.bundle.task.ENTITY, len(looked.unknown) + len(looked.withheld)
+    field = "id" if request.ids is None else "ids"
+    if looked.withheld:
+        which = f"this {entity}" if count == 1 else f"{len(looked.withheld)} of the {count} ids"
+        message = f"{which} withdrew the consent to be profiled: nothing is predicted"
+        raise Refused(403, "consent_withdrawn", message, field=field)
+    which = f"this {entity} is" if count == 1 else f"none of the {count} ids is"
     date = f" of {served.known.as_of:%Y-%m-%d}" if served.known.as_of else ""
-    message = f"{which} in the current data{date}" if len(ids) > 1 else f"{which} not in the current data{date}"
+    message = f"{which} in the current data{date}" if count > 1 else f"{which} not in the current data{date}"
     hint = f"describe the {entity} under `customer`, or make new examples"
-    raise Refused(404, f"unknown_{entity}", f"{message}; {hint}", field="id" if request.ids is None else "ids")
+    raise Refused(404, f"unknown_{entity}", f"{message}; {hint}", field=field)
 
 
 def _predict(served: Served, request: EntityRequest, rows: pa.Table) -> pa.Table:
     return served.bundle.predict(rows, explain=request.explain, **request.options())
 
 
-def _document(served: Served, rows: pa.Table, predictions: pa.Table, part: slice, unknown: list[str]) -> bytes:
-    """The JSON answer for the rows of one request."""
+def _document(served: Served, rows: pa.Table, predictions: pa.Table, part: slice, looked: _Looked) -> bytes:
+    """The JSON answer for the rows of one request. Pseudonyms are for the lake: the client gets the ids it sent."""
+    shown = predictions.slice(part.start, part.stop - part.start).to_pylist()
+    if served.pseudonyms is not None and looked.sent:
+        shown = [{**one, "entity_id": sent} for one, sent in zip(shown, looked.sent, strict=True)]
     answer = {
         "version": served.bundle.version,
         "as_of": rows["as_of"][part.start].as_py(),
         "data_age_days": served.known.age_days,
-        "predictions": predictions.slice(part.start, part.stop - part.start).to_pylist(),
-        "unknown": unknown,
+        "predictions": shown,
+        "unknown": looked.unknown,
+        "withheld": looked.withheld,
     }
     return to_json(answer, inf_nan_mode="null")

@@ -20,8 +20,9 @@ from ray.util.metrics import Counter, Histogram
 
 from crmray import log
 from crmray.config import explain
-from crmray.errors import AuthError, ConfigError, NoChampionError, NotFoundError
+from crmray.errors import AuthError, ConfigError, NoChampionError, NotFoundError, PrivacyError
 from crmray.keys import KeyFile
+from crmray.privacy import Pseudonyms
 from crmray.registry import Ledger
 from crmray.storage import Lake
 from crmray.tasks.contract import Task
@@ -68,7 +69,8 @@ class Predict:
         _limit_threads(self.options.num_threads)
         self.task: Task = self.options.load_tasks()[self.options.task]
         self.keys = _keys(self.options)
-        self.champion = Champion(Lake(self.options.load_org().root), self.task)
+        org = self.options.load_org()
+        self.champion = Champion(Lake(org.root), self.task, org)
         await asyncio.to_thread(self.champion.poll)
         self._watch = asyncio.create_task(_watch(self.options.poll_s, self.champion.poll, self.keys))
 
@@ -132,6 +134,11 @@ class Root:
         applications = serve.status().applications
         running = {name for name, found in applications.items() if found.status == ApplicationStatus.RUNNING}
         reasons = []
+        try:
+            Pseudonyms.of_lake(self.org, self.lake)
+            _ = self.lake.file_keys
+        except PrivacyError as error:  # ids that clients send could not be found, or rows not be read
+            reasons.append(str(error))
         for name in self.org.tasks:
             try:
                 self.ledgers[name].champion()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 
 from crmray import log, tasks
+from crmray.config import Org
 from crmray.data.asof import conform
 from crmray.errors import CrmrayError, DataError, NoChampionError, NotFoundError
+from crmray.privacy import Pseudonyms, Withheld
 from crmray.registry import Bundle, Ledger, load_bundle
+from crmray.salesforce.ids import normalize
 from crmray.storage import Lake, Run
 from crmray.tasks.contract import Task
 from serve.described import INLINE_ID, date_of, in_order, tables_of
@@ -34,11 +37,19 @@ class Served:
     """canonical tables of the org and their columns"""
     shared: dict[str, pa.Table]
     """tables that are not sharded, whole"""
+    withheld: Withheld = field(default_factory=Withheld)
+    """who withdrew what"""
+    pseudonyms: Pseudonyms | None = None
+    """None: the ids of the rows are the org's own"""
 
     @property
-    def names(self) -> tuple[str, str]:
-        """Version and examples run: what a swap compares."""
-        return self.bundle.version, self.known.run.run_id
+    def names(self) -> tuple[str, str, str | None]:
+        """Version, examples run and consent run: what a swap compares."""
+        return self.bundle.version, self.known.run.run_id, self.withheld.run_id
+
+    def lake_id(self, sent: str) -> str:
+        """An id as a client sends it, of 15 or 18 characters, as it stands in the rows."""
+        return self.pseudonyms.one(sent) if self.pseudonyms and sent.strip() else normalize(sent)
 
     def described(self, customer: dict[str, list[dict[str, Any]]]) -> pa.Table:
         """The example of somebody described inline. 422 where the description is wrong or has nothing to go by."""
@@ -76,8 +87,9 @@ class Served:
 class Champion:
     """Looks at the ledger and the examples; `served` is what answers now, None while nothing is published."""
 
-    def __init__(self, lake: Lake, task: Task):
-        self.lake, self.task = lake, task
+    def __init__(self, lake: Lake, task: Task, org: Org | None = None):
+        """org: where the key of the pseudonyms stands; not needed where the lake has none."""
+        self.lake, self.task, self.org = lake, task, org
         self.served: Served | None = None
         self.problem = ""
         self._ledger = Ledger(lake, task.NAME)
@@ -92,11 +104,13 @@ class Champion:
             else:
                 bundle = self.served.bundle
             run = self._examples(bundle)
-            if self.served is not None and self.served.names == (version, run.run_id):
+            consent = self.lake.latest("raw", "consent").run_id if self.lake.has("raw", "consent") else None
+            if self.served is not None and self.served.names == (version, run.run_id, consent):
                 self.problem = ""
                 return False
             served = self._load(bundle, run)
         except NoChampionError:
+            self.served = None  # a version that was retired answers no longer
             return False
         except CrmrayError as error:
             if self.problem != str(error):
@@ -136,7 +150,14 @@ class Champion:
 
     def _load(self, bundle: Bundle, run: Run) -> Served:
         known = Known.open(run)
-        served = Served(bundle=bundle, known=known, schemas=known.schemas(), shared=known.shared_tables())
+        served = Served(
+            bundle=bundle,
+            known=known,
+            schemas=known.schemas(),
+            shared=known.shared_tables(),
+            withheld=Withheld.of(self.lake),
+            pseudonyms=Pseudonyms.of_lake(self.org, self.lake) if self.org else None,
+        )
         for count in (1, _WARM_ROWS):  # the first calls of a model are slow: they are made here, not by a client
             rows = known.rows.slice(0, count)
             if rows.num_rows:
@@ -152,5 +173,5 @@ class Champion:
 
     def status(self) -> dict[str, Any]:
         """For `publish`, which waits until every replica says the new version."""
-        version, examples = self.served.names if self.served else (None, None)
+        version, examples, _ = self.served.names if self.served else (None, None, None)
         return {"version": version, "examples": examples, "problem": self.problem}

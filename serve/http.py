@@ -95,7 +95,7 @@ def root_app(
             _not_deployed(task),
             methods=["POST"],
             response_model=answer_model(task),
-            responses=_errors(401, 404, 413, 422, 429, 503, 504),
+            responses=_errors(401, 403, 404, 413, 422, 429, 503, 504),
             summary=f"Predict {task.NAME}",
             tags=[task.NAME],
             dependencies=keyed,
@@ -129,6 +129,7 @@ def answer_model(task: Task) -> type[BaseModel]:
         "as_of": (datetime | None, Field(description="the date up to which the model looked; null without time")),
         "data_age_days": (float | None, Field(description="days from the date of the data to this moment")),
         "unknown": (list[str], Field(description="of the ids asked for, those that are not in the data")),
+        "withheld": (list[str], Field(description="of the ids asked for, those that withdrew their consent")),
     }
     return create_model(f"{task.NAME.title()}Answer", __base__=task.Response, **fields)
 

@@ -162,7 +162,7 @@ def org_file(path: str) -> Iterator[Finding]:
         for name in org.tasks:
             tasks.settings(org, name)
         yield True, f"org file {path}: {org.name}, tasks {', '.join(org.tasks) or 'none'}"
-        lake = Lake(org.root)
+        lake = Lake.of(org)
         lake.write("_work/doctor.txt", b"may be removed")
         lake.fs.rm_file(f"{lake.base}/_work/doctor.txt")
         yield True, f"storage {org.root} can be written"

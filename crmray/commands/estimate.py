@@ -18,6 +18,7 @@ READS = {
     "tune": "examples",
     "publish": "bundles",
     "score": "examples",
+    "writeback": "predictions",
 }
 MAKES = {
     "ingest": "raw",
@@ -31,12 +32,12 @@ MAKES = {
 
 def estimate(org: Org, station: str, tasks: Sequence[str] = ()) -> str:
     """One line: bytes and rows to read, and the time the same station took last in this lake, scaled by the bytes."""
-    lake = Lake(org.root)
+    lake = Lake.of(org)
     if station == "ingest":
         size, rows = _source_bytes(org)
         reads = f"reads {_size(size)} of files" if size else f"generates about {rows:,} rows"
     else:
-        names = tasks if READS[station] in ("examples", "bundles") else lake.names(READS[station])
+        names = tasks if READS[station] in ("examples", "bundles", "predictions") else lake.names(READS[station])
         size, rows = _inputs(lake, READS[station], names)
         reads = f"reads {_size(size)}" + (f", {rows:,} rows" if rows else "") if size else "its input is not there yet"
     last_s, last_bytes = _last(lake, station, tasks)

@@ -59,7 +59,7 @@ def compare_command(arguments: argparse.Namespace) -> int:
     from crmray.registry import compare
 
     org = config.load(arguments.org)
-    rows = compare(Lake(org.root), tasks.task(arguments.task))
+    rows = compare(Lake.of(org), tasks.task(arguments.task))
     if not rows:
         raise NotFoundError(f"{arguments.task}: no version yet in {org.root}; run the 'train' job first")
     print(table(rows))
@@ -74,7 +74,7 @@ def champion_row(org: Org, task: str) -> dict[str, Any] | None:
     from crmray import tasks
     from crmray.registry import Ledger
 
-    lake, which = Lake(org.root), tasks.task(task)
+    lake, which = Lake.of(org), tasks.task(task)
     try:
         version = Ledger(lake, task).champion()
     except NoChampionError:
@@ -155,7 +155,7 @@ def _cluster(dashboard: Dashboard) -> None:
 def gc_command(arguments: argparse.Namespace) -> int:
     """Show or remove what nothing refers to."""
     org = config.load(arguments.org)
-    lake = Lake(org.root)
+    lake = Lake.of(org)
     useless = unreferenced(lake)
     folders = [run.path for run in useless] + [f"{lake.base}/{folder}" for folder in leftovers(lake, useless)]
     size = 0

@@ -1,17 +1,12 @@
-"""`crmray run`: every station of an organisation through submitted jobs; `crmray demo`: the same on the demo org."""
+"""`crmray run`: every station of an organisation through submitted jobs."""
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import signal
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from crmray import config
-from crmray.commands import head as head_commands
 from crmray.commands import lake as lake_commands
 from crmray.commands import serving
 from crmray.commands.estimate import estimate
@@ -19,8 +14,7 @@ from crmray.commands.submit import submit
 from crmray.commands.text import LogReader, table
 from crmray.config import Org
 from crmray.dashboard import Dashboard
-from crmray.errors import ClusterError, ConfigError, CrmrayError
-from crmray.head import local_head
+from crmray.errors import ConfigError, CrmrayError
 
 COLUMNS = (
     "task",
@@ -50,15 +44,6 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--no-deploy", action="store_true", help="leave Serve as it is")
     parser.add_argument("--port", type=int, default=serving.PORT, help="of the endpoints, where Serve is started")
     parser.set_defaults(call=command)
-    demo = commands.add_parser(
-        "demo",
-        help="up, run on the demo org, one request per endpoint, down",
-        description="Show the whole product on a generated organisation, on its own Ray head or that of `crmray up`.",
-        epilog="example: crmray demo --keep",
-    )
-    demo.add_argument("--org", metavar="ORG.yaml", default=str(config.DEMO_ORG), help="another org file")
-    demo.add_argument("--keep", action="store_true", help="leave the head, the endpoints and the demo org's lake")
-    demo.set_defaults(call=demo_command)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -90,6 +75,9 @@ def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, 
     if port is not None:
         print("deploy", flush=True)
         endpoints = serving.deploy(dashboard, org, port=port)
+    written = [task for task in wanted if task in org.writeback and task not in failed]
+    if written:
+        failed |= _station(dashboard, org, "writeback", written)
     print()
     print(table([_row(org, task, failed.get(task), endpoints.get(task)) for task in wanted], COLUMNS))
     for task, why in failed.items():
@@ -122,49 +110,3 @@ def _why(station: str, task: str, said: list[str], code: int) -> str:
     start = " ".join(filter(None, (station, task))) + ": "
     told = [line.removeprefix(start) for line in said if line.startswith(start)]
     return f"{station}: {told[-1] if told else f'the job ended with exit code {code}; its log tells more'}"
-
-
-def demo_command(arguments: argparse.Namespace) -> int:
-    """The whole product once, timed; ends the head it started, whatever happens."""
-    started = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `finally` below has to run
-    org = config.load(arguments.org)
-    # A lake that an earlier demo left on purpose (--keep) stays.
-    made_here = org.path == str(config.DEMO_ORG) and not Path(org.root).exists()
-    ours = local_head() is None
-    head = head_commands.start() if ours else local_head()
-    if head is None:
-        raise ClusterError("the local head ended while the demo began; try again")
-    try:
-        print(f"up: {head.dashboard} after {time.monotonic() - started:.1f} s", flush=True)
-        dashboard = Dashboard()
-        code = run(dashboard, org, tasks=None, tune=False, port=head_commands.free_port(serving.PORT))
-        for task in org.tasks:
-            if lake_commands.champion_row(org, task):
-                print("\n" + serving.show_request(dashboard, org, task))
-        print(f"\n{time.monotonic() - started:.0f} s in all")
-        if arguments.keep:
-            print(_next_steps(dashboard, head.token_path, org))
-        return code
-    finally:
-        if ours and not arguments.keep:
-            head_commands.stop(head)
-            if made_here:
-                shutil.rmtree(org.root, ignore_errors=True)
-                print(f"ended the head and removed {org.root}")
-            else:
-                print(f"ended the head; the results stay in {org.root}")
-
-
-def _next_steps(dashboard: Dashboard, token_path: str, org: Org) -> str:
-    crmray = Path(sys.executable).with_name("crmray")
-    return "\n".join(
-        (
-            "",
-            "what to open next:",
-            f"  {dashboard.address}    the Ray dashboard: jobs, trials, Serve (token: cat {token_path})",
-            f"  {serving.base_url(dashboard)}/docs    the endpoints",
-            f"  {crmray} compare {next(iter(org.tasks))} --org {org.path}",
-            f"  {crmray} down    ends it all",
-        )
-    )

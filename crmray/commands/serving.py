@@ -19,7 +19,7 @@ from crmray import config
 from crmray.commands.head import free_port
 from crmray.config import Org
 from crmray.dashboard import Dashboard
-from crmray.errors import AuthError, ClusterError, ConfigError, CrmrayError
+from crmray.errors import AuthError, ClusterError, ConfigError, CrmrayError, NotFoundError
 from crmray.head import home
 from crmray.keys import KeyFile
 from crmray.storage import Lake
@@ -231,7 +231,7 @@ def ask(url: str, body: dict[str, Any]) -> Any:
 def show_request(dashboard: Dashboard, org: Org, task: str) -> str:
     """One request about the first known customer as a curl line, and its answer."""
     url = base_url(dashboard) + route(task)
-    body = {"id": _first_id(Lake(org.root), task)}
+    body = {"id": _first_id(org, task)}
     curl = (
         f"curl -H \"Authorization: Bearer $(cat {home() / 'key'})\" -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}' {url}"
@@ -239,9 +239,18 @@ def show_request(dashboard: Dashboard, org: Org, task: str) -> str:
     return f"{curl}\n{json.dumps(ask(url, body), ensure_ascii=False)[:600]}"
 
 
-def _first_id(lake: Lake, task: str) -> str:
-    content = lake.latest("examples", task).read_bytes("now.arrow")
-    return pa.ipc.open_file(pa.py_buffer(content)).get_batch(0)["entity_id"][0].as_py()
+def _first_id(org: Org, task: str) -> str:
+    """The first customer of the current rows, as the org itself names it."""
+    from crmray.privacy import Pseudonyms, Vault
+
+    lake = Lake.of(org)
+    rows = pa.ipc.open_file(pa.py_buffer(lake.latest("examples", task).read_bytes("now.arrow")))
+    if not rows.num_record_batches:
+        raise NotFoundError(f"examples/{task}: got no current rows, expected a customer to ask about")
+    first = rows.get_batch(0)["entity_id"].slice(0, 1)
+    if Pseudonyms.of_lake(org, lake) is not None:
+        first = Vault.open(org, lake).ids_of(first)
+    return first[0].as_py()
 
 
 # ----------------------------------------------------------------------------------------------------------- keys

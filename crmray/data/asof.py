@@ -10,7 +10,7 @@ Feature families by prefix, in days before as_of and in the org's currency:
 Numbers are float32 with null for "not known", categoricals are strings, `is_young` is a bool: less history than the
 lookback.
 
-Attributes of the customers table are taken as they stand: a CRM keeps no history of most of them.
+Attributes of the customers table are taken as they stand in it: data/asof_attributes.py puts there what stood at as_of.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import schema
-from crmray.data import asof_contacts, asof_purchases, sequences, splits
+from crmray.data import asof_contacts, asof_purchases, history, sequences, splits
 from crmray.data.asof_purchases import is_purchase
 from crmray.data.asof_rows import View, micros_of
 from crmray.data.sequences import EVENT_KINDS
@@ -34,7 +34,7 @@ __all__ = [
     "purchases_between",
 ]  # fmt: skip
 
-FEATURES_VERSION = "1"
+FEATURES_VERSION = "2"
 """raised when the meaning of a column changes"""
 _TIMES = {
     "transactions": "occurred_at", "interactions": "occurred_at", "engagement": "occurred_at",
@@ -55,6 +55,8 @@ def known(tables: Mapping[str, pa.Table], as_of: datetime | None) -> pa.Array:
     for name, time in _TIMES.items():
         if name in tables and as_of is not None:
             before = pc.less(tables[name][time], pa.scalar(as_of, schema.TIME))
+            if name == "changes" and "object" in tables[name].column_names:  # a lead has a history too
+                before = pc.and_(before, pc.not_equal(tables[name]["object"], "Lead"))
             found.append(pc.unique(tables[name]["entity_id"].filter(before)))
     if "customers" in tables:
         ids, customers = tables["customers"]["entity_id"], tables["customers"]
@@ -109,7 +111,9 @@ def frame(
     columns: dict = {}
     young = np.zeros(len(entities), bool)
     as_of_us = None if as_of is None else micros(as_of)
-    if as_of_us is not None:
+    if as_of is not None and as_of_us is not None:
+        if "interactions" in tables:
+            tables = {**tables, "interactions": history.until_closed(tables["interactions"], as_of)}
         seen = View(entities=entities, as_of_us=as_of_us, lookback_days=lookback_days, horizon_days=horizon_days)
         columns, runs = _behaviour(seen, tables)
         if events:

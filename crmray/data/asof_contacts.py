@@ -156,12 +156,13 @@ def subscriptions(view: View, table: pa.Table) -> dict:
 def attributes(entities: pa.Array, customers: pa.Table, as_of_us: int | None) -> dict:
     """Columns of the customers table: numbers and booleans as numbers, strings as they are, times as days before as_of.
 
-    Without as_of times are left out: there is nothing to count from.
+    Without as_of times are left out: there is nothing to count from. When a row was last modified is left out always:
+    it lies after past dates where it tells anything.
     """
     at = pc.index_in(entities, value_set=customers["entity_id"].combine_chunks())
     columns: dict = {}
     for name in customers.column_names:
-        if name == "entity_id":
+        if name in ("entity_id", "modified_at"):
             continue
         values = customers[name].combine_chunks().take(at)
         if pa.types.is_timestamp(values.type):

@@ -22,10 +22,11 @@ from crmray.data.demo_catalogue import CATEGORIES
 from crmray.data.demo_simulate import simulate
 from crmray.data.demo_world import Block, World
 from crmray.errors import ConfigError
+from crmray.privacy import Pseudonyms
 from crmray.salesforce import ids
 from crmray.storage import Lake, Run, run_id
 
-FORMAT = 1
+FORMAT = 2
 SMALL: dict[str, Callable[[World], pa.Table]] = {"Product2": demo_sales.products, "Campaign": demo_service.campaigns}
 """objects that no customer owns: one part for all"""
 OBJECTS = (
@@ -68,6 +69,30 @@ def write(lake: Lake, source: DemoSource, seed: int) -> dict[str, Run]:
     return runs
 
 
+def write_truth(lake: Lake, source: DemoSource, seed: int, pseudonyms: Pseudonyms | None) -> Run:
+    """truth/demo/<run_id> alone, for a lake that pulls the demo org from elsewhere; its ids are pseudonyms, if given."""
+    scene = world(source, seed)
+    settings = {**source.model_dump(), "pseudonyms": pseudonyms and pseudonyms.key_id}
+    hidden = lake.run("truth", "demo", run_id("ingest", inputs={}, settings=settings, seed=seed, format=FORMAT))
+
+    def leaving(index: int) -> pa.Table:
+        rows = demo_truth.of_block(scene, simulate(scene, index), default_dates(scene), HORIZON_DAYS)
+        names = pseudonyms.of(rows["entity_id"]) if pseudonyms else rows["entity_id"]
+        return rows.set_column(rows.schema.get_field_index("entity_id"), "entity_id", names)
+
+    with hidden.claim("ingest") as mine:
+        if mine:
+            for index in range(scene.num_blocks):
+                _keep(hidden, _leaving(index), partial(leaving, index))
+            _complete_truth(scene, hidden)
+    return hidden
+
+
+def _complete_truth(scene: World, hidden: Run) -> None:
+    _write_affinities(scene, hidden)
+    hidden.commit(horizon_days=HORIZON_DAYS, segments=list(dw.SEGMENTS), customers=scene.customers)
+
+
 def _write_all(scene: World, runs: dict[str, Run], hidden: Run) -> None:
     """Write what is missing of all runs, and complete them."""
     for name, make in SMALL.items():
@@ -77,8 +102,7 @@ def _write_all(scene: World, runs: dict[str, Run], hidden: Run) -> None:
             _write_block(scene, index, runs, hidden)
             bar.advance(min(dw.BLOCK, scene.customers - index * dw.BLOCK))
     if not hidden.exists():
-        _write_affinities(scene, hidden)
-        hidden.commit(horizon_days=HORIZON_DAYS, segments=list(dw.SEGMENTS), customers=scene.customers)
+        _complete_truth(scene, hidden)
     for run in runs.values():
         if not run.exists():
             parts = [run.open_parquet(part) for part in run.files("*.parquet")]
@@ -90,7 +114,7 @@ def _write_all(scene: World, runs: dict[str, Run], hidden: Run) -> None:
 def _write_block(scene: World, index: int, runs: dict[str, Run], hidden: Run) -> None:
     """The parts of one block, unless they are all there from a run that died."""
     owned = [name for name in OBJECTS if name not in SMALL]
-    leaving = f"leaving-{index:05d}.parquet"
+    leaving = _leaving(index)
     if hidden.has(leaving) and all(runs[name].has(_part(index)) for name in owned):
         return
     block = simulate(scene, index)
@@ -102,6 +126,10 @@ def _write_block(scene: World, index: int, runs: dict[str, Run], hidden: Run) ->
 
 def _part(index: int) -> str:
     return f"part-{index:05d}.parquet"
+
+
+def _leaving(index: int) -> str:
+    return f"leaving-{index:05d}.parquet"
 
 
 def _keep(run: Run, rel: str, make: Callable[[], pa.Table]) -> None:

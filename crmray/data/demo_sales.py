@@ -23,6 +23,8 @@ from crmray.schema import TIME
 STRIDE = 20_000_000
 """serial numbers that a block has for each object"""
 DAY_S = 86_400
+RISE_S = 300.0
+"""seconds into Monday at which a price rise is written"""
 RETURNED = 0.02
 """share of lines that come back"""
 STAGES = ("Prospecting", "Qualification", "Proposal", "Closed Won", "Closed Lost")
@@ -98,6 +100,10 @@ def accounts(world: World, block: Block, created: np.ndarray, rng: np.random.Gen
     count = len(block)
     low, high = np.array(dw.SIZES).T
     made = moments(world, created)
+    weeks = block.rise.shape[1]
+    last_rise = np.where(block.rise.any(1), weeks - 1 - np.argmax(block.rise[:, ::-1], 1), -1)
+    raised = moments(world, 7 * last_rise, RISE_S)
+    modified = pc.if_else(pc.greater(raised, made), raised, made)
     number = pc.cast(pa.array(block.first + np.arange(count)), pa.string())
     return with_system(
         {
@@ -111,8 +117,9 @@ def accounts(world: World, block: Block, created: np.ndarray, rng: np.random.Gen
             "Mail_Opt_In__c": block.opted_in,
             "Price_Level__c": _levels(block)[:, -1],
             "CreatedDate": made,
+            "LastModifiedDate": modified,
         },
-        made,
+        modified,
     )
 
 
@@ -259,7 +266,7 @@ def account_history(world: World, block: Block) -> pa.Table:
     """AccountHistory: the price rises, each on the Monday of its week."""
     customer, week = np.nonzero(block.rise)
     level = _levels(block)[customer, week]
-    made = moments(world, 7 * week, 300.0)
+    made = moments(world, 7 * week, RISE_S)
     old, new = np.round(level / (1 + dw.PRICE_RISE), 4), np.round(level, 4)
     return with_system(
         {
@@ -294,6 +301,7 @@ def leads(world: World, block: Block, created: np.ndarray, rng: np.random.Genera
     )
     made = moments(world, start)
     converted = pc.if_else(pa.array(known), moments(world, created[account]), None)
+    modified = pc.coalesce(converted, made)
     industry = np.where(known, block.industry[account], rng.integers(0, len(dw.INDUSTRIES), len(account)))
     number = pc.cast(pa.array(serials(block, len(account))), pa.string())
     return with_system(
@@ -310,6 +318,7 @@ def leads(world: World, block: Block, created: np.ndarray, rng: np.random.Genera
             "ConvertedDate": converted,
             "ConvertedAccountId": pc.if_else(pa.array(known), account_ids(block, np.maximum(account, 0)), None),
             "CreatedDate": made,
+            "LastModifiedDate": modified,
         },
-        made,
+        modified,
     )

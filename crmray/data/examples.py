@@ -4,7 +4,8 @@
         train|validation|test/shard-*.parquet   labelled rows of the training, validation, test dates
         now/shard-*.parquet                     rows to score, without labels
         now.arrow                               the same, all shards, sorted by entity_id, to memory-map
-        manifest.json                           dates, counts of rows and labels, what was left out
+        manifest.json                           dates, counts of rows and labels, what was left out, and at which dates
+                                                attributes of customers are used as what (asof_attributes)
 
 Without time (given labels without a date) the rows are split by their part. No Ray here: the way to map over shards is
 given.
@@ -12,7 +13,6 @@ given.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,12 +26,16 @@ import pyarrow.dataset as pads
 
 from crmray import log, schema
 from crmray.config import Org
-from crmray.data import asof, splits
+from crmray.data import asof_attributes, leaks, splits
+from crmray.data.examples_shard import Held, make_shard, survey_shard
+from crmray.data.ingest import origins
+from crmray.data.plans import inline
 from crmray.data.splits import PARTS, Snapshots
 from crmray.errors import DataError, NotEnoughDataError
+from crmray.privacy.consent import NAME as CONSENT
 from crmray.storage import Lake, Run, run_id
 
-FORMAT = 1
+FORMAT = 2
 """raised when the files of the stage change"""
 MIN_CLASS_ROWS = 2
 SHARE_OF_BUDGET = 0.25
@@ -65,16 +69,41 @@ def examples(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callabl
     table, column or kind of row is missing.
     """
     content = _contents(lake, task, settings)
-    run = lake.run("examples", task.NAME, _run_id(org, task, settings, content))
+    changes = _changes(lake, content)
+    consent = lake.latest("raw", CONSENT).run_id if lake.has("raw", CONSENT) else None
+    run = lake.run("examples", task.NAME, _run_id(org, task, settings, content, changes, consent))
     with run.claim("examples") as mine:
         if mine:
-            _make(org, lake, task, settings, content, run, map_shards)
+            _make(org, lake, task, settings, content, changes, consent, run, map_shards)
     return run
 
 
-def _run_id(org: Org, task: Any, settings: Any, content: Mapping[str, Content]) -> str:
+def _changes(lake: Lake, content: Mapping[str, Content]) -> Held | None:
+    """The field history of the customers, whether the task reads it or not; None where the org has none."""
+    if "customers" not in content or not lake.has("tables", "changes"):
+        return None
+    found = content_of(lake.latest("tables", "changes"))
+    return (found.run.run_id, found.columns) if found.rows else None
+
+
+def _held(content: Mapping[str, Content]) -> dict[str, Held]:
+    """What workers have to know of the tables."""
+    return {name: (table.run.run_id, table.columns) for name, table in content.items()}
+
+
+def _run_id(
+    org: Org,
+    task: Any,
+    settings: Any,
+    content: Mapping[str, Content],
+    changes: Held | None,
+    consent: str | None,
+) -> str:
     own = {"task": task.NAME, "features_version": task.FEATURES_VERSION, "settings": settings.model_dump(mode="json")}
+    own |= {"history": org.history.model_dump(mode="json")} if "customers" in content else {}
     inputs = {name: table.run.run_id for name, table in content.items()}
+    inputs |= {"changes": changes[0]} if changes else {}
+    inputs |= {"consent": consent} if consent else {}
     return run_id("examples", inputs=inputs, settings=own, seed=org.seed, format=FORMAT)
 
 
@@ -141,6 +170,17 @@ def dates_of(lake: Lake, task: Any, settings: Any) -> Snapshots:
     return _dates(task, settings, _contents(lake, task, settings))[1]
 
 
+def attributes_of(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callable = inline) -> dict[str, Any]:
+    """Which attributes of customers could be used at the task's dates, and as what, without making the examples.
+
+    {column: report of asof_attributes.plan}; leaks are found when the examples are made. DataError as in dates_of.
+    """
+    content = _contents(lake, task, settings)
+    held, past = _held(content), _changes(lake, content)
+    plan = _plan(org, lake, content, held, past, _dates(task, settings, content)[1], map_shards)
+    return asof_attributes.told(plan)
+
+
 def _dates(
     task: Any, settings: Any, content: Mapping[str, Content]
 ) -> tuple[tuple[datetime, datetime] | None, Snapshots]:
@@ -151,22 +191,37 @@ def _dates(
 
 
 def _make(
-    org: Org, lake: Lake, task: Any, settings: Any, content: Mapping[str, Content], run: Run, map_shards: Callable
+    org: Org,
+    lake: Lake,
+    task: Any,
+    settings: Any,
+    content: Mapping[str, Content],
+    changes: Held | None,
+    consent: str | None,
+    run: Run,
+    map_shards: Callable,
 ) -> None:
     span, dates = _dates(task, settings, content)
     log.event("examples.dates", task=task.NAME, **dates.to_json())
     num_shards = max(table.num_shards for table in content.values())
+    held = _held(content)
+    plan = _plan(org, lake, content, held, changes, dates, map_shards)
+    for how in plan.values():
+        if how["used"] == "kept out":
+            name, known = f"{how['object']}.{how['field']}", min(how["known"].values())
+            log.warn("examples.kept_out", field=name, status=how["status"], known_of_customers=known)
     work = partial(
         make_shard,
         root=lake.root,
         task_module=task.__name__,
         settings=settings.model_dump(mode="json"),
-        tables={name: (table.run.run_id, table.columns) for name, table in content.items()},
+        tables=held,
+        changes=changes,
+        consent=consent,
         dates={"as_of": dates.to_json(), "horizon_days": dates.horizon_days},
         run_id=run.run_id,
     )
-    made = dict(map_shards(work, list(range(num_shards)), label="examples"))
-    shards = [made[index] for index in range(num_shards)]
+    shards, plan = _shards(work, num_shards, plan, task, map_shards)
     fields = {tuple(shard["schema"].items()) for shard in shards}
     assert len(fields) == 1, f"shards differ in their columns: {[set(a) ^ set(b) for a in fields for b in fields]}"
     counts = _total([shard["counts"] for shard in shards])
@@ -181,73 +236,64 @@ def _make(
         span=[moment.isoformat() for moment in span] if span else None,
         rows={name: sum(count["rows"] for count in counts[name].values()) for name in (*PARTS, "now")},
         counts=counts,
-        excluded={"customers_outside_population_now": sum(shard["outside"] for shard in shards)},
+        excluded={
+            "customers_outside_population_now": sum(shard["outside"] for shard in shards),
+            "customers_who_withdrew": sum(shard["withdrew"] for shard in shards),
+        },
+        consent=consent,
+        attributes=asof_attributes.told(plan),
         schema=shards[0]["schema"],
         num_shards=num_shards,
         inputs={name: table.run.run_id for name, table in content.items()},
     )
 
 
-def make_shard(
-    shard: int,
-    *,
-    root: str,
-    task_module: str,
-    settings: Mapping[str, Any],
-    tables: Mapping[str, tuple[str, tuple[str, ...]]],
-    dates: Mapping[str, Any],
-    run_id: str,
-) -> dict[str, Any]:
-    """Write one shard of every split. Gives its counts by split and date, its columns, and the size of its `now` rows.
-
-    All arguments are plain, so any process can do it: root of the lake, name of the task's module, and per table its
-    run_id and the columns that the org has.
-    """
-    lake, task, when = Lake(root), importlib.import_module(task_module), Snapshots.of(dates)
-    own = task.Settings.model_validate(settings)
-    run = lake.run("examples", task.NAME, run_id)
-    rows = {name: _read(lake.run("tables", name, id_), columns, shard) for name, (id_, columns) in tables.items()}
-    if when.has_time:
-        at = {date: task.examples(rows, date, own, labels=True) for date in {*when.train, when.validation, when.test}}
-        train = pa.concat_tables([at[date] for date in when.train])
-        found = {"train": train, "validation": at[when.validation], "test": at[when.test]}
-    else:
-        labelled = task.examples(rows, None, own, labels=True)
-        found = {part: labelled.filter(pc.equal(labelled["part"], part)) for part in PARTS}
-    found["now"] = task.examples(rows, when.now, own, labels=False)
-    for name, table in found.items():
-        run.write_table(f"{name}/shard-{shard:05d}.parquet", table, row_group_rows=16 * 1024)
-    return {
-        "counts": {name: _counts(table, task.LABELS) for name, table in found.items()},
-        "schema": {field.name: str(field.type) for field in found["now"].schema},
-        "now_bytes": found["now"].nbytes,
-        "outside": len(asof.known(rows, when.now)) - found["now"].num_rows,
-    }
+def _plan(
+    org: Org,
+    lake: Lake,
+    content: Mapping[str, Content],
+    tables: Mapping[str, Held],
+    changes: Held | None,
+    dates: Snapshots,
+    map_shards: Callable,
+) -> dict[str, dict[str, Any]]:
+    """What becomes of the customers' attributes at the past dates; empty without customers or without time."""
+    if "customers" not in content or not dates.has_time:
+        return {}
+    columns = content["customers"].columns
+    sources = [origin.source for origin in origins(org) if origin.table == "customers"]
+    fields = asof_attributes.fields_of(sources, columns)
+    asof_attributes.check_insisted(org.history.insist, sources, fields)
+    look = partial(
+        survey_shard,
+        root=lake.root,
+        customers=tables["customers"],
+        changes=changes,
+        fields=fields,
+        dates=dates.past,
+    )
+    seen = [result for _, result in map_shards(look, list(range(content["customers"].num_shards)), label="attributes")]
+    return asof_attributes.plan(
+        asof_attributes.merge(seen), fields, dates, has_modified="modified_at" in columns, insist=org.history.insist
+    )
 
 
-def _read(run: Run, columns: tuple[str, ...], shard: int) -> pa.Table:
-    """One shard's rows of a table; all rows of one that is not sharded; none where the shard has no file."""
-    index = shard if schema.table(run.name).sharded else 0
-    name = f"shard-{index:05d}.parquet"
-    if run.has(name):
-        return run.read_table([name], columns=columns).combine_chunks()
-    return run.dataset(run.files("shard-*.parquet")[:1]).schema.empty_table().select(list(columns))
-
-
-def _counts(table: pa.Table, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """By date (ISO day, or "" without time): rows, young customers, and rows per value of each 0/1 or integer label."""
-    found: dict[str, dict[str, Any]] = {}
-    for date in pc.unique(table["as_of"]).to_pylist():
-        rows = table.filter(pc.equal(table["as_of"], date) if date else pc.is_null(table["as_of"]))
-        count: dict[str, Any] = {"rows": rows.num_rows}
-        if "is_young" in rows.column_names:
-            count["young"] = pc.sum(rows["is_young"]).as_py() or 0
-        for label in labels:
-            if pa.types.is_integer(rows.schema.field(label).type) and rows[label].null_count < rows.num_rows:
-                pairs = pc.value_counts(rows[label]).to_pylist()
-                count[label] = {str(pair["values"]): pair["counts"] for pair in pairs}
-        found[date.strftime("%Y-%m-%d") if date else ""] = count
-    return found
+def _shards(
+    work: partial, num_shards: int, plan: dict[str, dict[str, Any]], task: Any, map_shards: Callable
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Make all shards; a second time without the attributes that turn out to be leaks, if there are any."""
+    while True:
+        made = dict(map_shards(partial(work, plan=plan), list(range(num_shards)), label="examples"))
+        shards = [made[index] for index in range(num_shards)]
+        found: dict[str, dict[str, Any]] = {}
+        for label in task.LABELS:
+            found |= leaks.found(leaks.total(shard["leaks"].get(label, {}) for shard in shards), label)
+        if not found:
+            return shards, plan
+        plan = asof_attributes.block(plan, found)
+        for column, evidence in found.items():
+            name = f"{plan[column]['object']}.{plan[column]['field']}"
+            log.warn("examples.leak", task=task.NAME, field=name, **evidence)
 
 
 def _total(shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from crmray import schema
 from crmray.data import partition
@@ -173,6 +172,6 @@ def gather_rejected(run: Run) -> None:
     names = run.files(f"{FOLDER}/*/*.rejected")
     if not names:
         return
-    with run.open_output(REJECTED_FILE) as sink, pq.ParquetWriter(sink, REJECTED, compression="zstd") as writer:
+    with run.parquet_writer(REJECTED_FILE, REJECTED) as writer:
         for name in names:
-            writer.write_table(pq.read_table(run.lake.fs.open(f"{run.path}/{name}", "rb")))
+            writer.write_table(run.open_parquet(name).read())

@@ -87,6 +87,11 @@ class Snapshots:
         """False: split by part, not by date."""
         return self.test is not None
 
+    @property
+    def past(self) -> tuple[datetime, ...]:
+        """The dates that have labels, ascending, each once; none without time."""
+        return tuple(sorted({date for date in (*self.train, self.validation, self.test) if date is not None}))
+
     def to_json(self) -> dict[str, Any]:
         """The manifest's `as_of`: ISO strings."""
         return {

@@ -2,7 +2,8 @@
 
 An org that uses the standard objects as Salesforce means them needs no mapping of its own; the demo org is one. Fields
 that end in `__c` are the demo org's custom fields: `standard` leaves them out for an org that lacks them. A customer is
-an Account; what hangs on contacts, cases and orders reaches it through the relationship (`Order.AccountId`).
+an Account; what hangs on contacts, cases and orders reaches it through the relationship (`Order.AccountId`). An org
+that sells without orders has its sales in the products of opportunities that were won.
 """
 
 from __future__ import annotations
@@ -10,10 +11,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from crmray import schema
-from crmray.config import TableSource
+from crmray.config import SalesforceSource, TableSource
 
 DELETED = {"IsDeleted": {"eq": True}}
 NOT_SENT = {"Arm__c": "control"}
+EVENT_TABLES = ("transactions", "interactions", "engagement", "exposures", "changes")
+"""tables of what happened; `since` cuts the objects that fill these alone"""
+INSTEAD_OF = {("transactions", "OpportunityLineItem"): "OrderItem"}
+"""(table, object) -> the object in whose absence it is used: a deal won and its order are the same sale"""
+
+Objects = Collection[str] | Mapping[str, Collection[str]]
+"""the objects of an org, or each with its fields (SOQL paths)"""
 
 
 def _source(object_: str, columns: dict[str, str], *drop: dict, **more) -> TableSource:
@@ -26,9 +34,9 @@ STANDARD: dict[str, list[TableSource]] = {
             "Account",
             {
                 "entity_id": "Id", "created_at": "CreatedDate", "country": "BillingCountry", "region": "BillingState",
-                "industry": "Industry", "segment": "Type",
+                "industry": "Industry", "segment": "Type", "modified_at": "LastModifiedDate",
             },
-            attributes=["NumberOfEmployees", "Mail_Opt_In__c"],
+            attributes=["NumberOfEmployees", "Mail_Opt_In__c", "Price_Level__c"],
         ),
     ],
     "products": [
@@ -134,7 +142,7 @@ STANDARD: dict[str, list[TableSource]] = {
             {
                 "lead_id": "Id", "created_at": "CreatedDate", "source": "LeadSource", "industry": "Industry",
                 "country": "Country", "status": "Status", "converted_at": "ConvertedDate",
-                "entity_id": "ConvertedAccountId",
+                "entity_id": "ConvertedAccountId", "modified_at": "LastModifiedDate",
             },
             attributes=["Rating", "NumberOfEmployees"],
         ),
@@ -143,8 +151,8 @@ STANDARD: dict[str, list[TableSource]] = {
         _source(
             f"{object_}{suffix}",
             {
-                "entity_id": account, "field": "Field", "occurred_at": "CreatedDate", "old_value": "OldValue",
-                "new_value": "NewValue",
+                "entity_id": account, "record_id": f"{object_}Id", "field": "Field", "occurred_at": "CreatedDate",
+                "old_value": "OldValue", "new_value": "NewValue",
             },
             {account: {"missing": True}},
             values={"object": object_},
@@ -157,6 +165,30 @@ STANDARD: dict[str, list[TableSource]] = {
 """canonical table -> its sources, all of whose objects the demo org has"""
 
 FURTHER: dict[str, list[TableSource]] = {
+    "transactions": [
+        _source(
+            "OpportunityLineItem",
+            {
+                "entity_id": "Opportunity.AccountId", "occurred_at": "Opportunity.CloseDate", "transaction_id": "Id",
+                "order_id": "OpportunityId", "product_id": "Product2Id", "num_units": "Quantity",
+                "unit_price_amount": "UnitPrice", "net_amount": "TotalPrice",
+            },
+            {"Opportunity.IsWon": False},
+            {"Opportunity.AccountId": {"missing": True}},
+        ),
+    ],
+    "interactions": [
+        _source(
+            "Event",
+            {
+                # not when it is to take place: an invitation for next month is known today
+                "entity_id": "AccountId", "occurred_at": "CreatedDate", "interaction_id": "Id", "subject": "Subject",
+                "text": "Description",
+            },
+            {"AccountId": {"missing": True}},
+            values={"channel": "meeting", "direction": "outbound"},
+        ),
+    ],
     "subscriptions": [
         _source(
             "Contract",
@@ -178,39 +210,91 @@ FURTHER: dict[str, list[TableSource]] = {
         _source(
             f"{object_}History",
             {
-                "entity_id": f"{object_}.AccountId", "field": "Field", "occurred_at": "CreatedDate",
+                "entity_id": entity, "record_id": f"{object_}Id", "field": "Field", "occurred_at": "CreatedDate",
                 "old_value": "OldValue", "new_value": "NewValue",
             },
-            {f"{object_}.AccountId": {"missing": True}},
+            {entity: {"missing": True}},
             values={"object": object_},
         )
-        for object_ in ("Case", "Order", "Contract", "Asset")
+        for object_, entity in (
+            ("Case", "Case.AccountId"), ("Order", "Order.AccountId"), ("OrderItem", "OrderItem.Order.AccountId"),
+            ("Contract", "Contract.AccountId"), ("Asset", "Asset.AccountId"), ("Contact", "Contact.AccountId"),
+            ("Lead", "LeadId"),
+        )
     ],
 }  # fmt: skip
 """sources that a stock org may have beside those of STANDARD"""
 
 
-def standard(objects: Collection[str] | Mapping[str, Collection[str]]) -> dict[str, list[TableSource]]:
+def standard(objects: Objects, *, empty: Collection[str] = ()) -> dict[str, list[TableSource]]:
     """The sources of each canonical table among these objects; a table without one is left out.
 
     Given the columns of each object as well, columns that are not there are left out of the mapping, conditions on
     absent custom fields too, and a source goes that lacks what its table requires or a standard field that its
-    conditions look at.
+    conditions look at. empty: objects without rows, for INSTEAD_OF.
     """
     result: dict[str, list[TableSource]] = {}
-    for tables in (STANDARD, FURTHER):
-        for table, sources in tables.items():
-            for source in sources:
-                fitting = _fit(table, source, objects) if source.object in objects else None
-                if fitting is not None:
-                    result.setdefault(table, []).append(fitting)
+    for table, sources in _all().items():
+        fitting = [cut for source in sources if (cut := _fit(table, source, objects)) is not None]
+        if fitting := _without_twins(table, fitting, empty):
+            result[table] = fitting
     return result
 
 
-def _fit(
-    table: str, source: TableSource, objects: Collection[str] | Mapping[str, Collection[str]]
-) -> TableSource | None:
-    """The source cut down to the columns that its object has."""
+def wanted(source: SalesforceSource) -> dict[str, list[TableSource]]:
+    """All that would be read of an org that has everything: the standard mapping, and the org file's sources in it.
+
+    A source of the org file takes the place of those that the standard mapping has of its object for that table.
+    """
+    result: dict[str, list[TableSource]] = {}
+    names = {**_all(), **source.tables}
+    for table in names:
+        schema.table(table)
+        own = source.tables.get(table, [])
+        gone = {*source.without, *(part.object for part in own), *(_instead(table) if own else ())}
+        if kept := [part for part in _all().get(table, []) if part.object not in gone] + own:
+            result[table] = kept
+    return result
+
+
+def tables(source: SalesforceSource, objects: Objects, *, empty: Collection[str] = ()) -> dict[str, list[TableSource]]:
+    """`wanted`, cut to these objects as `standard` does it; what the org file itself says stays as it stands there."""
+    own = {id(part) for parts in source.tables.values() for part in parts}
+    result: dict[str, list[TableSource]] = {}
+    for table, parts in wanted(source).items():
+        mine = [part for part in parts if id(part) in own and part.object in objects]
+        cut = [_fit(table, part, objects) for part in parts if id(part) not in own]
+        fitting = _without_twins(table, [part for part in cut if part is not None], empty) + mine
+        if fitting:
+            result[table] = fitting
+    return result
+
+
+def _all() -> dict[str, list[TableSource]]:
+    """STANDARD and FURTHER together."""
+    names = dict.fromkeys([*STANDARD, *FURTHER])
+    return {table: [*STANDARD.get(table, []), *FURTHER.get(table, [])] for table in names}
+
+
+def _instead(table: str) -> list[str]:
+    """Objects that stand in for another one in this table."""
+    return [object_ for name, object_ in INSTEAD_OF if name == table]
+
+
+def _without_twins(table: str, sources: list[TableSource], empty: Collection[str]) -> list[TableSource]:
+    """Of a source and the one that stands in for it only one: the first, unless it has no rows and the other has."""
+    there = {source.object for source in sources}
+    gone = set()
+    for (name, second), first in INSTEAD_OF.items():
+        if name == table and {first, second} <= there:
+            gone.add(first if first in empty and second not in empty else second)
+    return [source for source in sources if source.object not in gone]
+
+
+def _fit(table: str, source: TableSource, objects: Objects) -> TableSource | None:
+    """The source cut down to the columns that its object has; None where it is not there or lacks what is needed."""
+    if source.object not in objects:
+        return None
     if not isinstance(objects, Mapping):
         return source
     there = set(objects[source.object])

@@ -21,12 +21,15 @@ LAYERS = (
         "crmray.log",
         "crmray.schema",
         "crmray.storage",
+        "crmray.encryption",
         "crmray.claim",
+        "crmray.privacy",
+        "crmray.salesforce.ids",
     ),
     ("crmray.data", "crmray.models", "crmray.evaluate", "crmray.salesforce"),
     ("crmray.tasks",),
     ("crmray.registry", "crmray.keys"),
-    ("crmray.head", "crmray.cluster", "crmray.dashboard", "crmray.train", "crmray.score"),
+    ("crmray.head", "crmray.cluster", "crmray.dashboard", "crmray.train", "crmray.score", "crmray.erase", "crmray.forget"),
     ("crmray.org", "crmray.cli", "crmray.commands", "jobs", "serve"),
 )
 # Modin needs Ray to cut and merge shards; the others run on it by their nature.

@@ -1,0 +1,157 @@
+"""What the examples stage does with one shard: its as-of rows written, its attributes looked at.
+
+All arguments are plain (names, run ids, numbers), so any process can do it. No Ray here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crmray import schema
+from crmray.data import asof, asof_attributes, leaks
+from crmray.data.history import Changes, Field
+from crmray.data.splits import PARTS, Snapshots
+from crmray.privacy import Withheld
+from crmray.privacy.consent import NAME as CONSENT
+from crmray.storage import Lake, Run
+
+Held = tuple[str, tuple[str, ...]]
+"""run_id of a canonical table, and the columns that the org has"""
+
+
+def survey_shard(
+    shard: int,
+    *,
+    root: str,
+    customers: Held,
+    changes: Held | None,
+    fields: Sequence[Field],
+    dates: Sequence[datetime],
+) -> dict[str, Any]:
+    """asof_attributes.survey of one shard; tables as in make_shard."""
+    lake = Lake(root)
+    rows = _read(lake.run("tables", "customers", customers[0]), customers[1], shard)
+    past = _read(lake.run("tables", "changes", changes[0]), changes[1], shard) if changes else None
+    return asof_attributes.survey(rows, past, fields, dates)
+
+
+def make_shard(
+    shard: int,
+    *,
+    root: str,
+    task_module: str,
+    settings: Mapping[str, Any],
+    tables: Mapping[str, Held],
+    changes: Held | None,
+    consent: str | None,
+    plan: Mapping[str, Mapping[str, Any]],
+    dates: Mapping[str, Any],
+    run_id: str,
+) -> dict[str, Any]:
+    """Write one shard of every split. Gives its counts by split and date, its columns, and the size of its `now` rows.
+
+    root: of the lake; task_module: its name; changes: the field history of the customers; consent: run_id of
+    raw/consent, whose customers are left out; plan: of asof_attributes; dates: Snapshots as JSON; run_id: of the
+    examples.
+    """
+    lake, task, when = Lake(root), importlib.import_module(task_module), Snapshots.of(dates)
+    own = task.Settings.model_validate(settings)
+    run = lake.run("examples", task.NAME, run_id)
+    rows = {name: _read(lake.run("tables", name, id_), columns, shard) for name, (id_, columns) in tables.items()}
+    rows, withdrew = _allowed(rows, lake.run("raw", CONSENT, consent)) if consent else (rows, 0)
+    changed = _read(lake.run("tables", "changes", changes[0]), changes[1], shard) if changes and plan else None
+    past = asof_attributes.histories(rows["customers"], changed, plan) if plan else {}
+
+    def seen(as_of: datetime | None) -> dict[str, pa.Table]:
+        return {**rows, "customers": asof_attributes.at(rows["customers"], past, as_of, plan)} if plan else rows
+
+    leaking: dict[str, dict[str, Any]] = {}
+    if when.has_time:
+        at = {date: task.examples(seen(date), date, own, labels=True) for date in when.past}
+        if plan:
+            leaking = _leaking(rows["customers"], past, {date: at[date] for date in when.train}, task, plan, when)
+        train = pa.concat_tables([at[date] for date in when.train])
+        found = {"train": train, **{name: at[getattr(when, name)] for name in ("validation", "test")}}
+    else:
+        labelled = task.examples(rows, None, own, labels=True)
+        found = {part: labelled.filter(pc.equal(labelled["part"], part)) for part in PARTS}
+    found["now"] = task.examples(seen(None), when.now, own, labels=False)
+    for name, table in found.items():
+        run.write_table(f"{name}/shard-{shard:05d}.parquet", table, row_group_rows=16 * 1024)
+    return {
+        "counts": {name: _counts(table, task.LABELS) for name, table in found.items()},
+        "schema": {field.name: str(field.type) for field in found["now"].schema},
+        "now_bytes": found["now"].nbytes,
+        "outside": len(asof.known(rows, when.now)) - found["now"].num_rows,
+        "withdrew": withdrew,
+        "leaks": leaking,
+    }
+
+
+def _allowed(rows: Mapping[str, pa.Table], consent: Run) -> tuple[dict[str, pa.Table], int]:
+    """The tables without those who may not be profiled, and how many of these there were."""
+    withheld = pa.array(sorted(Withheld.from_run(consent).profiling), pa.string())
+    kept, gone = {}, set()
+    for name, table in rows.items():
+        spec = schema.table(name)
+        if spec.sharded:
+            ids = table[spec.entity].cast(pa.string())
+            off = pc.is_in(ids, withheld)
+            if pc.any(off).as_py():
+                gone |= set(pc.unique(ids.filter(off)).to_pylist())
+                table = table.filter(pc.invert(off))
+        kept[name] = table
+    return kept, len(gone)
+
+
+def _leaking(
+    customers: pa.Table,
+    past: Mapping[str, Changes],
+    at: Mapping[datetime, pa.Table],
+    task: Any,
+    plan: Mapping[str, Mapping[str, Any]],
+    when: Snapshots,
+) -> dict[str, dict[str, Any]]:
+    """Label -> counts for leaks.found, of the 0/1 labels at the training dates."""
+    fields = asof_attributes.suspects(past, plan)
+    if not fields:
+        return {}
+    found = {}
+    for label in task.LABELS:
+        truth = {
+            date: leaks.labels_of(customers, rows, label) for date, rows in at.items() if leaks.binary(rows, [label])
+        }
+        if truth:
+            found[label] = leaks.count(customers, truth, when.horizon_days, fields)
+    return found
+
+
+def _read(run: Run, columns: tuple[str, ...], shard: int) -> pa.Table:
+    """One shard's rows of a table; all rows of one that is not sharded; none where the shard has no file."""
+    index = shard if schema.table(run.name).sharded else 0
+    name = f"shard-{index:05d}.parquet"
+    if run.has(name):
+        return run.read_table([name], columns=columns).combine_chunks()
+    return run.dataset(run.files("shard-*.parquet")[:1]).schema.empty_table().select(list(columns))
+
+
+def _counts(table: pa.Table, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """By date (ISO day, or "" without time): rows, young customers, and rows per value of each 0/1 or integer label."""
+    found: dict[str, dict[str, Any]] = {}
+    for date in pc.unique(table["as_of"]).to_pylist():
+        rows = table.filter(pc.equal(table["as_of"], date) if date else pc.is_null(table["as_of"]))
+        count: dict[str, Any] = {"rows": rows.num_rows}
+        if "is_young" in rows.column_names:
+            count["young"] = pc.sum(rows["is_young"]).as_py() or 0
+        for label in labels:
+            if pa.types.is_integer(rows.schema.field(label).type) and rows[label].null_count < rows.num_rows:
+                pairs = pc.value_counts(rows[label]).to_pylist()
+                count[label] = {str(pair["values"]): pair["counts"] for pair in pairs}
+        found[date.strftime("%Y-%m-%d") if date else ""] = count
+    return found

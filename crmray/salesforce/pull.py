@@ -1,0 +1,349 @@
+"""Bring the objects of a Salesforce org into raw/, whole and proven: all of them, or what changed since the last time.
+
+    persons   who withdrew, and whose names stand in texts: known to the guard before a row is written
+    plan      slices by modstamp up to now (all rows), or nothing yet (what changed)
+    rounds    rows changed since, again and again until a round finds none: by their own modstamp, or that of a parent
+              which a field is read through
+    proof     COUNT() by slices of CreatedDate against the rows that landed; where they differ, the ids of the slice
+              tell what was deleted for good or not read. Formula fields, of which no modstamp tells, are compared too
+    run       pages adopted, with changed rows left out of the older ones; then the state for the next time
+
+What was fetched lies in _work/pull/<object> (see `stage`), so a pull that dies goes on at the page. A run's id comes
+from its rows: an org that did not change gives the run that is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+
+from crmray import log
+from crmray.config import Org, SalesforceSource
+from crmray.errors import DataError, LimitError, ReconcileError, SalesforceError, SchemaError
+from crmray.privacy import Guard
+from crmray.salesforce import catalogue, drift, mapping, merge, pages, persons, reconcile, renewal, slices
+from crmray.salesforce.catalogue import Describes, ObjectPlan
+from crmray.salesforce.changes import Asking
+from crmray.salesforce.client import Client
+from crmray.salesforce.drift import Change
+from crmray.salesforce.fingerprint import Fingerprint
+from crmray.salesforce.limits import CallLedger
+from crmray.salesforce.merge import Whole
+from crmray.salesforce.proof import AnewError, prove
+from crmray.salesforce.reconcile import Slice
+from crmray.salesforce.stage import Part, Plan, Query, Reading, Stage
+from crmray.storage import Lake, Run, run_id
+
+FORMAT = 1
+_FIELD_LOST = ("INVALID_FIELD", "No such column", "InvalidField", "state Failed")
+"""what an org says to a query for a field that is no longer there"""
+
+
+def pull(org: Org, lake: Lake) -> dict[str, Run]:
+    """Bring every object of the mapping that the org has into raw/, and raw/consent; object -> run.
+
+    An object that cannot be had whole (SchemaError, ReconcileError) keeps its last good run; the others are pulled
+    first, then its error is raised. SalesforceError, LimitError and AuthError end the pull at once; the next one goes
+    on where it stopped.
+    """
+    source = org.source
+    assert isinstance(source, SalesforceSource), source.kind
+    ledger = CallLedger(source.calls_reserve)
+    with Client.connect(source, org.folder, ledger=ledger) as client:
+        try:
+            return _pull_all(org, source, lake, client)
+        finally:
+            log.event("ingest.calls", total=ledger.total(), limit=ledger.limit, kinds=dict(ledger.calls))
+
+
+def _pull_all(org: Org, source: SalesforceSource, lake: Lake, client: Client) -> dict[str, Run]:
+    found, describes = catalogue.read(client, org), Describes(client)
+    guard = Guard.open(org, lake, client.describe)
+    clock = _clock(client)
+    began = clock()
+    persons.learn(client, guard, describes, lake, list(client.objects()))
+    runs: dict[str, Run] = {}
+    refused: list[DataError] = []
+    for plan in found.objects.values():
+        pulling = _Pull(source=source, lake=lake, client=client, describes=describes, guard=guard, clock=clock)
+        try:
+            runs[plan.name] = pulling.run(plan)
+        except (SchemaError, ReconcileError) as error:
+            log.warn("ingest.refused", object=plan.name, why=str(error))
+            refused.append(error)
+    found.check()
+    if refused:
+        raise refused[0]
+    runs["consent"] = persons.finish(guard, lake, began)
+    return runs
+
+
+def _clock(client: Client) -> Callable[[], datetime]:
+    """The org's time, asked once: watermarks must not hang on this machine's clock."""
+    asked, there = time.monotonic(), client.server_time()
+    return lambda: there + timedelta(seconds=int(time.monotonic() - asked))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pull:
+    """What the pulls of all objects share."""
+
+    source: SalesforceSource
+    """of the org file"""
+    lake: Lake
+    """where the rows go"""
+    client: Client
+    """where they come from"""
+    describes: Describes
+    """its metadata"""
+    guard: Guard
+    """between the two"""
+    clock: Callable[[], datetime]
+    """the org's time"""
+
+    def run(self, plan: ObjectPlan) -> Run:
+        """Pull, prove and write one object."""
+        guarded = self.guard.plan(plan.name, plan.fields)
+        plan = _with_fields(plan, guarded.read, self.describes)
+        redacted = (*guarded.texts, *(("OldValue", "NewValue") if guarded.changes else ()))
+        reading = Reading(
+            name=plan.name,
+            fields=plan.fields,
+            types=dict(plan.types),
+            hashed=tuple(dict.fromkeys(["Id", plan.modstamp, *plan.derived, *redacted])),
+            modstamp=plan.modstamp,
+            guard=self.guard,
+            guarded=guarded,
+        )
+        return _One(shared=self, plan=plan, reading=reading, stage=Stage(self.lake, plan.name)).run()
+
+
+def _with_fields(plan: ObjectPlan, fields: Sequence[str], describes: Describes) -> ObjectPlan:
+    """The plan with those fields that the guard lets through, and those that it needs itself."""
+    found = {path: field for path in fields if (field := describes.field(plan.name, path)[0]) is not None}
+    parents: dict[str, str] = {}
+    for path in found:
+        parents |= describes.parents(plan.name, path)[0]
+    return replace(
+        plan,
+        fields=tuple(found),
+        types={path: field["type"] for path, field in found.items()},
+        formulas=tuple(path for path in plan.formulas if path in found),
+        parents=parents,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _One:
+    """The pull of one object."""
+
+    shared: _Pull
+    """the org, the lake and the guard"""
+    plan: ObjectPlan
+    """what is read"""
+    reading: Reading
+    """how it is read"""
+    stage: Stage
+    """what was fetched so far"""
+
+    def run(self) -> Run:
+        """Pull, prove and write."""
+        with self.stage.claim():
+            schema = drift.seen(self.shared.client.describe(self.plan.name)["fields"], self._paths())
+            state = self.stage.state()
+            changes = drift.compare(state["schema"], schema, self._read()) if state else []
+            for change in changes:
+                log.warn("ingest.drift", object=self.plan.name, **change.to_json())
+            self._refuse(changes)
+            base = self._base(state, changes)
+            try:
+                run, work, whole = self._pulled(base, state, schema, changes)
+            except AnewError:
+                self.stage.clear()
+                run, work, whole = self._pulled(None, state, schema, changes)
+            seen = {"run_id": run.run_id, "until": work.until, "mark": work.mark, "schema": schema}
+            self.stage.keep_state(seen, whole.withheld)
+            self.stage.clear()
+        return run
+
+    def _pulled(
+        self, base: Run | None, state: dict[str, Any] | None, schema: drift.Seen, changes: list[Change]
+    ) -> tuple[Run, Plan, Whole]:
+        """The new run, how it was pulled, and its rows: from the base and what changed since, or from all there are."""
+        name, how = self.plan.name, "changes" if base is not None else "all"
+        work, resumed = self._begin(base, state)
+        total = sum(query["rows"] for query in work.queries) or None
+        with log.progress(f"ingest.{name}", total=total, unit="rows") as bar:
+            asking = self._asking(bar)
+            try:
+                parts, back = self._base_parts(base, state)
+                parts += asking.all_of(work)
+                if self.plan.via == "bulk":
+                    parts += asking.catch_up(work)
+                formulas = self.plan.formulas if base is not None or resumed else ()
+                whole, proof = prove(asking, work, parts, back, formulas=formulas)
+            except LimitError:
+                raise
+            except SalesforceError as error:
+                if any(sign in str(error) for sign in _FIELD_LOST):
+                    self._refuse_drift(schema)
+                raise
+        if self.plan.via == "bulk":
+            self._refuse_drift(schema)  # some pages may have been read before, others after a change
+        run = self._write(whole, proof, work, schema, changes, how)
+        log.event("ingest.wrote", object=name, rows=whole.rows, run_id=run.run_id, how=how, slices=len(proof))
+        return run, work, whole
+
+    # -- the schema ----------------------------------------------------------------------------------------------------
+
+    def _paths(self) -> dict[str, str]:
+        """Types of the fields that are read through relationships."""
+        return {path: type_ for path, type_ in self.plan.types.items() if "." in path}
+
+    def _read(self) -> list[str]:
+        """Paths that the mapping reads, whether they are there or not."""
+        wanted = mapping.wanted(self.shared.source).values()
+        sources = [part for parts in wanted for part in parts if part.object == self.plan.name]
+        named = {path for source in sources for path in catalogue.kept_columns(source, [])}
+        named |= {*self.plan.fields, *catalogue.SYSTEM, *catalogue.CONSENT.get(self.plan.name, ())}
+        return sorted(named - set(self.reading.guarded.dropped))
+
+    def _refuse(self, changes: list[Change]) -> None:
+        """SchemaError when a field that is read is gone or of another type."""
+        state = f"{self.shared.lake.root}/{self.stage.state_path}"
+        drift.refuse(self.plan.name, changes, f"take it out of the mapping, or remove {state} to begin anew")
+
+    def _refuse_drift(self, schema: drift.Seen) -> None:
+        """The same for what changed since this pull began: describe is asked again, not what the client remembers."""
+        described = self.shared.client.get(f"sobjects/{self.plan.name}/describe")["fields"]
+        self._refuse(drift.compare(schema, drift.seen(described, self._paths()), self._read()))
+
+    # -- what is to be pulled ------------------------------------------------------------------------------------------
+
+    def _asking(self, bar: log.Progress) -> Asking:
+        return Asking(
+            client=self.shared.client,
+            plan=self.plan,
+            reading=self.reading,
+            stage=self.stage,
+            where=self._where(),
+            lookback=timedelta(minutes=self.shared.source.lookback_minutes),
+            clock=self.shared.clock,
+            bar=bar,
+        )
+
+    def _where(self) -> str:
+        """Condition on all rows: events begin at the source's `since`."""
+        events = bool(self.plan.tables) and set(self.plan.tables) <= set(mapping.EVENT_TABLES)
+        since = self.shared.source.since
+        return (
+            f"{reconcile.TIME} >= {since}T00:00:00Z" if since and events and reconcile.TIME in self.plan.fields else ""
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """What a run depends on besides the org's rows."""
+        return {
+            "types": self.reading.types,
+            "fields": self.reading.fields,
+            "where": self._where(),
+            "privacy": self.shared.guard.fingerprint,
+        }
+
+    def _mark(self) -> str:
+        """Of what pages depend on besides the org's rows."""
+        source = self.shared.source
+        settings = {**self._settings(), "page_rows": source.page_rows, "login": source.login.url, "format": FORMAT}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def _base(self, state: dict[str, Any] | None, changes: list[Change]) -> Run | None:
+        """The run to which changes can be added; None when everything is pulled."""
+        if state is None or self.plan.via == "rest" or state["mark"] != self._mark():
+            return None
+        if drift.anew(changes) or self.shared.guard.must_reread:
+            return None
+        run = self.shared.lake.run("raw", self.plan.name, state["run_id"])
+        return run if run.exists() else None
+
+    def _base_parts(self, base: Run | None, state: dict[str, Any] | None) -> tuple[list[Part], list[pa.Table]]:
+        """Parts of the base as the guard would have them now, and what is kept of rows that are withheld."""
+        if base is None or state is None:
+            return [], []
+        parts = [
+            Part(run=base, rel=rel, rows=facts["rows"], fingerprint=Fingerprint.parse(facts["fingerprint"]))
+            for rel, facts in base.manifest()["parts"].items()
+        ]
+        back = [self.stage.withheld(state), *renewal.withdrawn(self.reading, parts)]
+        return renewal.renewed(self.stage, self.reading, parts), back
+
+    def _begin(self, base: Run | None, state: dict[str, Any] | None) -> tuple[Plan, bool]:
+        """The plan of this pull, and whether it is that of one that died."""
+        found, mark = self.stage.plan(), self._mark()
+        base_id = base.run_id if base is not None else ""
+        if found is not None and (found.mark, found.base) == (mark, base_id) and self.plan.via == "bulk":
+            log.event("ingest.resumed", object=self.plan.name, queries=len(found.queries))
+            return found, True
+        self.stage.clear()
+        if base is not None and state is not None:
+            work = Plan(mark=mark, base=base_id, since=state["until"], until=state["until"])
+        else:
+            now = self.shared.clock()
+            work = Plan(mark=mark, since=now.isoformat(), until=now.isoformat())
+            work.queries = [asdict(query) for query in self._whole(now)]
+        self.stage.keep_plan(work)
+        return work, False
+
+    def _whole(self, now: datetime) -> list[Query]:
+        """Queries for all rows there are."""
+        select, where = f"SELECT {', '.join(self.plan.fields)} FROM {self.plan.name}", self._where()
+        if self.plan.via == "rest":
+            return [Query(soql=f"{select} WHERE {where}" if where else select, rows=self.plan.rows, rest=True)]
+        parts = slices.plan(self.shared.client, self.plan.name, self.plan.modstamp, now, where, slices.SLICE_ROWS)
+        return [Query(soql=f"{select} WHERE {condition}", rows=rows) for condition, rows in parts]
+
+    # -- the run -------------------------------------------------------------------------------------------------------
+
+    def _write(
+        self, whole: Whole, proof: list[Slice], work: Plan, schema: drift.Seen, changes: list[Change], how: str
+    ) -> Run:
+        """The run of these rows: there already, or written now."""
+        inputs = {"rows": f"{whole.rows}-{whole.fingerprint(self.reading)}"}
+        # a picklist value that is renamed changes rows whose modstamp stands still
+        values = {path: schema[path].get("values") for path in self.plan.fields if path in schema}
+        settings = {**self._settings(), "values": values}
+        number = run_id("ingest", inputs=inputs, settings=settings, seed=0, format=FORMAT)
+        run = self.shared.lake.run("raw", self.plan.name, number)
+        with run.claim("ingest") as mine:
+            if not mine:
+                return run
+            parts = merge.write(run, whole, self.reading)
+            landed, counted = whole.rows + whole.withheld.num_rows, sum(span.there for span in proof)
+            run.commit(
+                rows=whole.rows,
+                columns={field.name: str(field.type) for field in self._columns(run, list(parts))},
+                text=False,
+                data_end=work.until,
+                parts=parts,
+                reconciled={
+                    "slices": len(proof),
+                    "rows": counted,
+                    "withheld": whole.withheld.num_rows,
+                    "later": landed - counted,
+                    "until": work.until,
+                },
+                drift=[change.to_json() for change in changes],
+                facts={"how": how, "base": work.base},
+            )
+        return run
+
+    def _columns(self, run: Run, parts: list[str]) -> pa.Schema:
+        """Columns of the run's parts, or what they would be."""
+        if parts:
+            return run.open_parquet(parts[0]).schema_arrow
+        return self.reading.kept(pages.schema_of(self.plan.fields, self.plan.types).empty_table()).schema

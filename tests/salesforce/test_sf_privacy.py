@@ -1,0 +1,274 @@
+"""Pseudonyms, redaction, consent and the vault, by values worked out by hand."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import pickle
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import privacy_org as people
+import pyarrow as pa
+import pytest
+from privacy_org import ANNA, BEN, CARL, DORA, EVA
+
+from crmray.errors import CorruptError, PrivacyError
+from crmray.privacy import Guard, Pseudonyms, Vault, Withheld, redact
+from crmray.privacy.people import READS
+from crmray.storage import Lake
+
+
+def settled(folder: Path, lake: Lake | None = None, individuals: pa.Table | None = None, **privacy: Any) -> Guard:
+    """A guard that has learned the small org."""
+    org = people.org(folder, **privacy)
+    guard = Guard.open(org, lake or Lake.of(org), people.describe)
+    for name, rows in {**people.PEOPLE, "Individual": individuals or people.individuals()}.items():
+        guard.learn(name, rows)
+    guard.settle()
+    return guard
+
+
+# -- pseudonyms --------------------------------------------------------------------------------------------------------
+
+
+def test_a_pseudonym_is_the_hmac_of_the_18_character_id_in_base32() -> None:
+    made = Pseudonyms(bytes.fromhex(people.KEY))
+    digest = hmac.new(bytes.fromhex(people.KEY), ANNA.encode(), hashlib.sha256).digest()
+    expected = "p" + base64.b32encode(digest).decode().lower()[:26]
+    assert made.of([ANNA, ANNA[:15], None, ANNA]).to_pylist() == [expected, expected, None, expected]
+    assert made.one(ANNA[:15]) == expected
+    assert Pseudonyms(b"x" * 32).one(ANNA) != expected
+
+
+def test_a_key_is_in_no_repr_and_does_not_travel() -> None:
+    made = Pseudonyms(bytes.fromhex(people.KEY))
+    assert people.KEY not in repr(made) and "1111" not in repr(made)
+    with pytest.raises(TypeError, match="does not travel"):
+        pickle.dumps(made)
+
+
+def test_a_lake_takes_pseudonyms_of_one_key_and_no_plain_ids(tmp_path: Path) -> None:
+    org = people.org(tmp_path)
+    lake = Lake.of(org)
+    Guard.open(org, lake, people.describe)
+    (tmp_path / "pseudonym.key").write_text("44" * 32)
+    with pytest.raises(PrivacyError, match="not the key that the pseudonyms"):
+        Guard.open(org, lake, people.describe)
+    with pytest.raises(PrivacyError, match=r"no privacy\.pseudonym_key"):
+        Guard.open(people.org(tmp_path, pseudonym_key=None), lake, people.describe)
+
+
+# -- free text ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("write to anna.smith+x@acme.co.uk, please", "write to [EMAIL], please"),
+        ("call +49 (0)30 123 45 67 now", "call [PHONE] now"),
+        ("+1 (415) 555-2671", "[PHONE]"),
+        ("call (555) 123-4567.", "call [PHONE]."),
+        ("tel 555-123-4567, or 555.123.4567", "tel [PHONE], or [PHONE]"),
+        ("mobil 0151 23456789 oder 030/1234567", "mobil [PHONE] oder [PHONE]"),
+        ("phone: 5551234567", "phone: [PHONE]"),
+        ("my card 4111 1111 1111 1111!", "my card [CARD]!"),
+        ("from DE89 3704 0044 0532 0130 00", "from [ACCOUNT]"),
+        ("GB29NWBK60161331926819", "[ACCOUNT]"),
+        ("order 4711-2233-9911 of 2026-10-01 at 12:30:45", None),
+        ("1,234,567.00 EUR, 1.234.567,50 €", None),
+        ("order ORD-2024-00123, ref 0301234567, SKU 555-123-4567", None),
+        ("4111 1111 1111 1112 fails Luhn; DE88 3704 0044 0532 0130 00 fails mod 97", None),
+        ("01.10.2026, 1 200 500 units", None),
+    ],
+)
+def test_what_is_redacted_and_what_is_not(text: str, expected: str | None) -> None:
+    assert redact.column(pa.array([text, None])).to_pylist() == [expected or text, None]
+
+
+def test_names_are_whole_words_without_regard_to_case_and_accents() -> None:
+    words = redact.words_of(["Müller & Söhne GmbH", "José", "Li"])
+    assert words == {"muller", "mueller", "sohne", "soehne", "jose"}
+    assert redact.names("JOSÉ Muller called; Mueller's mullered", words) == "[NAME] called; [NAME]'s mullered"
+    assert redact.names("Müllers Grüße von José.", words) == "[NAME] Grüße von [NAME]."
+
+
+# -- the guard ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_on_their_way_into_the_lake(tmp_path: Path) -> None:
+    guard = settled(tmp_path)
+    plan = guard.plan("Case", ["Id", "AccountId", "Subject", "Description", "SuppliedEmail", "CaseNumber", "Status"])
+    assert plan.read == ("Id", "AccountId", "Subject", "Description", "CaseNumber", "Status", "ContactId")
+    assert plan.dropped == ("SuppliedEmail",) and plan.texts == ("Subject", "Description")
+    rows = pa.table(
+        {
+            "Id": ["500A", "500B"],
+            "AccountId": [ANNA, BEN],
+            "Subject": ["Carlotta asks", "carlotta asks"],
+            "Description": ["Hi, QUIXOTIC here, a@b.de, FEATHERSTONE", None],
+            "CaseNumber": ["00001026", "00001027"],
+            "Status": ["New", "New"],
+            "ContactId": pa.array([None, DORA]),
+        }
+    )
+    made = Pseudonyms(bytes.fromhex(people.KEY))
+    assert guard.apply(rows, plan).to_pydict() == {
+        "Id": ["500A", "500B"],
+        "AccountId": [made.one(ANNA), made.one(BEN)],
+        "Subject": ["[NAME] asks", "carlotta asks"],  # she belongs to the other account
+        "Description": ["Hi, [NAME] here, [EMAIL], [NAME]", None],
+        "CaseNumber": ["00001026", "00001027"],
+        "Status": ["New", "New"],
+        "ContactId": [None, made.one(DORA)],
+    }
+
+
+def test_relationship_paths_and_types_decide(tmp_path: Path) -> None:
+    guard = settled(tmp_path, identifiers={"Account.Phone": "keep", "Contact.Title": "drop"})
+    mails = guard.plan("EmailMessage", ["Id", "Parent.AccountId", "TextBody", "FromAddress", "Parent.Account.Name"])
+    assert mails.pseudonyms == ("Parent.AccountId", "Parent.ContactId")
+    assert mails.dropped == ("FromAddress", "Parent.Account.Name")
+    account = guard.plan("Account", ["Id", "Name", "Phone", "BillingStreet", "Industry", "ParentId", "OwnerId"])
+    assert account.read == ("Id", "Phone", "Industry", "ParentId", "OwnerId")
+    assert account.pseudonyms == ("Id", "ParentId") and account.about == ("Id",)
+    assert guard.plan("Contact", ["Title"]).dropped == ("Title",)
+    assert guard.plan("Product2", ["Id", "Name"]).texts == ()
+
+
+def test_history_values_follow_their_field(tmp_path: Path) -> None:
+    guard = settled(tmp_path)
+    plan = guard.plan("AccountHistory", ["AccountId", "Field", "OldValue", "NewValue"])
+    rows = pa.table(
+        {
+            "AccountId": [ANNA] * 6,
+            "Field": ["Industry", "Phone", "Parent", "Parent", "Owner", "Note__c"],
+            "OldValue": ["Energy", "030 1234567", ANNA, "Quixotic Widgets GmbH", "Some Agent", "Carlotta left"],
+            "NewValue": ["Retail", None, BEN, "Zephyr", "Other Agent", "x@y.org"],
+        }
+    )
+    found, made = guard.apply(rows, plan), Pseudonyms(bytes.fromhex(people.KEY))
+    assert found["OldValue"].to_pylist() == ["Energy", None, made.one(ANNA), None, None, "[NAME] left"]
+    assert found["NewValue"].to_pylist() == ["Retail", None, made.one(BEN), None, None, "[EMAIL]"]
+
+
+def test_a_name_learned_later_goes_from_rows_that_lie_in_the_lake(tmp_path: Path) -> None:
+    org = people.org(tmp_path)
+    lake = Lake.of(org)
+    first = settled(tmp_path, lake)
+    plan = first.plan("Case", ["Id", "AccountId", "Description"])
+    rows = pa.table(
+        {"Id": ["500A"], "AccountId": [BEN], "Description": ["Ask Rosalind, or Zephyr"], "ContactId": [EVA]}
+    )
+    there = first.apply(rows, plan)
+    assert there["Description"].to_pylist() == ["Ask Rosalind, or [NAME]"]
+    first.finish()
+    second = Guard.open(org, lake, people.describe)
+    assert second.remembers
+    second.learn("Contact", pa.table({"Id": ["0035e000000000DAAQ"], "AccountId": [BEN], "FirstName": ["Rosalind"]}))
+    second.settle()
+    assert second.renew(there, plan)["Description"].to_pylist() == ["Ask [NAME], or [NAME]"]
+    assert second.apply(rows, plan)["Description"].to_pylist() == ["Ask [NAME], or [NAME]"]
+
+
+# -- consent -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rule", "accounts"), [("any", {BEN}), ("all", set())])
+def test_a_withdrawal_binds_the_account_by_the_rule(tmp_path: Path, rule: str, accounts: set[str]) -> None:
+    asked = people.individuals(HasOptedOutProcessing=[False, True, False])
+    guard = settled(tmp_path, individuals=asked, consent={"account": rule})
+    plan = guard.plan("Case", ["Id", "AccountId"])
+    rows = pa.table({"Id": ["A", "B", "C"], "AccountId": [ANNA, BEN, BEN], "ContactId": [CARL, DORA, EVA]})
+    left = guard.apply(rows, plan)
+    assert left["Id"].to_pylist() == (["A"] if rule == "any" else ["A", "C"])
+    made, org = Pseudonyms(bytes.fromhex(people.KEY)), people.org(tmp_path)
+    found = Withheld.from_run(guard.finish())
+    bound = accounts | ({DORA, EVA} if accounts else {DORA})
+    assert {made.one(one) for one in bound} <= found.processing <= found.profiling
+    assert made.one(ANNA) not in found.profiling
+    assert found.channels == {"email": frozenset({made.one(ANNA), made.one(CARL)})} if rule == "any" else True
+    assert Withheld.of(Lake.of(org)) == found
+
+
+def test_profiling_and_contact_points(tmp_path: Path) -> None:
+    org = people.org(tmp_path, consent={"account": "all", "purpose": "Marketing"})
+    guard = Guard.open(org, Lake.of(org), people.describe)
+    for name, rows in people.PEOPLE.items():
+        guard.learn(name, rows)
+    guard.learn("Individual", people.individuals(HasOptedOutProfiling=[False, True, True]))
+    future = datetime(2999, 1, 1, tzinfo=timezone.utc).isoformat()
+    points = {
+        "Id": ["1", "2", "3", "4"],
+        "PartyId": ["0PK5e000000000AAAQ", "0PK5e000000000AAAQ", "0PK5e000000000BAAQ", "0PK5e000000000CAAQ"],
+        "ContactPointType": ["Phone", "MailingAddress", "Phone", "Phone"],
+        "PrivacyConsentStatus": ["OptOut", "OptOut", "OptOut", "OptIn"],
+        "DataUsePurpose.Name": ["Marketing", "Billing", "Marketing", "Marketing"],
+        "EffectiveFrom": [None, None, future, None],
+    }
+    guard.learn("ContactPointTypeConsent", pa.table(points))
+    guard.settle()
+    found, made = Withheld.from_run(guard.finish()), Pseudonyms(bytes.fromhex(people.KEY))
+    assert found.profiling == {made.one(one) for one in (BEN, DORA, EVA, *("0PK5e000000000BAAQ", "0PK5e000000000CAAQ"))}
+    assert not found.processing
+    assert found.channels["phone"] >= {made.one(ANNA), made.one(CARL)} and made.one(BEN) not in found.channels["phone"]
+    assert "mail" not in found.channels
+
+
+def test_a_withdrawal_taken_back_is_told(tmp_path: Path) -> None:
+    org = people.org(tmp_path)
+    lake = Lake.of(org)
+    settled(tmp_path, lake, people.individuals(ShouldForget=[True, False, False])).finish()
+    again = Guard.open(org, lake, people.describe)
+    again.learn("Individual", people.individuals())
+    again.settle()
+    assert again.must_reread
+
+
+def test_what_is_read_first_is_what_the_org_has(tmp_path: Path) -> None:
+    org = people.org(tmp_path)
+    reads = Guard.open(org, Lake.of(org), people.describe).reads(["Account", "Contact", "Case"])
+    assert reads["Account"] == ["Id", "Name"] and set(reads["Contact"]) < set(READS["Contact"]) and "Case" not in reads
+
+
+# -- the vault ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_vault_gives_ids_back_and_shows_none(tmp_path: Path) -> None:
+    settled(tmp_path)
+    org = people.org(tmp_path)
+    lake, made = Lake.of(org), Pseudonyms(bytes.fromhex(people.KEY))
+    asked = [made.one(BEN), "p" + "a" * 26, None, made.one(ANNA)]
+    assert Vault.open(org, lake).ids_of(asked).to_pylist() == [BEN, None, None, ANNA]
+    content = [lake.read(path) for path in lake.list("vault/**/*.bin")]
+    assert content and not any(ANNA.encode() in data or b"Featherstone" in data for data in content)
+
+
+def test_a_wrong_key_and_a_changed_file_are_told(tmp_path: Path) -> None:
+    settled(tmp_path)
+    org = people.org(tmp_path)
+    lake = Lake.of(org)
+    path = lake.list("vault/**/*.bin")[0]
+    data = lake.read(path)
+    lake.write(path, data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CorruptError, match="was changed"):
+        Vault.open(org, lake)
+    lake.write(path, data)
+    (tmp_path / "vault.key").write_text("55" * 32)
+    with pytest.raises(PrivacyError, match="another key"):
+        Vault.open(org, lake)
+
+
+def test_rotation_writes_everything_with_the_new_key(tmp_path: Path) -> None:
+    settled(tmp_path)
+    (tmp_path / "old.key").write_text(people.VAULT)
+    org = people.org(tmp_path, previous_vault_keys=[{"file": "old.key"}])
+    (tmp_path / "vault.key").write_text("66" * 32)
+    lake, made = Lake.of(org), Pseudonyms(bytes.fromhex(people.KEY))
+    vault = Vault.open(org, lake)
+    assert vault.ids_of([made.one(ANNA)]).to_pylist() == [ANNA]
+    assert vault.rotate() == len(vault.names()) and vault.rotate() == 0
+    alone = org.model_copy(update={"privacy": org.privacy.model_copy(update={"previous_vault_keys": []})})
+    assert Vault.open(alone, lake).ids_of([made.one(ANNA)]).to_pylist() == [ANNA]

@@ -1,0 +1,83 @@
+"""`crmray sandbox` as a person starts it: what it prints is enough to connect."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from crmray import config
+from crmray.cli import build_parser
+from crmray.commands.sandbox import command
+from crmray.errors import ConfigError
+
+FAULTS = ["--error-503-every", "1000", "--lock-rows", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """Folder of a running sandbox, and what it printed."""
+    folder = tmp_path_factory.mktemp("command")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crmray.cli", "sandbox", "--folder", str(folder), "--port", "0", *FAULTS],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CRMRAY_HOME": str(folder)},
+    )
+    assert process.stdout
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "/services/oauth2/token" in line and "curl" not in line and "-u" in line:
+            break
+    yield folder, "".join(lines)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+
+
+def test_what_it_prints_connects(started: tuple[Path, str]) -> None:
+    folder, printed = started
+    text = printed.partition("simple-salesforce:\n")[2].partition("\ncurl:")[0]
+    scope: dict = {}
+    exec(textwrap.dedent(text), scope)
+    assert scope["sf"].query("SELECT Id FROM User")["totalSize"] == 1
+    org = config.load(folder / "org.yaml")
+    assert isinstance(org.source, config.SalesforceSource)
+    assert org.source.login.url in printed
+    curl = printed.partition("curl:\n")[2]
+    done = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=20)
+    assert '"access_token"' in done.stdout, done.stderr
+
+
+def test_its_faults_are_on(started: tuple[Path, str]) -> None:
+    folder, _ = started
+    org = config.load(folder / "org.yaml")
+    assert isinstance(org.source, config.SalesforceSource)
+    owner = tuple((folder / name).read_text().strip() for name in ("client_id", "client_secret"))
+    with requests.Session() as plain:
+        plain.trust_env = False
+        answer = plain.get(f"{org.source.login.url}/sandbox/faults", auth=owner, verify=str(folder / "ca.pem"))
+    told = answer.json()["settings"]
+    assert (told["error_503_every"], told["lock_rows"], told["fail_rows"]) == (1000, 0.01, 0.0)
+
+
+def test_its_help_names_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["sandbox", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for phrase in ("--drop-field", "every token is good for this many calls", "crmray sandbox --demo", "curl --cacert"):
+        assert phrase in text
+
+
+def test_it_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("crmray.commands.sandbox.NEEDED", ("json", "no_such_package"))
+    arguments = build_parser().parse_args(["sandbox", "--folder", str(tmp_path)])
+    with pytest.raises(ConfigError, match="needs no_such_package"):
+        command(arguments)
