@@ -6,6 +6,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
+from crmray import storage
 from crmray.config import DemoSource, FilesSource, Org
 from crmray.errors import NotFoundError
 from crmray.storage import Lake
@@ -19,14 +20,7 @@ READS = {
     "publish": "bundles",
     "score": "examples",
 }
-MAKES = {
-    "ingest": "raw",
-    "shard": "tables",
-    "examples": "examples",
-    "train": "bundles",
-    "tune": "bundles",
-    "score": "predictions",
-}
+MAKES = {job: kind for kind, job in storage.MAKES.items()} | {"tune": "bundles"}
 
 
 def estimate(org: Org, station: str, tasks: Sequence[str] = ()) -> str:
