@@ -92,7 +92,7 @@ class Dashboard:
             with requests.Session() as session:
                 session.trust_env = self.address.startswith("https://")  # no proxy for a tunnel or this machine
                 answer = session.request(
-                    method, self.address + path, headers=self._headers, timeout=self.timeout_s, **options
+                    method, self.address + path, auth=with_headers(self._headers), timeout=self.timeout_s, **options
                 )
         except requests.RequestException as error:
             raise NoAnswer(
@@ -246,3 +246,13 @@ def _reason(text: str) -> str:
         pass
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[-1] if lines else "no reason given")[:500]
+
+
+def with_headers(headers: Mapping[str, str]) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+    """Headers as `auth` of requests, which would let an entry in ~/.netrc take the place of a plain Authorization."""
+
+    def add(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers.update(headers)
+        return request
+
+    return add

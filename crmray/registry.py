@@ -184,11 +184,13 @@ class Ledger:
 
     def refresh(self) -> list[dict[str, Any]]:
         """All entries, oldest first. Numbers have no gaps, so one read past the end is enough (no listing)."""
+        known = list(self._entries)  # of this thread alone: two that append to one list would skip a number
         while True:
             try:
-                self._entries.append(json.loads(self.lake.read(self._path(len(self._entries) + 1))))
+                known.append(json.loads(self.lake.read(self._path(len(known) + 1))))
             except NotFoundError:
-                return list(self._entries)
+                self._entries = known
+                return list(known)
 
     def champion(self) -> str:
         """Version of the last entry; NoChampionError when nothing was published."""

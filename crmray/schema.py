@@ -15,6 +15,8 @@ from crmray.errors import SchemaError
 
 TIME = pa.timestamp("us", tz="UTC")
 _STR, _F64 = pa.string(), pa.float64()
+KEYS = ("entity_id", "as_of", "part")
+"""of a row of an examples table"""
 ATTRIBUTE_TYPES = (_STR, _F64, pa.int64(), pa.bool_(), TIME)
 
 

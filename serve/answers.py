@@ -86,7 +86,7 @@ class Answers:
         self.champion = champion
         self._described_pool = ThreadPoolExecutor(_DESCRIBED_THREADS, thread_name_prefix="describe")
         self._batcher: Batcher[EntityRequest, bytes] = Batcher(
-            self.known, size=lambda request: len(request.ids or ""), max_size=max_batch_rows, wait_s=batch_wait_s
+            self.known, size=_num_ids, max_size=max_batch_rows, wait_s=batch_wait_s
         )
 
     async def answer(self, request: EntityRequest) -> bytes:
@@ -139,6 +139,10 @@ class _Looked:
     """ids that are not in the data"""
     withheld: list[str] = field(default_factory=list)
     """ids of those who withdrew their consent"""
+
+
+def _num_ids(request: EntityRequest) -> int:
+    return 1 if request.ids is None else len(request.ids)
 
 
 def _options(request: EntityRequest) -> str:

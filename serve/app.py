@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from ray.util.metrics import Counter, Histogram
 
 from crmray import log
 from crmray.config import explain
-from crmray.errors import AuthError, ConfigError, NoChampionError, NotFoundError, PrivacyError
+from crmray.errors import AuthError, ConfigError, CrmrayError, NoChampionError, NotFoundError, PrivacyError
 from crmray.keys import KeyFile
 from crmray.privacy import Pseudonyms
 from crmray.registry import Ledger
@@ -103,6 +104,7 @@ class Root:
         self.tasks = self.options.load_tasks()
         self.keys = _keys(self.options)
         self.ledgers = {name: Ledger(self.lake, name) for name in self.tasks}
+        self._reading = threading.Lock()
         self._watch = asyncio.create_task(_watch(self.options.poll_s, lambda: False, self.keys))
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -118,16 +120,23 @@ class Root:
     def _entry(self, task: Task) -> dict[str, Any]:
         entry: dict[str, Any] = {"task": task.NAME, "route": task.ROUTE, "version": None, "metric": task.METRIC}
         try:
-            entry["version"] = self.ledgers[task.NAME].champion()
+            published = self._published(task.NAME)
         except NoChampionError:
             return entry
+        entry["version"] = published["version"]
         about = json.loads(self.lake.run("bundles", task.NAME, entry["version"]).read_bytes("bundle.json"))
-        entry |= {"candidate": about["candidate"], "published_at": self.ledgers[task.NAME].refresh()[-1]["when"]}
+        entry |= {"candidate": about["candidate"], "published_at": published["when"]}
         try:
             examples = Dated.of(self.lake.latest("examples", task.NAME))
             return {**entry, "as_of": examples.as_of, "data_age_days": examples.age_days}
         except NotFoundError:  # cleared away: replicas go on with what they have open
             return entry
+
+    def _published(self, task: str) -> dict[str, Any]:
+        """Last entry of the ledger; NoChampionError when there is none. One thread at a time reads on in a ledger."""
+        with self._reading:
+            self.ledgers[task].champion()
+            return self.ledgers[task].refresh()[-1]
 
     def missing(self) -> list[str]:
         """Why not every task that the org file asks for can be answered."""
@@ -141,7 +150,7 @@ class Root:
             reasons.append(str(error))
         for name in self.org.tasks:
             try:
-                self.ledgers[name].champion()
+                self._published(name)
             except NoChampionError as error:
                 reasons.append(str(error))
             if name not in running:
@@ -157,37 +166,43 @@ class Root:
 async def _watch(poll_s: float, poll: Callable[[], bool], keys: KeyFile | None) -> None:
     """Every `poll_s` seconds, off the loop: new versions, new rows, new keys. Ends with its replica alone."""
     steps: list[Callable[[], object]] = [poll] if keys is None else [poll, partial(_refresh, keys)]
-    told = [""] * len(steps)
+    told: list[dict[str, str]] = [{}] * len(steps)
     while True:
         await asyncio.sleep(poll_s)
         for number, step in enumerate(steps):
             try:
                 await asyncio.to_thread(step)
-                kind = ""
+                fault = {}
+            except CrmrayError as error:
+                fault = {"kind": type(error).__name__, "why": str(error)}
             except Exception as error:  # noqa: BLE001  whatever a store raises, the next look may go well
-                kind = type(error).__name__
-            if kind and kind != told[number]:
-                log.warn("serve.watch_failed", kind=kind)
-            told[number] = kind
+                fault = {"kind": type(error).__name__}  # not the message, which may quote what was read
+            if fault and fault != told[number]:
+                log.warn("serve.watch_failed", **fault)
+            told[number] = fault
 
 
 def _keys(options: RootOptions) -> KeyFile | None:
     if not options.require_key:
         log.warn("serve.open", why="require_key is false: anybody who reaches the port is answered")
         return None
-    keys = KeyFile(options.keys or None)
-    if not _refresh(keys):
-        log.warn("serve.no_keys", file=str(keys.path), why="every request is refused; make one with `crmray keys add`")
+    keys, why = KeyFile(options.keys or None), "make one with `crmray keys add`"
+    try:
+        found = _refresh(keys)
+    except AuthError as error:
+        found, why = 0, str(error)
+    if not found:
+        log.warn("serve.no_keys", file=str(keys.path), why=f"every request is refused; {why}")
     return keys
 
 
 def _refresh(keys: KeyFile) -> int:
-    """Number of keys. A file that cannot be used closes the door, and the log says why."""
+    """Number of keys. A file that cannot be used closes the door, and what is wrong with it is raised."""
     try:
         return keys.refresh()
-    except AuthError as error:
-        log.warn("serve.keys", why=str(error))
-        return keys.close()
+    except Exception:
+        keys.close()
+        raise
 
 
 def _observer(task: str) -> Callable[[int, float], None]:

@@ -93,7 +93,7 @@ class Champion:
         self.served: Served | None = None
         self.problem = ""
         self._ledger = Ledger(lake, task.NAME)
-        self._manifests: dict[str, str] = {}
+        self._features_of: dict[str, str] = {}
 
     def poll(self) -> bool:
         """Load what is new, whole, before it answers. A version that cannot be loaded leaves the old one in place."""
@@ -144,9 +144,9 @@ class Champion:
 
     def _features(self, run: Run) -> str:
         """features_version of a run; runs never change, so each manifest is read once."""
-        if run.run_id not in self._manifests:
-            self._manifests[run.run_id] = json.loads(run.read_bytes("manifest.json"))["features_version"]
-        return self._manifests[run.run_id]
+        if run.run_id not in self._features_of:
+            self._features_of[run.run_id] = json.loads(run.read_bytes("manifest.json"))["features_version"]
+        return self._features_of[run.run_id]
 
     def _load(self, bundle: Bundle, run: Run) -> Served:
         known = Known.open(run)

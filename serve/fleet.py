@@ -18,6 +18,7 @@ _ANSWER_S = 10.0
 def states(task: str) -> list[dict[str, Any]]:
     """{pid, version, examples, problem} of each running replica; empty where the task's application is not running.
 
+    A replica that does not answer, because it is being taken down or is lost, has no version and that as its problem.
     Joins the cluster if there is one to join; none is started for the question. The application has the task's name.
     """
     import ray
@@ -29,10 +30,16 @@ def states(task: str) -> list[dict[str, Any]]:
             return []
         connect()
     try:
-        handle = serve.get_app_handle(task)
-        return handle.broadcast("status").results(timeout_s=_ANSWER_S)
+        answers = serve.get_app_handle(task).broadcast("status").results(timeout_s=_ANSWER_S, return_exceptions=True)
     except (RayServeException, KeyError):  # no Serve here, or not this application
         return []
+    except TimeoutError as error:  # not even which replicas there are
+        answers = [error]
+    return [_silent(answer) if isinstance(answer, Exception) else answer for answer in answers]
+
+
+def _silent(error: Exception) -> dict[str, Any]:
+    return {"pid": None, "version": None, "examples": None, "problem": f"no answer ({type(error).__name__})"}
 
 
 def wait_for(task: str, version: str, *, timeout_s: float = 120.0) -> int:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from fastapi import FastAPI, Security
+from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field, ValidationError, create_model
 from starlette.exceptions import HTTPException
@@ -100,6 +101,13 @@ def root_app(
             tags=[task.NAME],
             dependencies=keyed,
         )
+
+    async def wrong_body(request: Request, error: Exception) -> Response:
+        """Of the routes here only those that are not deployed have a body, and what is in it does not matter."""
+        refused = _absent(request.url.path)
+        return Response(refused.body(), refused.status, media_type="application/json")
+
+    app.add_exception_handler(RequestValidationError, wrong_body)
     return app
 
 
@@ -138,13 +146,15 @@ def _not_deployed(task: Task) -> Callable[..., Awaitable[Response]]:
     """Where a task's own application is deployed, Serve never sends its route here; this documents it."""
 
     async def predict(request: Any) -> Response:
-        raise Refused(
-            503, "not_deployed", f"the application of {task.NAME} is not deployed; add it to serve/config.yaml"
-        )
+        raise _absent(task.ROUTE)
 
     predict.__annotations__["request"] = task.Request
     predict.__doc__ = task.Request.__doc__
     return predict
+
+
+def _absent(route: str) -> Refused:
+    return Refused(503, "not_deployed", f"the application of {route} is not deployed; add it to serve/config.yaml")
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -58,7 +58,7 @@ class TaskOptions(RootOptions):
     task: str
     """name of the task"""
     max_batch_rows: Annotated[int, Field(ge=1)] = 256
-    """rows that one call of the model takes together (a request with more ids is one call of its own)"""
+    """rows at which a call of the model takes no further request along; one request is never split"""
     batch_wait_s: Annotated[float, Field(ge=0, le=0.05)] = 0.0
     """time to wait for company; 0: take what has gathered while the model was busy"""
     num_threads: Annotated[int, Field(ge=1)] = 1

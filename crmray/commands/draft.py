@@ -91,7 +91,7 @@ class Guess:
     label: str | None = None
     """column with two values that looks like an outcome"""
     settings: dict[str, str] = field(default_factory=dict)
-    """encoding, delimiter, date_format, where not the default"""
+    """encoding, delimiter, decimal, date_format, where not the default"""
     seen: list[str] = field(default_factory=list)
     """all columns of the file"""
     made_id: bool = False
@@ -119,6 +119,11 @@ def guess(path: str) -> Guess:
         found.made_id = found.table != "customers"
         found.table = "customers"
         found.columns = {"entity_id": files.ROW} if found.made_id else found.columns
+    amounts = [
+        rows[column] for name, column in found.columns.items() if name.endswith("_amount") or name == "num_units"
+    ]
+    if any(_has_decimal_comma(values) for values in amounts):
+        found.settings["decimal"] = ","
     if found.table in ("transactions", "interactions"):
         found.settings |= _date_format(rows[found.columns["occurred_at"]])
     return found
@@ -150,6 +155,17 @@ def _csv_settings(path: str) -> dict[str, str]:
     if delimiter != b",":
         settings["delimiter"] = delimiter.decode()
     return settings
+
+
+def _has_decimal_comma(values: pa.ChunkedArray) -> bool:
+    """Whether numbers in text are written 1.234,50: some end in a comma and digits, none in a point and digits."""
+    if not pa.types.is_string(values.type):
+        return False
+    comma, point = (
+        pc.any(pc.match_substring_regex(values, rf"^\s*-?[\d.,]*\d{mark}\d{{1,2}}\s*$")).as_py()
+        for mark in (",", r"\.")
+    )
+    return bool(comma) and not point
 
 
 def _date_format(values: pa.ChunkedArray) -> dict[str, str]:

@@ -6,6 +6,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
+from crmray import storage
 from crmray.config import DemoSource, FilesSource, Org
 from crmray.errors import NotFoundError
 from crmray.storage import Lake
@@ -20,14 +21,7 @@ READS = {
     "score": "examples",
     "writeback": "predictions",
 }
-MAKES = {
-    "ingest": "raw",
-    "shard": "tables",
-    "examples": "examples",
-    "train": "bundles",
-    "tune": "bundles",
-    "score": "predictions",
-}
+MAKES = {job: kind for kind, job in storage.MAKES.items()} | {"tune": "bundles"}
 
 
 def estimate(org: Org, station: str, tasks: Sequence[str] = ()) -> str:

@@ -125,8 +125,8 @@ def start(
             start_new_session=True,
         )
     head = dataclasses.replace(head, pid=process.pid, started=process_started(process.pid) or 0.0)
-    _record(head)
     try:
+        _record(head)
         _wait_until_up(head, process)
     except BaseException:
         stop(head)

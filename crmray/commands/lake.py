@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -136,7 +137,7 @@ def _cluster(dashboard: Dashboard) -> None:
         {
             "job": job["submission_id"],
             "status": job["status"],
-            "seconds": round(((job.get("end_time") or 0) - (job.get("start_time") or 0)) / 1000) or None,
+            "seconds": _seconds(job),
         }
         for job in dashboard.jobs()[:10]
     ]
@@ -147,6 +148,13 @@ def _cluster(dashboard: Dashboard) -> None:
         for application in dashboard.serve()["applications"].values()
     ]
     print("\nendpoints\n" + (table(applications) if applications else "none; `crmray deploy ORG.yaml` makes them"))
+
+
+def _seconds(job: dict[str, Any]) -> int | None:
+    """How long a job ran, or has run so far; None before it starts."""
+    if not job.get("start_time"):
+        return None
+    return round((job.get("end_time") or time.time() * 1000) / 1000 - job["start_time"] / 1000)
 
 
 # -------------------------------------------------------------------------------------------------------------- gc
@@ -179,9 +187,10 @@ def unreferenced(lake: Lake) -> list[Run]:
 
     What a living one reads its claim does not say, so all complete runs of the kinds before its own stay.
     """
-    complete = {path.rsplit("/", 1)[0] for kind in GC_KINDS for path in lake.list(f"{kind}/*/*/manifest.json")}
     runs = {(run.kind, run.name, run.run_id): run for run in _folders(lake)}
-    held = {key for key, run in runs.items() if "/".join(key) not in complete and claim.is_held(run)}
+    held = {key for key, run in runs.items() if claim.is_held(run)}
+    # Looked at last: a run that is completed meanwhile is held above or complete here, never neither.
+    complete = {path.rsplit("/", 1)[0] for kind in GC_KINDS for path in lake.list(f"{kind}/*/*/manifest.json")}
     # One claim may stand for several runs that are made together: they have one id.
     kept = {key for key in runs if key[2] in {run_id for _, _, run_id in held}}
     last = max((GC_KINDS.index(kind) for kind, _, _ in held), default=0)

@@ -13,10 +13,13 @@ import crmray
 from crmray import schema
 from crmray.commands import draft
 from crmray.commands.text import table
+from crmray.data.clean import ASKED_FOR
 from crmray.errors import ConfigError, DataError
 from crmray.org import OpenOrg
 from crmray.storage import Run
 
+MANY_SET_ASIDE = 0.05
+"""share of rows set aside for one reason that hints at a wrong mapping, unless the org file asks for it"""
 MIN_CUSTOMERS = 200
 """fewer do not carry an honest 70/15/15 split: about 30 would be left to test on"""
 MIN_OF_CLASS = 20
@@ -77,7 +80,9 @@ def check_command(arguments: argparse.Namespace) -> int:
     print(table([_table_row(name, manifest) for name, manifest in found.items()]))
     for name, manifest in found.items():
         for reason, count in manifest.get("rejected", {}).items():
-            print(f"{name}: {count:,} rows set aside: {reason}")
+            share = count / max(_rows(manifest) + sum(manifest["rejected"].values()), 1)
+            alarm = f"  ({share:.0%}: is the mapping right?)" if share > MANY_SET_ASIDE and reason != ASKED_FOR else ""
+            print(f"{name}: {count:,} rows set aside: {reason}{alarm}")
         for column in _unfilled(org.config, name, manifest):
             print(f"{name}: column {column} is mapped and has no value in any row")
     counts = _outcome_counts(runs.get("outcomes"))

@@ -101,6 +101,8 @@ def _station(dashboard: Dashboard, org: Org, station: str, tasks: list[str]) -> 
     print(f"    {job.submission_id}: {time.monotonic() - started:.1f} s", flush=True)
     done = {closing.get("task") or "" for closing in job.closings}
     missing = [task for task in (tasks or [""]) if task not in done]
+    if code and not missing:  # every task was done, and then something failed
+        raise CrmrayError(f"{station}: the job ended with exit code {code} after its last task; its log tells more")
     if code == 1 and missing:  # a fault of ours: its traceback is worth seeing
         print("\n".join(job.said[-40:]))
     return {task: _why(station, task, job.said, code) for task in missing}

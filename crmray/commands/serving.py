@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ import yaml
 from crmray import config
 from crmray.commands.head import free_port
 from crmray.config import Org
-from crmray.dashboard import Dashboard
+from crmray.dashboard import Dashboard, with_headers
 from crmray.errors import AuthError, ClusterError, ConfigError, CrmrayError, NotFoundError
 from crmray.head import home
 from crmray.keys import KeyFile
@@ -219,12 +220,15 @@ def ask(url: str, body: dict[str, Any]) -> Any:
     """POST to an endpoint; what it refuses is raised with its own message."""
     try:
         with requests.Session() as session:
-            session.trust_env = url.startswith("https://")
-            answer = session.post(url, json=body, headers={"Authorization": f"Bearer {cli_key()}"}, timeout=30)
+            session.trust_env = url.startswith("https://")  # no proxy for a tunnel or this machine
+            answer = session.post(
+                url, json=body, auth=with_headers({"Authorization": f"Bearer {cli_key()}"}), timeout=30
+            )
     except requests.RequestException as error:
         raise ClusterError(f"{url} does not answer ({type(error).__name__}); do `crmray deploy ORG.yaml`") from None
     if answer.status_code == 200:
-        return answer.json()
+        with contextlib.suppress(ValueError):  # what else answers there is told below
+            return answer.json()
     raise CrmrayError(f"{url}: {answer.status_code} {' '.join(answer.text.split())[:500]}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -63,7 +64,8 @@ class LogReader:
         fields = " ".join(f"{key}={_short(value)}" for key, value in event.items() if key not in _QUIET)
         if name.endswith(".progress"):
             if self._in_place:
-                print(f"\r{self.indent}{name} {fields}\033[K", end="", flush=True)
+                width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
+                print(f"\r{f'{self.indent}{name} {fields}'[:width]}\033[K", end="", flush=True)
             return
         start = "\r\033[K" if self._in_place else ""
         print(f"{start}{self.indent}{name} {fields}"[:200], flush=True)

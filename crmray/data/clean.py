@@ -102,7 +102,7 @@ def clean(frame: pd.DataFrame | pa.Table, plan: Plan) -> Cleaned:
     spec = schema.table(plan.table)
     verdict = _Verdict(data.num_rows)
     for entry in plan.drop:
-        verdict.reject("dropped by the org file", matches(data, entry, plan))
+        verdict.reject(ASKED_FOR, matches(data, entry, plan))
     columns = {name: _canonical(data, name, type_, plan, verdict) for name, type_ in spec.fields.items()}
     if plan.table == "transactions":
         columns["net_amount"] = _net_amount(columns)
@@ -120,6 +120,7 @@ def clean(frame: pd.DataFrame | pa.Table, plan: Plan) -> Cleaned:
     return Cleaned(rows=rows.filter(keep), rejected=pa.table([keys, verdict.reasons()], schema=REJECTED))
 
 
+ASKED_FOR = "dropped by the org file"
 REJECTED = pa.schema([("key", pa.string()), ("reason", pa.dictionary(pa.int16(), pa.string()))])
 
 

@@ -7,7 +7,7 @@ one block, and a run that died continues with the first part that is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import date, datetime, timedelta, timezone
 from functools import partial
 
@@ -45,11 +45,6 @@ def world(source: DemoSource, seed: int) -> World:
     except ValueError:
         raise ConfigError(f"source.end: got {source.end!r}, expected an ISO date such as 2026-10-01") from None
     return World(customers=source.customers, months=source.months, end=end, seed=seed)
-
-
-def truth(source: DemoSource, seed: int, as_of: Sequence[datetime], *, horizon_days: int = HORIZON_DAYS) -> pa.Table:
-    """The truth of all customers at these dates, computed anew; see demo_truth.tables for the columns."""
-    return pa.concat_tables(demo_truth.tables(world(source, seed), as_of, horizon_days=horizon_days))
 
 
 def write(lake: Lake, source: DemoSource, seed: int) -> dict[str, Run]:
@@ -144,7 +139,7 @@ def tables(scene: World, block: Block, index: int) -> dict[str, pa.Table]:
     created = demo_sales.created_days(scene, block, next(streams))
     order, item = demo_sales.sales(scene, block, next(streams))
     case, email = demo_service.service(scene, block, next(streams))
-    opportunity, opportunity_history = demo_sales.opportunities(scene, block, created, next(streams))
+    opportunity, opportunity_history = demo_sales.opportunities(scene, block, next(streams))
     return {
         "Contact": demo_sales.contacts(scene, block, created, next(streams)),
         "Order": order,

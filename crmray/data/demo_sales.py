@@ -215,9 +215,7 @@ def sales(world: World, block: Block, rng: np.random.Generator) -> tuple[pa.Tabl
     return orders, items
 
 
-def opportunities(
-    world: World, block: Block, created: np.ndarray, rng: np.random.Generator
-) -> tuple[pa.Table, pa.Table]:
+def opportunities(world: World, block: Block, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
     """Opportunity and OpportunityFieldHistory: deals at random times, with the days on which their stage changed."""
     live_days = world.num_days - 7.0 * block.first_week
     customer = np.repeat(np.arange(len(block)), rng.poisson(0.2 * live_days / 365))

@@ -71,7 +71,7 @@ CLOSINGS = {
     "negative": (".", ". Please fix this at once.", ". I expect a refund.", "! Not again.", ". Your move."),
     "neutral": (".", ". Thank you.", ". Kind regards.", ". Please reply by mail."),
     "positive": (".", ". Many thanks!", ". Keep it up!", ". Best wishes!"),
-}  # fmt: skip
+}
 FOLLOW_UPS = {
     "negative": (
         "Still nothing has happened. This is really poor.",

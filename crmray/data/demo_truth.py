@@ -10,7 +10,7 @@ Symbols as in demo_world; shapes: N customers, C = 12 classes, 3 engagement stat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from crmray.data import demo_world as dw
 from crmray.data.demo_catalogue import FOLLOW, NUM_TASTES
-from crmray.data.demo_simulate import simulate
 from crmray.data.demo_world import Block, World
 from crmray.errors import DataError
 from crmray.salesforce import ids
@@ -35,20 +34,14 @@ POPULATION_DAYS = 365
 """a customer counts at as_of if it ordered in so many days before"""
 
 
-def tables(world: World, as_of: Sequence[datetime], *, horizon_days: int = 90) -> Iterator[pa.Table]:
-    """One table per block of customers, a row per (as_of, customer that existed then).
+def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days: int) -> pa.Table:
+    """A row per (as_of, customer of the block that existed then).
 
     entity_id string (18-character Account id), as_of timestamp, p_leave float64 = P(no order in [as_of, as_of +
     horizon) | all before as_of), left bool (what came; null where the history ends earlier), in_population bool (an
     order in the 365 days before), segment string and engagement string (both at as_of), taste int64, price_sensitive
     bool. Raises DataError for an as_of that is not a midnight UTC within the history.
     """
-    for index in range(world.num_blocks):
-        yield of_block(world, simulate(world, index), as_of, horizon_days)
-
-
-def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days: int) -> pa.Table:
-    """As `tables`, for one block."""
     days = [_day(world, date) for date in as_of]
     probabilities = p_leave(world, block, days, horizon_days)
     return pa.concat_tables(

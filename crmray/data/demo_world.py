@@ -207,7 +207,7 @@ class World:
         return np.array([season(self.epoch + timedelta(weeks=w)) for w in range(num_weeks)])
 
     def rng(self, block: int, purpose: int) -> np.random.Generator:
-        """The random stream of a block: purpose 0 simulates, 1 writes raw objects."""
+        """The random stream of a block: purpose 0 simulates, each above it writes raw objects of one kind."""
         return np.random.default_rng([self.seed, 20261001, purpose, block])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -122,7 +123,7 @@ def _files(org: Org, lake: Lake, origin: Origin, guard: FilesGuard) -> Run:
     columns = list(plan.read)
     settings = {"columns": columns, "encoding": source.encoding, "delimiter": source.delimiter, "text": found.text}
     settings |= guard.settings(plan)
-    inputs = {"files": files.fingerprint(found)}
+    inputs: dict[str, Any] = {"files": files.fingerprint(found)}
     run = lake.run("raw", origin.raw, run_id("ingest", inputs=inputs, settings=settings, seed=0, format=FORMAT))
     with run.claim("ingest") as mine:
         if not mine:

@@ -15,8 +15,8 @@ def render(bundle: Mapping[str, Any]) -> str:
     parts = [f"# {bundle['task']}: {bundle['candidate']}", _facts(bundle)]
     table = _figures({**bundle.get("metrics", {}), **bundle.get("baselines", {})}, bundle.get("best_possible"))
     if table:
-        parts += ["## Figures", "Champion first. Test rows are read once, for this table.", table]
-        parts[-1] = _champion_first(parts[-1], bundle["candidate"])
+        said = "Champion first. Test rows are read once, for this table."
+        parts += ["## Figures", said, _champion_first(table, bundle["candidate"])]
     for title, field in (("Settings", "settings"), ("Data", "data"), ("Decision", "decision")):
         if bundle.get(field):
             parts += [f"## {title}", _listing(bundle[field])]

@@ -187,7 +187,7 @@ def _sentence(
 
 
 def _text(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # NaN
         return "missing"
     if isinstance(value, bool):
         return "yes" if value else "no"

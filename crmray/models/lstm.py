@@ -26,8 +26,9 @@ from torch import nn
 
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models.labels import LABEL, labels_of
-from crmray.models.preprocess import KEYS, Preparation, Tabular, feature_columns
+from crmray.models.preprocess import Preparation, Tabular, feature_columns
 from crmray.models.tabular import check_choice, check_positive, file_of, to_json
+from crmray.schema import KEYS
 
 EVENT_COLUMNS = ("event_kind", "event_days_before", "event_value")
 NUM_EVENT_NUMBERS = 3  # log gap, log days before, signed log value

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray.errors import DataError, NotEnoughDataError, SchemaError
+from crmray.schema import KEYS
 
-KEYS = ("entity_id", "as_of", "part")
 UNKNOWN, MISSING, FIRST_KNOWN = 0, 1, 2  # codes: unseen or rare, missing, then the vocabulary
 NUM_QUANTILES = 256
 MAX_CATEGORIES = 200

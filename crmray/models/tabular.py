@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from crmray.errors import CorruptError, NotEnoughDataError, TrainingError
 from crmray.models.labels import IMBALANCE, LABEL, labels_of, rebalanced, within_budget
-from crmray.models.preprocess import KEYS, Preparation, Tabular, numbers_of
+from crmray.models.preprocess import Preparation, Tabular, numbers_of
+from crmray.schema import KEYS
 
 
 def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:

@@ -4,7 +4,7 @@
       └ candidates (classes)   a frozen dataclass of hyper-parameters; fit(...) -> Fitted
            └ Fitted            what predicts, and goes into a bundle as bytes
 
-Shapes: an examples table has one row per entity and as_of; keys KEYS, the task's LABELS, list columns (sequences);
+Shapes: an examples table has one row per entity and as_of; keys schema.KEYS, LABELS, list columns (sequences);
 every other column is a feature, numeric or categorical by its Arrow type.
 """
 
@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-KEYS = ("entity_id", "as_of", "part")
 MAX_IDS = 1_000
 
 

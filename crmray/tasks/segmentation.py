@@ -25,7 +25,8 @@ from crmray.data.splits import Snapshots, TimeSettings
 from crmray.errors import DataError, NotEnoughDataError
 from crmray.evaluate.plots import bar_chart
 from crmray.models.kmeans import KMeans, RFMRules, nearest, quality, silhouette
-from crmray.tasks.contract import KEYS, EntityRequest, Needs
+from crmray.schema import KEYS
+from crmray.tasks.contract import EntityRequest, Needs
 
 NAME, ROUTE, ENTITY = "segmentation", "/v1/segment", "customer"
 FEATURES_VERSION = f"1.{asof.FEATURES_VERSION}"

@@ -301,5 +301,13 @@ def _result(shared: Search, grid: tune.ResultGrid, index: int) -> Result:
     figures = {shared.task.METRIC: metrics[shared.task.METRIC]} if shared.task.METRIC in metrics else {}
     why = "stopped early by the scheduler"
     if trial.error is not None:
-        why = str(trial.error).strip().splitlines()[-1]
+        why = _without_values(str(trial.error).strip().splitlines()[-1])
     return Result(fit=fit, figures=figures, failed=why)
+
+
+def _without_values(line: str) -> str:
+    """The last line of a trial's traceback; of an error that is not ours only the kind, since it may quote the data."""
+    kind, _, message = line.partition(": ")
+    if kind.startswith("crmray."):
+        return message
+    return f"{kind}; its log in the Ray dashboard has the message"

@@ -153,9 +153,7 @@ def test_shard_and_check_report_what_the_data_can_carry(
     assert Lake(config.load(org_file).root).has("tables", "transactions")
 
 
-def test_on_another_cluster_the_org_file_travels_and_its_storage_must_be_reachable(
-    head: Head, org_file: Path, tmp_path: Path
-) -> None:
+def test_on_another_cluster_the_org_file_travels_and_its_storage_must_be_reachable(head: Head, org_file: Path) -> None:
     """The same head, addressed as one would a remote one."""
     there = Dashboard()
     there.head = None

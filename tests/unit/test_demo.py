@@ -141,7 +141,7 @@ def test_truth_refuses_other_dates():
     world = demo.world(SOURCE, 0)
     for wrong in (datetime(2026, 7, 3, 12), datetime(2027, 1, 1), datetime(2020, 1, 1)):
         with pytest.raises(DataError, match="midnight"):
-            next(demo_truth.tables(world, [wrong]))
+            demo_truth.of_block(world, simulate(world, 0), [wrong], 90)
     with pytest.raises(ConfigError, match="ISO date"):
         demo.world(SOURCE.model_copy(update={"end": "soon"}), 0)
 

@@ -7,7 +7,7 @@ import torch
 
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models.lstm import EVENT_COLUMNS, LSTM
-from crmray.models.preprocess import KEYS
+from crmray.schema import KEYS
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,100 @@
+"""The local Ray head from the command line: up, down, doctor, following a job, without starting Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from crmray import dashboard as dashboard_module
+from crmray.commands import doctor
+from crmray.commands import head as head_commands
+from crmray.dashboard import Dashboard
+from crmray.errors import ClusterError
+from crmray.head import Head, home, local_head, process_started
+
+
+@pytest.fixture
+def answers() -> Iterator[Callable[..., str]]:
+    """Starts an HTTP server that gives these (status, body) one after the other, the last one for ever; its URL."""
+    servers = []
+
+    def start(*told: tuple[int, str]) -> str:
+        left = list(told)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, body = left.pop(0) if len(left) > 1 else left[0]
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    "answer", [(401, "no"), (200, "<html>"), (200, '{"ray_version": "2", "session_name": "session_of_another"}')]
+)
+def test_up_does_not_take_anothers_dashboard_for_its_own(
+    answer: tuple[int, str], answers: Callable[..., str], tmp_path: Path
+) -> None:
+    url = answers(answer)
+    head = Head(pid=0, started=0, address="x", dashboard=url, token_path="t", temp_dir=str(tmp_path))
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        with pytest.raises(ClusterError, match=f"another program took {url} while Ray started"):
+            head_commands._wait_until_up(head, process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_following_outlives_a_short_silence_of_the_dashboard(
+    answers: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = '{"status": "SUCCEEDED", "logs": "all said"}'
+    said: list[str] = []
+    assert Dashboard(answers((503, "busy"), (200, done))).follow("job", said.append) == 0
+    assert said == ["all said"]
+    with pytest.raises(ClusterError, match="404 no such job"):  # an answer, and no silence
+        Dashboard(answers((404, "no such job"))).follow("job", said.append)
+    monkeypatch.setattr(dashboard_module, "LOST_S", 0.0)
+    with pytest.raises(ClusterError, match="503 busy"):
+        Dashboard(answers((503, "busy"))).follow("job", said.append)
+
+
+def test_doctor_tells_a_silent_cluster_in_words() -> None:
+    with pytest.raises(ClusterError, match="does not answer without the token"):
+        doctor._asks_for_token(Dashboard("http://127.0.0.1:9"))
+
+
+def test_a_head_whose_pid_was_used_anew_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setenv("CRMRAY_HOME", str(tmp_path))
+    assert local_head() is None
+    started = process_started(os.getpid())
+    assert started
+    fields = {"address": "127.0.0.1:6379", "dashboard": "http://127.0.0.1:8265", "token_path": "t", "temp_dir": "d"}
+    head_commands._record(Head(pid=os.getpid(), started=started, **fields))
+    assert local_head() == Head(pid=os.getpid(), started=started, **fields)
+    head_commands._record(Head(pid=os.getpid(), started=started - 60, **fields))
+    assert local_head() is None
+    (home() / "head.json").write_text("{}")
+    with pytest.raises(ClusterError, match="expected the state file of `crmray up`; remove it"):
+        local_head()

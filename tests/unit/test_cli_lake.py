@@ -1,0 +1,82 @@
+"""What `crmray gc` may remove, and what an estimate says before a job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from crmray import cli, config
+from crmray.commands.estimate import estimate
+from crmray.commands.lake import leftovers, unreferenced
+from crmray.storage import Lake
+
+
+def commit(lake: Lake, kind: str, name: str, run_id: str, **fields: object) -> None:
+    run = lake.run(kind, name, run_id)
+    run.write_bytes("data.bin", b"12345")
+    run.commit(**fields)
+
+
+def test_gc_keeps_what_is_current_published_or_needed_by_it(org_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lake = Lake(config.load(org_file).root)
+    commit(lake, "tables", "transactions", "t-old")
+    commit(lake, "examples", "churn", "e-old", inputs={"transactions": "t-old"})
+    commit(lake, "bundles", "churn", "b-champion", data={"examples": "e-old"})
+    commit(lake, "tables", "transactions", "t-lost")
+    commit(lake, "examples", "churn", "e-lost", inputs={"transactions": "t-lost"})
+    commit(lake, "tables", "transactions", "t-new")
+    commit(lake, "examples", "churn", "e-new", inputs={"transactions": "t-new"})
+    commit(lake, "bundles", "churn", "b-new", data={"examples": "e-new"})
+    entry = {"task": "churn", "version": "b-champion", "previous": None}
+    lake.write("registry/churn/ledger/000001.json", json.dumps(entry).encode())
+
+    assert [(run.kind, run.run_id) for run in unreferenced(lake)] == [("examples", "e-lost"), ("tables", "t-lost")]
+    assert cli.main(["gc", str(org_file)]) == 0
+    assert "2 runs, 0 folders of _work, 0.0 MB would be removed with --yes" in capsys.readouterr().out
+    assert lake.run("tables", "transactions", "t-lost").exists()
+    assert cli.main(["gc", str(org_file), "--yes"]) == 0
+    assert not lake.run("tables", "transactions", "t-lost").files()
+    assert lake.run("tables", "transactions", "t-old").exists()
+    assert unreferenced(lake) == []
+
+
+def test_gc_removes_what_died_and_keeps_what_a_running_job_may_use(org_file: Path) -> None:
+    lake = Lake(config.load(org_file).root)
+    for number in ("1", "2"):
+        commit(lake, "tables", "transactions", f"t{number}")
+        commit(lake, "examples", "churn", f"e{number}", inputs={"transactions": f"t{number}"})
+        commit(lake, "bundles", "churn", f"b{number}", inputs={"examples": f"e{number}"})
+    lake.run("bundles", "churn", "b-dead").write_bytes("part.bin", b"1")
+    work = ["_work/fits/churn/key", "_work/search/churn/b1", "_work/search/churn/b2", "_work/train/churn/b2-2"]
+    for folder in work:
+        lake.write(f"{folder}/file", b"1")
+
+    with lake.run("bundles", "churn", "b-live").claim("train"):
+        found = [(run.kind, run.run_id) for run in unreferenced(lake)]
+        assert found == [("bundles", "b-dead"), ("bundles", "b1")]
+        assert leftovers(lake) == []
+    found_later = [run.run_id for run in unreferenced(lake)]
+    assert found_later == ["b-dead", "b-live", "b1", "e1", "t1"]
+    assert leftovers(lake, unreferenced(lake)) == [work[0], work[1], work[3]]
+
+    assert cli.main(["gc", str(org_file)]) == 0
+    assert lake.run("bundles", "churn", "b-dead").has("part.bin")
+    assert cli.main(["gc", str(org_file), "--yes"]) == 0
+    assert not lake.run("bundles", "churn", "b-dead").has("part.bin")
+    assert lake.list("_work/*/*/*") == [work[2]]
+    assert lake.latest("bundles", "churn").read_bytes("data.bin") == b"12345"
+    assert lake.latest("tables", "transactions").read_bytes("data.bin") == b"12345"
+    assert (unreferenced(lake), leftovers(lake)) == ([], [])
+
+
+def test_an_estimate_says_size_rows_and_the_last_time_scaled(org_file: Path) -> None:
+    org = config.load(org_file)
+    lake = Lake(org.root)
+    assert estimate(org, "ingest").startswith("ingest: generates about")
+    assert "its input is not there yet" in estimate(org, "shard")
+    commit(lake, "raw", "Order", "r1", rows=40)
+    assert f"shard: reads 5 B, 40 rows; has not run in {org.root} yet" in estimate(org, "shard")
+    commit(lake, "tables", "transactions", "t1", rows=40, facts={"seconds": 30.0, "input_bytes": 10})
+    assert "reads 5 B, 40 rows; about 15 s by its last run" in estimate(org, "shard")

@@ -1,0 +1,113 @@
+"""`crmray init` drafts org files, `crmray check` says what they can carry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crmray import cli, config
+from crmray.commands import draft
+from crmray.org import OpenOrg
+
+
+def test_init_drafts_an_org_file_for_a_sales_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "retail.csv").write_text(
+        "Invoice;StockCode;Description;Quantity;InvoiceDate;Price;Customer ID;Country\n"
+        "489434;85048;LIGHTS;12;13/12/2009 07:45;6,95;13085;United Kingdom\n"
+        "489435;79323;CAF\xc9;-2;02/12/2009 07:46;2,10;13085;France\n",
+        encoding="latin-1",
+    )
+    out = tmp_path / "org.yaml"
+    assert cli.main(["init", str(tmp_path / "retail.csv"), "--out", str(out)]) == 0
+    assert "guesses to look at" in capsys.readouterr().out
+    org = config.load(out)
+    assert org.source.kind == "files"
+    ((source,),) = org.source.tables.values()
+    assert source.columns == {
+        "entity_id": "Customer ID",
+        "occurred_at": "InvoiceDate",
+        "order_id": "Invoice",
+        "product_id": "StockCode",
+        "num_units": "Quantity",
+        "unit_price_amount": "Price",
+    }
+    assert (source.date_format, source.delimiter, source.encoding) == ("%d/%m/%Y %H:%M", ";", "latin-1")
+    assert source.decimal == ","
+    assert set(org.tasks) == {"churn", "segmentation", "recommendation"}
+    assert cli.main(["init", str(tmp_path / "retail.csv"), "--out", str(out)]) == 2
+
+
+def test_init_drafts_an_org_file_for_labelled_rows(tmp_path: Path) -> None:
+    path = tmp_path / "churn.csv"
+    path.write_text("Call Failure,Complains,Status,Churn\n8,0,1,0\n0,1,2,1\n")
+    guess = draft.guess(str(path))
+    assert (guess.table, guess.label, guess.made_id) == ("customers", "Churn", True)
+    drafted = tmp_path / "org.yaml"
+    drafted.write_text(draft.render("calls", [guess], tmp_path))
+    org = config.load(drafted)
+    assert org.source.kind == "files"
+    assert set(org.source.tables) == {"customers", "outcomes"}
+    assert org.source.tables["customers"][0].attributes == ["Call Failure", "Complains", "Status"]
+    assert org.source.tables["outcomes"][0].values == {"name": "churn"}
+    assert org.tasks == {"churn": {"label": "outcome:churn"}}
+
+
+def test_init_says_which_file_fits_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text("alpha,beta\n1,2\n")
+    text_of = draft.render("odd", [draft.guess(str(path))], tmp_path)
+    assert f"# {path}: no canonical table fits its columns alpha, beta" in text_of
+
+
+def test_init_writes_nothing_when_no_file_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "odd.csv", tmp_path / "org.yaml"
+    path.write_text("alpha,beta\n1,2\n")
+    assert cli.main(["init", str(path), "--out", str(out)]) == 2
+    assert f"fit no canonical table ({path}: alpha, beta)" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.fixture
+def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """`crmray check` with its shards made in this process: (tables, task settings) -> (exit code, what it says)."""
+    from crmray.data.shard import shard
+
+    def inline(fn, items, *, label, **_options):
+        return ((item, fn(item)) for item in items)
+
+    monkeypatch.setattr(OpenOrg, "shard", lambda self: shard(self.config, self.lake, inline))
+
+    def check(tables: str, churn: str) -> tuple[int, str]:
+        path = tmp_path / "org.yaml"
+        path.write_text(
+            f"name: t\nstorage: lake\nshards: 1\nsource: {{kind: files, tables: {tables}}}\ntasks: {{churn: {churn}}}\n"
+        )
+        return cli.main(["check", str(path)]), capsys.readouterr().out
+
+    return check
+
+
+def test_check_tells_a_mapped_column_without_values_and_dates_that_cannot_be(tmp_path: Path, checked) -> None:
+    days = [f"20{20 + n // 12}-{n % 12 + 1:02d}-15" for n in range(48)]
+    (tmp_path / "sales.csv").write_text("who,when,paid\n" + "".join(f"c1,{day},n/a\n" for day in days))
+    tables = (
+        "{transactions: {files: [sales.csv], columns: {entity_id: who, occurred_at: when, unit_price_amount: paid}}}"
+    )
+    code, told = checked(tables, "{horizon_days: 60}")
+    assert code == 0
+    assert "transactions: column unit_price_amount is mapped and has no value in any row" in told
+    assert "churn: can run" in told
+    code, told = checked(tables, "{horizon_days: 60, as_of: 2031-01-01}")
+    assert code == 2
+    assert "churn: cannot run: got as_of 2031-01-01 with horizon_days 60, but the data ends on 2023-12-15" in told
+
+
+def test_check_says_that_one_label_is_not_enough(tmp_path: Path, checked) -> None:
+    (tmp_path / "rows.csv").write_text("id,age,left\n" + "".join(f"c{n},{n},0\n" for n in range(300)))
+    tables = (
+        "{customers: {files: [rows.csv], columns: {entity_id: id}, attributes: [age]}, outcomes: "
+        "{files: [rows.csv], columns: {entity_id: id, value: left}, values: {name: left}}}"
+    )
+    code, told = checked(tables, '{label: "outcome:left"}')
+    assert (code, "churn: cannot run: all labelled rows have the same label" in told) == (2, True)
