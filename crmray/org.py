@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from crmray import config, tasks
+from crmray import config
 from crmray.errors import ConfigError
-from crmray.registry import Bundle, Ledger, load_bundle
 from crmray.storage import Lake, Run
 
 if TYPE_CHECKING:
+    from crmray.registry import Bundle
     from crmray.salesforce.fields import Target
     from crmray.salesforce.writeback import Aim
 
@@ -26,6 +26,8 @@ class OpenOrg:
     @classmethod
     def load(cls, path: str | Path) -> OpenOrg:
         """Read and check the org file, the tasks' sections included."""
+        from crmray import tasks
+
         org = config.load(path)
         for name in (*org.tasks, *org.writeback):
             tasks.settings(org, name)
@@ -50,6 +52,7 @@ class OpenOrg:
 
     def examples(self, task: str) -> Run:
         """Make the as-of rows of a task."""
+        from crmray import tasks
         from crmray.cluster import connect
         from crmray.data.examples import examples
 
@@ -69,6 +72,7 @@ class OpenOrg:
         return self._fit(task, grid=True, **options)
 
     def _fit(self, task: str, **options: Any) -> Run:
+        from crmray import tasks
         from crmray.cluster import connect
         from crmray.train.fit import fit
 
@@ -82,18 +86,21 @@ class OpenOrg:
         options: version (default: the current bundle), force (a reason, promotes whatever the comparison says). Where
         the task is served, ends when every replica answers with the new version; `replicas` says how many there are.
         """
+        from crmray import tasks
         from crmray.registry import publish
 
         return _live(publish(self.lake, tasks.task(task), **options), task)
 
     def rollback(self, task: str, **options: Any) -> dict[str, Any]:
         """Make the champion before the present one champion again; the ledger entry."""
+        from crmray import tasks
         from crmray.registry import rollback
 
         return _live(rollback(self.lake, tasks.task(task), **options), task)
 
     def score(self, task: str) -> Run:
         """Predict for every customer with the champion."""
+        from crmray import tasks
         from crmray.cluster import connect
         from crmray.score import score
 
@@ -138,6 +145,7 @@ class OpenOrg:
 
     def aim(self, task: str) -> Aim:
         """The object and fields that the write-back of a task goes to."""
+        from crmray import tasks
         from crmray.salesforce import writeback
 
         which = tasks.task(task)
@@ -147,12 +155,17 @@ class OpenOrg:
 
     def bundle(self, task: str, version: str | None = None) -> Bundle:
         """The champion's bundle, or that of a version; NoChampionError when nothing was published."""
+        from crmray import tasks
+
         which = tasks.task(task)
+        from crmray.registry import Ledger, load_bundle
+
         version = version or Ledger(self.lake, which.NAME).champion()
         return load_bundle(self.lake, self.lake.run("bundles", which.NAME, version))
 
     def compare(self, task: str) -> list[dict[str, Any]]:
         """All versions of a task side by side, newest first."""
+        from crmray import tasks
         from crmray.registry import compare
 
         return compare(self.lake, tasks.task(task))

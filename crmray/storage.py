@@ -10,8 +10,6 @@ A run_id is a hash of all that determines the content, so the same inputs give t
 from __future__ import annotations
 
 import contextlib
-import errno
-import fnmatch
 import functools
 import hashlib
 import json
@@ -29,7 +27,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from crmray import __version__, claim, encryption
+from crmray import __version__, claim, disk, encryption
 from crmray.config import Org
 from crmray.errors import CorruptError, NotFoundError, StorageError
 
@@ -136,7 +134,7 @@ class Lake:
         try:
             self.fs.makedirs(path, exist_ok=True)
         except OSError as error:  # among others: a read-only disk, no permission, a file where a folder should be
-            raise _storage_error(path, error) from None
+            raise disk.error_of(path, error) from None
 
     def local(self, run: Run, cache: str | Path | None = None) -> Path:
         """A local folder with the run's files: the run itself, or a copy made once under `cache`."""
@@ -150,7 +148,7 @@ class Lake:
                 draft.rename(target)
             except OSError as error:
                 if not (target / "manifest.json").exists():
-                    raise _storage_error(str(target), error) from None
+                    raise disk.error_of(str(target), error) from None
                 # another process was faster: its copy is as good
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -166,7 +164,7 @@ class Lake:
                 return True
             draft = f"{path}.{uuid.uuid4().hex}.tmp"
             try:
-                _write_local(draft, data)
+                disk.write(draft, data)
                 os.link(draft, path)  # fails if the name is taken, and shows whole content or nothing
             finally:
                 with contextlib.suppress(FileNotFoundError):
@@ -175,7 +173,7 @@ class Lake:
         except FileExistsError:
             return False
         except OSError as error:
-            raise _storage_error(path, error) from None
+            raise disk.error_of(path, error) from None
 
     @contextlib.contextmanager
     def open_output(self, rel: str) -> Iterator[Any]:
@@ -197,7 +195,7 @@ class Lake:
                     yield sink
                     abort.pop_all()
         except OSError as error:
-            raise _storage_error(path, error) from None
+            raise disk.error_of(path, error) from None
         finally:
             if self.is_local:
                 with contextlib.suppress(FileNotFoundError):
@@ -248,7 +246,7 @@ class Run:
         """Relative paths of the run's files that match a glob, sorted."""
         found = self.lake.fs.find(self.path) if self.lake.fs.exists(self.path) else []
         names = (path[len(self.path) + 1 :] for path in found)
-        return sorted(name for name in names if not name.endswith(".tmp") and _matches(name, pattern))
+        return sorted(name for name in names if not name.endswith(".tmp") and disk.matches(name, pattern))
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -346,7 +344,7 @@ class Run:
                     return
             self.lake.fs.cp_file(origin, path)
         except OSError as error:
-            raise _storage_error(path, error) from None
+            raise disk.error_of(path, error) from None
 
     def open_output(self, rel: str) -> contextlib.AbstractContextManager[Any]:
         """A binary file to write in pieces; it takes its name when the block ends well, else it vanishes."""
@@ -392,27 +390,3 @@ class Run:
     def claim(self, stage: str, *, timeout_s: float = 24 * 3600) -> contextlib.AbstractContextManager[bool]:
         """Exclusive work on this run: `with run.claim("shard") as mine: if mine: …`; see crmray.claim.hold."""
         return claim.hold(self, stage, timeout_s=timeout_s)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Glob match in which `*` does not cross a `/` and `**` does."""
-    if pattern == "**":
-        return True
-    return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
-
-
-def _write_local(path: str, data: bytes) -> None:
-    with open(path, "wb") as sink:
-        sink.write(data)
-        sink.flush()
-        os.fsync(sink.fileno())
-
-
-def _storage_error(path: str, error: OSError) -> StorageError:
-    reasons = {
-        errno.ENOSPC: "no space left; free some and run again",
-        errno.EDQUOT: "the quota is used up; free some and run again",
-    }
-    return StorageError(
-        f"cannot write {path}: {reasons.get(error.errno or 0, error.strerror or error)}; nothing half-written is kept"
-    )

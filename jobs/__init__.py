@@ -92,6 +92,7 @@ def job(
 
 
 def _one(name: str, call: Callable[..., Any], arguments: argparse.Namespace, task: str, options: dict[str, Any]) -> int:
+    from crmray import config
     from crmray.org import OpenOrg
 
     started = time.monotonic()
@@ -99,7 +100,9 @@ def _one(name: str, call: Callable[..., Any], arguments: argparse.Namespace, tas
         options = {option: value for option, value in options.items() if value}
         if "overrides" in options:
             options["overrides"] = settings_of(options["overrides"])
-        result = call(OpenOrg.load(arguments.org), task, options)
+        # The tasks' code is heavy; what runs before any task does without it.
+        org = OpenOrg.load(arguments.org) if name not in WITHOUT_TASK else OpenOrg(config.load(arguments.org))
+        result = call(org, task, options)
     except CrmrayError as error:
         print(f"{' '.join(filter(None, (name, task)))}: {error}", file=sys.stderr, flush=True)
         return 2

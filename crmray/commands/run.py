@@ -6,7 +6,6 @@ import argparse
 import time
 from typing import Any
 
-from crmray import config
 from crmray.commands import lake as lake_commands
 from crmray.commands import serving
 from crmray.commands.estimate import estimate
@@ -48,7 +47,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def command(arguments: argparse.Namespace) -> int:
     """Run all stations; exit code 2 when a task could not be brought to a champion."""
-    org = config.load(arguments.org)
+    from crmray.org import OpenOrg
+
+    org = OpenOrg.load(arguments.org).config  # with the tasks' sections, which the first jobs do not look at
     dashboard = Dashboard(arguments.address)
     return run(
         dashboard, org, tasks=arguments.task, tune=arguments.tune, port=None if arguments.no_deploy else arguments.port

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Mapping
 
 from urllib3 import encode_multipart_formdata
+from urllib3.fields import RequestField
 
 from crmray.errors import SalesforceError
 from crmray.salesforce.client import Client
@@ -26,12 +27,11 @@ def deploy(client: Client, files: Mapping[str, bytes], *, timeout_s: float = 600
     The user needs the permission to modify metadata. SalesforceError with the component and the reason when the org
     refuses one, then nothing was changed; or when it takes longer than `timeout_s`.
     """
-    body, content_type = encode_multipart_formdata(
-        {
-            "json": (None, json.dumps({"deployOptions": OPTIONS}), "application/json"),
-            "file": ("deploy.zip", _zip(files), "application/zip"),
-        }
-    )
+    options = RequestField("json", json.dumps({"deployOptions": OPTIONS}))
+    options.make_multipart(content_type="application/json")
+    package = RequestField("file", _zip(files), filename="deploy.zip")
+    package.make_multipart(content_type="application/zip")
+    body, content_type = encode_multipart_formdata([options, package])
     headers = {"Content-Type": content_type}
     # Deploying the same twice leaves the same, so a lost answer is no reason to stop.
     asked = client.json("POST", "metadata/deployRequest", data=body, headers=headers, repeat=True)

@@ -176,11 +176,11 @@ def _bare(org_file: str) -> dict[str, Any]:
 
 def _pull(org_file: str) -> dict[str, Any]:
     """The whole ingest."""
-    import crmray
-    from crmray import log
+    from crmray import config, log
+    from crmray.org import OpenOrg
 
     log.setup(json=True)
-    org = crmray.open(org_file)
+    org = OpenOrg(config.load(org_file))  # as jobs/ingest.py does
     started, cpu = time.monotonic(), time.process_time()
     runs = org.ingest()
     rows = sum(run.manifest()["rows"] for name, run in runs.items() if name != "consent")

@@ -14,8 +14,8 @@ KEY, VAULT, LAKE = "11" * 32, "22" * 32, "33" * 32
 
 def field(name: str, type_: str = "string", refers: str = "", relation: str = "", **more: Any) -> dict[str, Any]:
     """One entry of a describe."""
-    return {"name": name, "type": type_, "referenceTo": [refers] if refers else [], "relationshipName": relation or None,
-            "nameField": False, "autoNumber": False, **more}  # fmt: skip
+    known = {"name": name, "type": type_, "nameField": False, "autoNumber": False}
+    return {**known, "referenceTo": [refers] if refers else [], "relationshipName": relation or None, **more}
 
 
 FIELDS = {

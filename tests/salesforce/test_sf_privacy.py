@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import pickle
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ import pyarrow as pa
 import pytest
 from privacy_org import ANNA, BEN, CARL, DORA, EVA
 
+from crmray import registry
 from crmray.errors import CorruptError, PrivacyError
 from crmray.privacy import Guard, Pseudonyms, Vault, Withheld, redact
 from crmray.privacy.people import READS
 from crmray.storage import Lake
+from serve.champion import Champion
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "ray"))
+import toy_task as toy
 
 
 def settled(folder: Path, lake: Lake | None = None, individuals: pa.Table | None = None, **privacy: Any) -> Guard:
@@ -45,7 +51,8 @@ def test_a_pseudonym_is_the_hmac_of_the_18_character_id_in_base32() -> None:
 
 def test_a_key_is_in_no_repr_and_does_not_travel() -> None:
     made = Pseudonyms(bytes.fromhex(people.KEY))
-    assert people.KEY not in repr(made) and "1111" not in repr(made)
+    assert people.KEY not in repr(made)
+    assert "1111" not in repr(made)
     with pytest.raises(TypeError, match="does not travel"):
         pickle.dumps(made)
 
@@ -102,7 +109,8 @@ def test_rows_on_their_way_into_the_lake(tmp_path: Path) -> None:
     guard = settled(tmp_path)
     plan = guard.plan("Case", ["Id", "AccountId", "Subject", "Description", "SuppliedEmail", "CaseNumber", "Status"])
     assert plan.read == ("Id", "AccountId", "Subject", "Description", "CaseNumber", "Status", "ContactId")
-    assert plan.dropped == ("SuppliedEmail",) and plan.texts == ("Subject", "Description")
+    assert plan.dropped == ("SuppliedEmail",)
+    assert plan.texts == ("Subject", "Description")
     rows = pa.table(
         {
             "Id": ["500A", "500B"],
@@ -133,7 +141,8 @@ def test_relationship_paths_and_types_decide(tmp_path: Path) -> None:
     assert mails.dropped == ("FromAddress", "Parent.Account.Name")
     account = guard.plan("Account", ["Id", "Name", "Phone", "BillingStreet", "Industry", "ParentId", "OwnerId"])
     assert account.read == ("Id", "Phone", "Industry", "ParentId", "OwnerId")
-    assert account.pseudonyms == ("Id", "ParentId") and account.about == ("Id",)
+    assert account.pseudonyms == ("Id", "ParentId")
+    assert account.about == ("Id",)
     assert guard.plan("Contact", ["Title"]).dropped == ("Title",)
     assert guard.plan("Product2", ["Id", "Name"]).texts == ()
 
@@ -213,7 +222,8 @@ def test_profiling_and_contact_points(tmp_path: Path) -> None:
     found, made = Withheld.from_run(guard.finish()), Pseudonyms(bytes.fromhex(people.KEY))
     assert found.profiling == {made.one(one) for one in (BEN, DORA, EVA, *("0PK5e000000000BAAQ", "0PK5e000000000CAAQ"))}
     assert not found.processing
-    assert found.channels["phone"] >= {made.one(ANNA), made.one(CARL)} and made.one(BEN) not in found.channels["phone"]
+    assert found.channels["phone"] >= {made.one(ANNA), made.one(CARL)}
+    assert made.one(BEN) not in found.channels["phone"]
     assert "mail" not in found.channels
 
 
@@ -230,7 +240,9 @@ def test_a_withdrawal_taken_back_is_told(tmp_path: Path) -> None:
 def test_what_is_read_first_is_what_the_org_has(tmp_path: Path) -> None:
     org = people.org(tmp_path)
     reads = Guard.open(org, Lake.of(org), people.describe).reads(["Account", "Contact", "Case"])
-    assert reads["Account"] == ["Id", "Name"] and set(reads["Contact"]) < set(READS["Contact"]) and "Case" not in reads
+    assert reads["Account"] == ["Id", "Name"]
+    assert set(reads["Contact"]) < set(READS["Contact"])
+    assert "Case" not in reads
 
 
 # -- the vault ---------------------------------------------------------------------------------------------------------
@@ -243,7 +255,8 @@ def test_the_vault_gives_ids_back_and_shows_none(tmp_path: Path) -> None:
     asked = [made.one(BEN), "p" + "a" * 26, None, made.one(ANNA)]
     assert Vault.open(org, lake).ids_of(asked).to_pylist() == [BEN, None, None, ANNA]
     content = [lake.read(path) for path in lake.list("vault/**/*.bin")]
-    assert content and not any(ANNA.encode() in data or b"Featherstone" in data for data in content)
+    assert content
+    assert not any(ANNA.encode() in data or b"Featherstone" in data for data in content)
 
 
 def test_a_wrong_key_and_a_changed_file_are_told(tmp_path: Path) -> None:
@@ -269,6 +282,54 @@ def test_rotation_writes_everything_with_the_new_key(tmp_path: Path) -> None:
     lake, made = Lake.of(org), Pseudonyms(bytes.fromhex(people.KEY))
     vault = Vault.open(org, lake)
     assert vault.ids_of([made.one(ANNA)]).to_pylist() == [ANNA]
-    assert vault.rotate() == len(vault.names()) and vault.rotate() == 0
+    assert vault.rotate() == len(vault.names())
+    assert vault.rotate() == 0
     alone = org.model_copy(update={"privacy": org.privacy.model_copy(update={"previous_vault_keys": []})})
     assert Vault.open(alone, lake).ids_of([made.one(ANNA)]).to_pylist() == [ANNA]
+
+
+# -- the lake ----------------------------------------------------------------------------------------------------------
+
+
+def test_parquet_of_a_lake_is_encrypted_for_whoever_knows_the_root_alone(tmp_path: Path) -> None:
+    org = people.org(tmp_path, lake_key={"file": "lake.key"})
+    run = Lake.of(org).run("raw", "Account", "0" * 16)
+    run.write_table("part-00000.parquet", pa.table({"Name": ["Featherstone"] * 9}))
+    run.commit(rows=9)
+    content = (tmp_path / "lake/raw/Account" / run.run_id / "part-00000.parquet").read_bytes()
+    assert content[:4] == content[-4:] == b"PARE"
+    assert b"Featherstone" not in content
+    worker = pickle.loads(pickle.dumps(Lake(org.root)))
+    assert people.LAKE.encode() not in pickle.dumps(worker)
+    found = worker.latest("raw", "Account")
+    assert found.read_table(columns=["Name"]).num_rows == 9
+    assert found.open_parquet("part-00000.parquet").metadata.num_rows == 9
+    with pytest.raises(PrivacyError, match="not encrypted"):
+        Lake.of(people.org(tmp_path, lake_key={"file": "lake.key"}).model_copy(update={"storage": _plain(tmp_path)}))
+    (tmp_path / "lake.key").write_text("77" * 32)
+    with pytest.raises(PrivacyError, match="not the one of its files"):
+        Lake(org.root).latest("raw", "Account").read_table()
+    (tmp_path / "lake.key").unlink()
+    with pytest.raises(PrivacyError, match="lake_key: secret file"):
+        Lake(org.root).latest("raw", "Account").read_table()
+
+
+def _plain(folder: Path) -> str:
+    """A lake that began without a key."""
+    Lake(folder / "plain").run("raw", "Account", "0" * 16).commit(rows=0)
+    return "plain"
+
+
+def test_an_endpoint_without_the_key_says_why_it_is_not_ready(tmp_path: Path) -> None:
+    org = people.org(tmp_path)
+    lake = Lake.of(org)
+    made = Pseudonyms.of_org(org)
+    assert made is not None
+    made.mark(lake)
+    toy.write_examples(lake, 20)
+    toy.write_bundle(lake, "a" * 16, bias=2.5, weight=-1.0)
+    registry.publish(lake, toy.module(), force="test")
+    replica = Champion(lake, toy.module(), people.org(tmp_path, pseudonym_key=None))
+    assert not replica.poll()
+    assert "privacy.pseudonym_key" in replica.status()["problem"]
+    assert Champion(lake, toy.module(), org).poll()

@@ -21,6 +21,7 @@ LAYERS = (
         "crmray.log",
         "crmray.schema",
         "crmray.storage",
+        "crmray.disk",
         "crmray.encryption",
         "crmray.claim",
         "crmray.privacy",
@@ -29,7 +30,15 @@ LAYERS = (
     ("crmray.data", "crmray.models", "crmray.evaluate", "crmray.salesforce"),
     ("crmray.tasks",),
     ("crmray.registry", "crmray.keys"),
-    ("crmray.head", "crmray.cluster", "crmray.dashboard", "crmray.train", "crmray.score", "crmray.erase", "crmray.forget"),
+    (
+        "crmray.head",
+        "crmray.cluster",
+        "crmray.dashboard",
+        "crmray.train",
+        "crmray.score",
+        "crmray.erase",
+        "crmray.forget",
+    ),
     ("crmray.org", "crmray.cli", "crmray.commands", "jobs", "serve"),
 )
 # Modin needs Ray to cut and merge shards; the others run on it by their nature.

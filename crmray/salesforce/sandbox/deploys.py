@@ -69,8 +69,10 @@ def _files(call: Call) -> dict[str, bytes]:
     for part in parts:
         if isinstance(part, str) or part.get_param("name", header="content-disposition") != "file":
             continue
+        content = part.get_payload(decode=True)
+        assert isinstance(content, bytes)
         try:
-            with zipfile.ZipFile(io.BytesIO(part.get_payload(decode=True))) as archive:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 return {name: archive.read(name) for name in archive.namelist()}
         except zipfile.BadZipFile:
             break
