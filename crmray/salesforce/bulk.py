@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import requests
 import urllib3
+from isal import isal_zlib
 
 from crmray.errors import SalesforceError
 from crmray.salesforce import replies
@@ -29,6 +30,10 @@ FIRST_POLL_S = 0.1
 LONGEST_POLL_S = 5.0
 ENDED = ("JobComplete", "Failed", "Aborted")
 PAGE_TRIES = 5
+GZIP_WBITS = 31
+"""zlib's word for: a gzip header and trailer"""
+UNZIP_BYTES = 1 << 20
+"""compressed bytes taken from the connection at once"""
 PAGES_VERSION = 58.0
 """first API version with resultPages"""
 
@@ -89,6 +94,9 @@ class Page(io.RawIOBase):
         super().__init__()
         self._response = response
         self._raw = response.raw
+        # ISA-L takes half the time of zlib, which urllib3 would use: a quarter of what a page costs otherwise.
+        zipped = response.headers.get("Content-Encoding", "") == "gzip"
+        self._unzip = isal_zlib.decompressobj(GZIP_WBITS) if zipped else None
         rows = response.headers.get("Sforce-NumberOfRecords", "")
         self.rows = int(rows) if rows.isdecimal() else None
         """rows promised; None where a proxy dropped the header"""
@@ -100,11 +108,26 @@ class Page(io.RawIOBase):
         return True
 
     def read(self, size: int | None = -1) -> bytes:
-        """Up to `size` bytes; b"" at the end."""
+        """Some bytes, up to `size` of them; b"" at the end."""
+        most = None if size is None or size < 0 else size
         try:
-            return self._raw.read(None if size is None or size < 0 else size, decode_content=True)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+            if self._unzip is None:
+                return self._raw.read(most, decode_content=True)
+            return self._unzipped(self._unzip, most)
+        except (urllib3.exceptions.HTTPError, OSError, isal_zlib.error) as error:
             raise PageBrokenError(f"a page of Bulk results: got {type(error).__name__} before its end") from None
+
+    def _unzipped(self, unzip: Any, most: int | None) -> bytes:
+        """The same of a compressed page. isal_zlib.error for bytes that are not gzip, or end before its end."""
+        if most is None:
+            return b"".join(iter(lambda: self._unzipped(unzip, UNZIP_BYTES), b""))
+        found = b""
+        while not found and not unzip.eof:
+            block = unzip.unconsumed_tail or self._raw.read(UNZIP_BYTES, decode_content=False)
+            if not block:
+                raise isal_zlib.error("the stream ends early")
+            found = unzip.decompress(block, most)
+        return found
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer; 0 at the end."""

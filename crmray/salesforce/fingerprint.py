@@ -6,7 +6,7 @@ Not cryptographic: two sums of 64 bits, with the finalizer of splitmix64 (Steele
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -48,11 +48,12 @@ class Fingerprint:
         return Fingerprint((self.first - other.first) & _MASK, (self.second - other.second) & _MASK)
 
 
-def of_rows(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
-    """(rows,) uint64: a hash of each row over these columns, in this order."""
+def of_rows(table: pa.Table, columns: Sequence[str], known: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+    """(rows,) uint64: a hash of each row over these columns, in this order. known: hashes of columns made before."""
     total = np.zeros(table.num_rows, np.uint64)
     for number, name in enumerate(columns, start=1):
-        total = _mix(total + of_values(table[name]) * np.uint64(2 * number + 1))
+        values = known[name] if known and name in known else of_values(table[name])
+        total = _mix(total + values * np.uint64(2 * number + 1))
     return total
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from crmray.salesforce import merge, withheld
-from crmray.salesforce.fingerprint import Fingerprint
+from crmray.salesforce.fingerprint import Fingerprint, hash_ids
 from crmray.salesforce.stage import Part, Reading, Stage
 
 FOLDER = "base"
@@ -22,7 +22,7 @@ def withdrawn(reading: Reading, parts: Sequence[Part]) -> Iterator[pa.Table]:
         for table in merge.row_groups(part, withheld.columns(reading.guarded.about, reading.modstamp, names)):
             rows = table.filter(reading.guard.withheld(table, reading.guarded, pseudonyms=True))
             if rows.num_rows:
-                yield withheld.of_rows(rows["Id"], rows, reading.modstamp)
+                yield withheld.of_rows(hash_ids(rows["Id"]), rows, reading.modstamp)
 
 
 def renewed(stage: Stage, reading: Reading, parts: Sequence[Part]) -> list[Part]:

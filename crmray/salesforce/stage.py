@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from crmray import log
@@ -30,7 +31,7 @@ from crmray.privacy import Guard, GuardPlan
 from crmray.salesforce import bulk, pages, withheld
 from crmray.salesforce.bulk import PageBrokenError
 from crmray.salesforce.client import Client
-from crmray.salesforce.fingerprint import Fingerprint, of_rows
+from crmray.salesforce.fingerprint import Fingerprint, hash_ids, of_rows
 from crmray.salesforce.scan import REST_ROWS, TRIES
 from crmray.storage import Lake, Run
 
@@ -115,11 +116,12 @@ class Reading:
         if not self.guard.withholds:
             return withheld.SCHEMA.empty_table()
         rows = table.filter(self.guard.withheld(table, self.guarded, pseudonyms=False))
-        return withheld.of_rows(self.lake_ids(rows), rows, self.modstamp)
+        return withheld.of_rows(hash_ids(self.lake_ids(rows)), rows, self.modstamp)
 
-    def hashes(self, table: pa.Table) -> Any:
-        """(rows,) uint64 over the columns of the fingerprint."""
-        return of_rows(table, [name for name in self.hashed if name in table.column_names])
+    def hashes(self, table: pa.Table, ids: np.ndarray | None = None) -> np.ndarray:
+        """(rows,) uint64 over the columns of the fingerprint. ids: hashes of the column Id, where they are known."""
+        known = {} if ids is None else {"Id": ids}
+        return of_rows(table, [name for name in self.hashed if name in table.column_names], known)
 
 
 class Stage:
@@ -340,9 +342,10 @@ class _Answer:
                     writer = open_file.enter_context(run.parquet_writer(f"{rel}.parquet", table.schema, plain=True))
                     keys = open_file.enter_context(run.parquet_writer(f"{rel}.keys.parquet", _KEYS, plain=True))
                 writer.write_table(table)
-                keys.write_table(withheld.of_rows(table["Id"], table, self.reading.modstamp).select(_KEYS.names))
+                ids = hash_ids(table["Id"])
+                keys.write_table(withheld.of_rows(ids, table, self.reading.modstamp).select(_KEYS.names))
                 kept += table.num_rows
-                mark += Fingerprint.of(self.reading.hashes(table))
+                mark += Fingerprint.of(self.reading.hashes(table, ids))
             if promised is not None and rows != promised:
                 raise _ShortPage(f"got {rows} rows, expected {promised} as its header says")
         if rows > kept:

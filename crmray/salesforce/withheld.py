@@ -12,17 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.salesforce.fingerprint import hash_ids
 from crmray.schema import TIME
 
 SCHEMA = pa.schema([("hash", pa.uint64()), ("created", TIME), ("changed", TIME)])
 CREATED = "CreatedDate"
 
 
-def of_rows(ids: pa.ChunkedArray, rows: pa.Table, modstamp: str) -> pa.Table:
-    """What is kept of rows. ids: theirs, as the lake has them; modstamp: name of the time column."""
+def of_rows(ids: np.ndarray, rows: pa.Table, modstamp: str) -> pa.Table:
+    """What is kept of rows. ids: hashes of theirs, as the lake has them; modstamp: name of the time column."""
     created = rows[CREATED] if CREATED in rows.column_names else pa.nulls(rows.num_rows, TIME)
-    return pa.table([pa.array(hash_ids(ids)), created, rows[modstamp]], schema=SCHEMA)
+    return pa.table([pa.array(ids), created, rows[modstamp]], schema=SCHEMA)
 
 
 def joined(tables: Iterable[pa.Table]) -> pa.Table:

@@ -8,7 +8,7 @@ The org is `crmray sandbox` in a process of its own. The bare loop asks for the 
 same page size, waits until the pages are rendered, and then downloads them one after the other and parses each to Arrow
 with the same types: its CPU seconds are those of downloads and parsing alone. The pull's are those of the whole
 `ingest`, from logging in to the manifests. Rows and checksums per object are computed by DuckDB from the org's own file
-and from the lake's Parquet.
+and from the lake's Parquet; free text is left out of them, since it lands redacted.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from tests.benchmarks.shard import sum_pss
 
 CPU_BAR, PSS_BAR_MIB = 1.5, 600
 MAX_LOAD_S = 1800.0
+REDACTED = ("Subject", "Description", "TextBody", "OldValue", "NewValue")
+"""free text, in which the lake has tokens for names and numbers: not part of the checksums"""
 
 
 def main() -> int:
@@ -203,7 +205,7 @@ def _same(org: Path, lake: Path) -> bool:
             if name == "consent":
                 continue
             run = Lake(lake).latest("raw", name)
-            columns = list(run.manifest()["columns"])
+            columns = [column for column in run.manifest()["columns"] if column not in REDACTED]
             files = [f"{run.path}/{part}" for part in run.files("*.parquet")]
             if not files:
                 right = right and store.query(f"SELECT COUNT() FROM {name}").count == 0
