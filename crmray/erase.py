@@ -45,6 +45,8 @@ class Erased:
     """raw name -> its columns of ids, where an id could be mistaken for another value"""
     entities: set[str] = field(default_factory=set)
     """customers in whose rows they were: their examples and predictions go too"""
+    retired: set[str] = field(default_factory=set)
+    """`task/version` of bundles that held rows of them"""
     rows: dict[str, int] = field(default_factory=dict)
     """`kind/name` -> rows erased"""
     replaced: dict[str, str] = field(default_factory=dict)
@@ -132,24 +134,30 @@ def rewrite(run: Run, erased: Erased) -> bool:
     mark = run_id("forget", inputs={"run": run.run_id}, settings={"files": changed}, seed=0, format=FORMAT)
     new = run.lake.run(run.kind, run.name, mark)
     is_latest = run.lake.has(run.kind, run.name) and _latest(run) == run.run_id
-    with new.claim("forget") as mine:
-        if mine:
-            gone = {}
-            for name in run.files():
-                if name in changed:
-                    gone[name] = _write(new, name, _rest(run, name, wanted))
-                elif name not in ("manifest.json", claim.FILE):
-                    new.adopt(run, name, name)
-            manifest = run.manifest()
-            fields = {name: value for name, value in manifest.items() if name not in _HEAD}
-            fields = _counted(repointed(fields, erased.replaced), gone)
-            fields |= {"replaces": [*manifest.get("replaces", ()), run.run_id], "forgotten": erased.mark}
-            new.commit(current=False, **{**fields, "erased": sum(gone.values())})
+    if not new.exists():  # a claim on one that was completed before this died would make an old run the current one
+        with new.claim("forget") as mine:
+            if mine:
+                _fill(new, run, changed, wanted, erased)
     if is_latest:
         new.make_latest()
     erased.replaced[run.run_id] = new.run_id
     drop(run)
     return True
+
+
+def _fill(new: Run, run: Run, changed: list[str], wanted: Wanted, erased: Erased) -> None:
+    """Complete the new run: what is left of the changed files, the others as they are."""
+    gone = {}
+    for name in run.files():
+        if name in changed:
+            gone[name] = _write(new, name, _rest(run, name, wanted))
+        elif name not in ("manifest.json", claim.FILE):
+            new.adopt(run, name, name)
+    manifest = run.manifest()
+    fields = {name: value for name, value in manifest.items() if name not in _HEAD}
+    fields = _counted(repointed(fields, erased.replaced), gone)
+    fields |= {"replaces": [*manifest.get("replaces", ()), run.run_id], "forgotten": erased.mark}
+    new.commit(current=False, **{**fields, "erased": sum(gone.values())})
 
 
 @dataclass(frozen=True, kw_only=True)

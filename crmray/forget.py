@@ -24,6 +24,7 @@ from crmray.data.ingest import origins
 from crmray.erase import FORMAT, ROW_KINDS, Erased, bundles_with, complete, drop, repointed, rewrite, widen
 from crmray.errors import ConfigError, NotFoundError, StorageError
 from crmray.privacy import Pseudonyms, Vault, people
+from crmray.privacy.consent import NAME as CONSENT
 from crmray.privacy.forgotten import Tombstones
 from crmray.privacy.pseudonyms import PATTERN
 from crmray.registry import Ledger
@@ -64,15 +65,17 @@ def forget(org: Org, lake: Lake, asked: Sequence[str]) -> Run:
     erased.mark = tombstones.digest
     _note(lake, vault, erased)
     trained = _erase_rows(lake, erased)
-    retired = _retire(lake, erased)
+    _retire(lake, vault, erased)
     _forget_elsewhere(lake, vault, erased, pseudonyms is not None)
-    return _receipt(lake, erased, len(own), retired, [one for one in trained if one not in retired], tombstones.digest)
+    receipt = _receipt(lake, erased, len(own), trained, tombstones.digest)
+    _note_done(lake, vault)
+    return receipt
 
 
 def _refuse_busy(lake: Lake) -> None:
-    for kind in KINDS:
+    for kind in (*KINDS, "_work"):  # in _work: a pull before its first run
         for path in lake.list(f"{kind}/*/*/{claim.FILE}"):
-            run = lake.run(*path.split("/")[:3])
+            run = Run(lake, *path.split("/")[:3])
             if not run.exists() and claim.is_held(run):
                 raise StorageError(f"{run!r} is being made, expected no job to run; let it end, then run again")
 
@@ -97,15 +100,24 @@ def _pending(lake: Lake, vault: Vault | None, own: set[str]) -> Erased:
             kept = json.loads(lake.read(_PENDING_FILE))
     erased.ids |= set(kept.get("ids", ()))
     erased.entities |= set(kept.get("entities", ()))
+    erased.retired |= set(kept.get("retired", ()))
     return erased
 
 
 def _note(lake: Lake, vault: Vault | None, erased: Erased) -> None:
-    text = json.dumps({"ids": sorted(erased.ids), "entities": sorted(erased.entities)})
+    kept = {"ids": erased.ids, "entities": erased.entities, "retired": erased.retired}
+    text = json.dumps({name: sorted(found) for name, found in kept.items()})
     if vault is not None:
         vault.write(_PENDING, pa.table({"json": [text]}))
     else:
         lake.write(_PENDING_FILE, text.encode())
+
+
+def _note_done(lake: Lake, vault: Vault | None) -> None:
+    if vault is not None:
+        vault.remove(_PENDING)
+    elif lake.fs.exists(f"{lake.base}/{_PENDING_FILE}"):
+        lake.fs.rm_file(f"{lake.base}/{_PENDING_FILE}")
 
 
 def _replaced(lake: Lake) -> dict[str, str]:
@@ -121,11 +133,15 @@ def _erase_rows(lake: Lake, erased: Erased) -> list[str]:
     """Rewrite all runs that hold rows; versions of the bundles that were trained with some of them."""
     for kind in ROW_KINDS:
         _drop_unfinished(lake, kind)
-        for run in list(complete(lake, kind)):
-            if (run.kind, run.name) != ("receipts", "forget") and rewrite(run, erased):
-                label = f"{run.kind}/{run.name}"
-                new = lake.run(run.kind, run.name, erased.replaced[run.run_id])
-                erased.rows[label] = erased.rows.get(label, 0) + int(new.manifest()["erased"])
+    todo = [run for kind in ROW_KINDS for run in complete(lake, kind)]
+    for run in sorted(todo, key=lambda one: (one.kind, one.name) == ("raw", CONSENT)):
+        # consent goes last: until no row is left, it keeps the endpoints from answering for those who withdrew
+        if (run.kind, run.name) != ("receipts", "forget"):
+            rewrite(run, erased)
+    for run in (run for kind in ROW_KINDS for run in complete(lake, kind)):
+        told, label = run.manifest(), f"{run.kind}/{run.name}"
+        if told.get("forgotten") == erased.mark:  # those of an attempt that died included
+            erased.rows[label] = erased.rows.get(label, 0) + int(told["erased"])
     for kind in (*ROW_KINDS, "bundles"):
         for run in complete(lake, kind):
             _repoint(run, erased.replaced)
@@ -156,9 +172,12 @@ def _repoint(run: Run, replaced: dict[str, str]) -> None:
         run.lake.write(f"{run.kind}/{run.name}/{run.run_id}/manifest.json", json.dumps(after, indent=1).encode())
 
 
-def _retire(lake: Lake, erased: Erased) -> list[str]:
+def _retire(lake: Lake, vault: Vault | None, erased: Erased) -> None:
     """Take bundles that hold rows out of use and delete them."""
+    _drop_unfinished(lake, "bundles")
     retired = bundles_with(lake, erased.ids | erased.entities)
+    erased.retired |= {f"{run.name}/{run.run_id}" for run in retired}
+    _note(lake, vault, erased)  # for the receipt: the next attempt would not find those that are deleted
     gone = {run.run_id for run in retired}
     for task in sorted({run.name for run in retired}):
         ledger = Ledger(lake, task)
@@ -184,11 +203,10 @@ def _retire(lake: Lake, erased: Erased) -> list[str]:
             else:
                 lake.fs.rm_file(f"{lake.base}/{path}")
         drop(run)
-    return [f"{run.name}/{run.run_id}" for run in retired]
 
 
 def _forget_elsewhere(lake: Lake, vault: Vault | None, erased: Erased, pseudonymised: bool) -> None:
-    """The vault, copies on this machine, and what unfinished work left; the list of what is to be done last."""
+    """The vault, copies on this machine, and what unfinished work left."""
     shown = pa.array(sorted(one for one in erased.ids if _is_person(one, pseudonymised)), pa.string())
     if vault is not None:
         plain = vault.ids_of(shown).drop_null().to_pylist() if pseudonymised else shown.to_pylist()
@@ -202,15 +220,13 @@ def _forget_elsewhere(lake: Lake, vault: Vault | None, erased: Erased, pseudonym
     for path in lake.list("_work/*"):
         if path != _PENDING_FILE:
             lake.fs.rm(f"{lake.base}/{path}", recursive=True)
-    if vault is not None:
-        vault.remove(_PENDING)
-    elif lake.fs.exists(f"{lake.base}/{_PENDING_FILE}"):
-        lake.fs.rm_file(f"{lake.base}/{_PENDING_FILE}")
 
 
-def _receipt(lake: Lake, erased: Erased, num_asked: int, retired: list[str], trained: list[str], digest: str) -> Run:
+def _receipt(lake: Lake, erased: Erased, num_asked: int, trained: list[str], digest: str) -> Run:
     """What was done, in counts and names of versions."""
-    told: dict[str, Any] = {"asked": num_asked, "rows": erased.rows, "retired": retired, "trained_with": trained}
+    retired = sorted(erased.retired)
+    told: dict[str, Any] = {"asked": num_asked, "rows": erased.rows, "retired": retired}
+    told["trained_with"] = [one for one in trained if one not in erased.retired]
     run = lake.run("receipts", "forget", run_id("forget", inputs={"all": digest}, settings=told, seed=0, format=FORMAT))
     with run.claim("forget") as mine:
         if mine:

@@ -339,6 +339,8 @@ class Run:
         self.lake._make_folder(path.rsplit("/", 1)[0])
         try:
             if self.lake.is_local:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)  # of an attempt that died: a link to the source cannot be copied over
                 with contextlib.suppress(OSError):  # a file system without hard links, or on another disk
                     os.link(origin, path)
                     return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from crmray.config import Org
 from crmray.data.asof import conform
 from crmray.errors import CrmrayError, DataError, NoChampionError, NotFoundError
 from crmray.privacy import Pseudonyms, Withheld
+from crmray.privacy.consent import NAME as CONSENT
 from crmray.registry import Bundle, Ledger, load_bundle
 from crmray.salesforce.ids import normalize
 from crmray.storage import Lake, Run
@@ -98,13 +99,13 @@ class Champion:
     def poll(self) -> bool:
         """Load what is new, whole, before it answers. A version that cannot be loaded leaves the old one in place."""
         try:
+            consent = self._heed()
             version = self._ledger.champion()
             if self.served is None or self.served.bundle.version != version:
                 bundle = load_bundle(self.lake, self.lake.run("bundles", self.task.NAME, version), self.task)
             else:
                 bundle = self.served.bundle
             run = self._examples(bundle)
-            consent = self.lake.latest("raw", "consent").run_id if self.lake.has("raw", "consent") else None
             if self.served is not None and self.served.names == (version, run.run_id, consent):
                 self.problem = ""
                 return False
@@ -128,6 +129,15 @@ class Champion:
             "serve.swapped", task=self.task.NAME, version=version, examples=run.run_id, rows=served.known.rows.num_rows
         )
         return True
+
+    def _heed(self) -> str | None:
+        """Bring what answers now up to the current consent, whose run is given: a withdrawal does not wait for a
+        version that cannot be loaded."""
+        found = self.lake.latest("raw", CONSENT).run_id if self.lake.has("raw", CONSENT) else None
+        if self.served is not None and self.served.withheld.run_id != found:
+            self.served = replace(self.served, withheld=Withheld.of(self.lake))
+            log.event("serve.consent", task=self.task.NAME, consent=found)
+        return found
 
     def _examples(self, bundle: Bundle) -> Run:
         """The current examples, or the newest ones with the bundle's features where those are of other code."""

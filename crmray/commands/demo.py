@@ -179,7 +179,8 @@ def _deploy_fields(org: Org) -> None:
     from crmray.salesforce.metadata_api import deploy
 
     assert isinstance(org.source, SalesforceSource)
-    deploy(Client.connect(org.source, org.folder), OpenOrg(org).fields())
+    with Client.connect(org.source, org.folder) as client:
+        deploy(client, OpenOrg(org).fields())
 
 
 def _read_back(org: Org) -> str:
@@ -188,16 +189,16 @@ def _read_back(org: Org) -> str:
     from crmray.salesforce.client import Client
 
     assert isinstance(org.source, SalesforceSource)
-    client = Client.connect(org.source, org.folder)
     lines = ["read again from the Salesforce org:"]
-    for task in org.writeback:
-        aim = OpenOrg(org).aim(task)
-        names = [target.name for target in aim.targets]
-        first = next(name for name in names if name.endswith("Version__c"))
-        count = client.count(aim.object, f"{first} != null")
-        rows = client.query(f"SELECT {', '.join(names)} FROM {aim.object} WHERE {first} != null LIMIT 1")
-        sample = json.dumps(next(iter(rows), {}), ensure_ascii=False)
-        lines.append(f"  {task}: {count:,} {aim.object} records; {sample[:400]}")
+    with Client.connect(org.source, org.folder) as client:
+        for task in org.writeback:
+            aim = OpenOrg(org).aim(task)
+            names = [target.name for target in aim.targets]
+            first = next(name for name in names if name.endswith("Version__c"))
+            count = client.count(aim.object, f"{first} != null")
+            rows = client.query(f"SELECT {', '.join(names)} FROM {aim.object} WHERE {first} != null LIMIT 1")
+            sample = json.dumps(next(rows, {}), ensure_ascii=False)
+            lines.append(f"  {task}: {count:,} {aim.object} records; {sample[:400]}")
     return "\n".join(lines)
 
 

@@ -65,7 +65,7 @@ def write(lake: Lake, source: DemoSource, seed: int) -> dict[str, Run]:
 
 
 def write_truth(lake: Lake, source: DemoSource, seed: int, pseudonyms: Pseudonyms | None) -> Run:
-    """truth/demo/<run_id> alone, for a lake that pulls the demo org from elsewhere; its ids are pseudonyms, if given."""
+    """truth/demo/<run_id> alone, for a lake that pulls the demo org from elsewhere, its ids as pseudonyms if given."""
     scene = world(source, seed)
     settings = {**source.model_dump(), "pseudonyms": pseudonyms and pseudonyms.key_id}
     hidden = lake.run("truth", "demo", run_id("ingest", inputs={}, settings=settings, seed=seed, format=FORMAT))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from crmray.privacy.forgotten import Tombstones
 from crmray.privacy.people import Wishes
 from crmray.privacy.pseudonyms import Pseudonyms
 from crmray.storage import Lake, Run, run_id
@@ -64,14 +65,15 @@ class Withheld:
         )
 
 
-def write(lake: Lake, wishes: Wishes, pseudonyms: Pseudonyms | None) -> Run:
-    """Make the run, or find it made."""
+def write(lake: Lake, wishes: Wishes, pseudonyms: Pseudonyms | None, tombstones: Tombstones) -> Run:
+    """Make the run, or find it made. Those who were erased have no rows whose use could be withheld, and none here."""
     everyone = sorted({*wishes.profiling, *(one for ids in wishes.channels.values() for one in ids)})
     shown = pseudonyms.of(everyone) if pseudonyms else pa.array(everyone, pa.string())
     channels = [[name for name, ids in sorted(wishes.channels.items()) if one in ids] for one in everyone]
     processing = [one not in wishes.processing for one in everyone]
     profiling = [one not in wishes.profiling for one in everyone]
     table = pa.table([shown, processing, profiling, channels], schema=SCHEMA).sort_by("entity_id")
+    table = table.filter(pa.array(~tombstones.mask(table["entity_id"])))
     digest = hashlib.sha256(str(table.to_pydict()).encode()).hexdigest()
     run = lake.run("raw", NAME, run_id("ingest", inputs={"rows": digest}, settings={}, seed=0, format=FORMAT))
     with run.claim("ingest") as mine:

@@ -18,6 +18,7 @@ _NAME_FIELDS = frozenset({"Name", "FirstName", "LastName", "MiddleName", "Suffix
 _DROPPED = re.compile(
     r"(Street|PostalCode|Latitude|Longitude|GeocodeAccuracy|Username|IpAddress|SourceIp|Birthdate|PhotoUrl)$"
     r"|^(Jigsaw|Supplied|From|To|Cc|Bcc|ReplyTo|ValidatedFrom)(Name|Email|Phone|Company|Address)$"
+    r"|^(First|Middle|Last|Nick)Name$"  # wherever a person is copied to, as in CampaignMember
     r"|^(HtmlBody|Headers|CallObject|ThreadIdentifier|MessageIdentifier|AboutMe|Alias|CommunityNickname)$",
     re.IGNORECASE,
 )
@@ -123,11 +124,14 @@ class Fields:
         return stem + "c" if stem.endswith("__") else stem
 
     def of_change(self, object_: str, name: str) -> Treatment:
-        """What becomes of the old and new values of a field, as a history object names it (`Owner` for OwnerId)."""
+        """What becomes of the old and new values of a field, as a history object names it (`Owner` for OwnerId).
+
+        Those of a field that describe does not have go: a former name may stand under another name (`TextName`).
+        """
         fields = self.of(object_)
         for one in (name, f"{name}Id"):
             if one in fields and fields[one]["type"] != "reference":
                 return self.treatment(object_, one)
             if one in fields:  # one row holds the ids, another one the names
                 return "pseudonym" if set(fields[one].get("referenceTo") or ()) & _NAMED else "keep"
-        return "text"
+        return "drop"

@@ -61,6 +61,8 @@ class Tombstones:
 
     def mask(self, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Which ids, as they stand in the lake, are of somebody who was erased."""
+        if not self._hashes:
+            return np.zeros(len(ids), bool)
         flat = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
         coded = pc.dictionary_encode(flat)
         found = np.array([*(self._is(one) for one in coded.dictionary.to_pylist()), False], bool)

@@ -51,7 +51,7 @@ class GuardPlan:
     about: tuple[str, ...] = ()
     """columns of ids of those whom a row is about"""
     changes: Mapping[str, str] = field(default_factory=dict)
-    """for a history object: name of a field that changed -> what becomes of its values; others are free text"""
+    """for a history object: name of a field that changed -> what becomes of its values; those of others go"""
 
 
 class Guard:
@@ -145,7 +145,9 @@ class Guard:
                 for found in self._people.ids.values():
                     for start in range(0, len(found), _AT_ONCE):
                         part = found.slice(start, _AT_ONCE)
-                        self._vault.add(self._pseudonyms.of(part), part)
+                        made = self._pseudonyms.of(part)
+                        keep = pa.array(~self._tombstones.mask(made))
+                        self._vault.add(made.filter(keep), part.filter(keep))
                 self._vault.save()
         else:
             self._withheld[True] = self._withheld[False]
@@ -255,7 +257,7 @@ class Guard:
         self, rows: pa.Table, plan: GuardPlan, words: list[frozenset[str]] | None, *, renew: bool = False
     ) -> pa.Table:
         """Old and new values of a history object, each as its field is treated."""
-        kinds = [plan.changes.get(one or "", "text") for one in rows["Field"].to_pylist()]
+        kinds = [plan.changes.get(one or "", "drop") for one in rows["Field"].to_pylist()]
         by_kind = {kind: np.array([one == kind for one in kinds], bool) for kind in set(kinds) - {"keep"}}
         for name in [name for name in _VALUES if name in rows.column_names]:
             values = rows[name].combine_chunks().cast(pa.string())
@@ -282,7 +284,7 @@ class Guard:
 
     def finish(self) -> Run:
         """Keep what the next pull needs, and make raw/consent of what persons wish; the run."""
-        run = consent.write(self._lake, self._people.wishes, self._pseudonyms)
+        run = consent.write(self._lake, self._people.wishes, self._pseudonyms, self._tombstones)
         self._people.save()
         return run
 

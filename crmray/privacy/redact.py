@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -31,22 +31,37 @@ _COMMON = frozenset(
 )  # fmt: skip
 """parts of names that tell nobody"""
 
-_MAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+\s?(?:@|\(at\)|\[at\])\s?[\w-]+(?:\.[\w-]+)+", re.IGNORECASE)
+_AT = re.compile(r"@|[(\[]at[)\]]", re.IGNORECASE)
+_MAIL = re.compile(  # at most 64 characters before the @ (RFC 5321), or a long run of letters costs its square
+    r"(?<![^\W_])[\w.!#$%&'*+/=?^`{|}~-]{1,64}\s?(?:@|[(\[]at[)\]])\s?[\w-]+(?:_DOT_[\w-]+)*_DOT_[^\W\d_][\w-]+".replace(
+        "_DOT_", r"(?:\.|\s?[(\[]dot[)\]]\s?)"
+    ),
+    re.IGNORECASE,
+)
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}\b", re.IGNORECASE)
 _CARD = re.compile(r"(?<![\w-])\d(?:[ -]?\d){12,18}(?![\w-])")
+_GAP = re.compile(r"[ -]")
+_ODD = str.maketrans(
+    {**dict.fromkeys("\u00a0\u2007\u2009\u202f", " "), **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")}
+)
+"""spaces and dashes that numbers are typeset with"""
 _AREA = r"\(0?\d{1,5}\)"
 _PHONE = re.compile(  # the first form is +49 (0)30 12 34 56
-    r"(?<![\w.,/#+-])(?<!\d[ ])(?:"
-    rf"(?:\+|00[ ]?)[1-9]\d{{0,2}}[ ./-]?(?:\(0\)[ ./-]?)?(?:{_AREA}[ ./-]?)?\d(?:[ ./-]{{0,2}}\d){{5,12}}"
-    rf"|{_AREA}[ ./-]{{0,3}}\d(?:[ ./-]?\d){{4,9}}"  # (555) 123-4567, (030) 123456
+    r"(?=[+(\d])(?:(?:(?<![\w+])\+|(?<![\w.,/#+-])(?<!\d[ ])00[ ]?)[1-9]\d{0,2}[ ./-]?(?:\(0\)[ ./-]?)?"
+    rf"(?:{_AREA}[ ./-]?)?\d(?:[ ./-]{{0,2}}\d){{5,12}}"
+    r"|(?:(?<![\w.,/#+-])(?<!\d[ ])|(?<=(?i:tel|fax|mob)\.))(?:"
+    rf"{_AREA}[ ./-]{{0,3}}\d(?:[ ./-]?\d){{4,9}}"  # (555) 123-4567, (030) 123456
     r"|0[1-9]\d{1,4}[ ./-]{1,3}\d(?:[ ./-]?\d){3,9}"  # 030 1234567, 0151-2345678, 030/123 45 67
     r"|0[1-9]\d{7,11}"  # 01512345678
     r"|(?:1[ .-])?[2-9]\d{2}[ .-]\d{3}[ .-]\d{4}"  # 555-123-4567, 1 555.123.4567
-    r"|\d{2}(?:[ .]\d{2}){4}"  # 01 23 45 67 89
+    r"|0[1-9](?:[ .-]\d{2}){4}"  # 01 23 45 67 89
     r"|[2-9]\d{2}-\d{4}"  # 555-1234
-    r")(?![\w]|[.,/-]\d)"
+    r"))(?![\w]|[.,/-]\d)"
 )
-_MAYBE = r"(?i)@|\(at\)|\[at\]|\d(?:[^0-9A-Za-z\n]{0,4}\d){6}|[A-Z]{2}\d{2}[ -]?[A-Z0-9]{4}"
+_MAYBE = (
+    r"(?i)@|[(\[]at[)\]]|\d(?:[^0-9A-Za-z\n]{0,4}\d){6}|[A-Z]{2}\d{2}[ -]?[A-Z0-9]{4}"
+    r"|(?:fon|phone|tel|call|mobil|cell|fax|handy|whatsapp|sms)[^0-9\n]{0,16}\d{6}"
+)
 """RE2: what a text must hold that any pattern finds something in"""
 _NUMBERED = re.compile(
     r"\b(?:order|invoice|ticket|case|ref|reference|tracking|bestellung|rechnung|auftrag|sku|id|article|artikel)"
@@ -61,28 +76,48 @@ _CALLED = re.compile(
 )
 """a run of digits that the word before makes a phone number"""
 _RUN = re.compile(r"\d{6}")
-_DATE = re.compile(r"^(?:\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{2,4})")
+_DATE = re.compile(r"^(?:\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{2,4})(?![-./]?\d)")
 
 
 def patterns(text: str) -> str:
     """The text with mail addresses, bank accounts, cards and phone numbers replaced."""
-    if "@" in text or "at)" in text or "at]" in text:
-        text = _MAIL.sub(EMAIL, text)
-    text = _IBAN.sub(lambda match: ACCOUNT if _is_iban(match[0]) else match[0], text)
-    text = _CARD.sub(lambda match: CARD if _is_card(match[0]) else match[0], text)
-    text = _PHONE.sub(_phone, text)
-    return _CALLED.sub(lambda match: match[1] + PHONE, text) if _RUN.search(text) else text
+    plain = text if text.isascii() else text.translate(_ODD)
+    clean = _MAIL.sub(EMAIL, plain) if _AT.search(plain) else plain
+    clean = _checked(clean, _IBAN, _is_iban, ACCOUNT)
+    clean = _checked(clean, _CARD, _is_card, CARD)
+    clean = _PHONE.sub(_phone, clean)
+    clean = _CALLED.sub(lambda match: match[1] + PHONE, clean) if _RUN.search(clean) else clean
+    return text if clean == plain else clean
+
+
+def _checked(text: str, pattern: re.Pattern[str], holds: Callable[[str], bool], token: str) -> str:
+    """The text with the longest beginning of each match replaced that holds: what follows a number may look like more
+    of it (the month and the code after a card's number, the next word after an IBAN)."""
+    parts, done, at = [], 0, 0
+    while match := pattern.search(text, at):
+        gaps = [gap.start() for gap in _GAP.finditer(text, match.start(), match.end())]
+        stop = next((end for end in (match.end(), *reversed(gaps)) if holds(text[match.start() : end])), None)
+        if stop is None:
+            at = gaps[0] + 1 if gaps else match.end()
+            continue
+        parts += [text[done : match.start()], token]
+        done = at = stop
+    return "".join([*parts, text[done:]]) if parts else text
 
 
 def _is_iban(text: str) -> bool:
-    compact = re.sub(r"[ -]", "", text).upper()
-    if not 15 <= len(compact) <= 34:
+    """By its check digits; letters alone stand in it as a bank's code of four."""
+    compact = _GAP.sub("", text).upper()
+    if not 15 <= len(compact) <= 34 or any(part.isalpha() and len(part) != 4 for part in _GAP.split(text)):
         return False
     return int("".join(str(int(one, 36)) for one in compact[4:] + compact[:4])) % 97 == 1
 
 
 def _is_card(text: str) -> bool:
+    """By its last digit; groups but the last have four digits or more."""
     digits = [int(one) for one in text if one.isdigit()]
+    if not 13 <= len(digits) <= 19 or any(len(part) < 4 for part in _GAP.split(text)[:-1]):
+        return False
     doubled = (sum(divmod(2 * one, 10)) for one in digits[-2::-2])
     return len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 

@@ -11,7 +11,7 @@ import io
 import random
 import time
 from collections.abc import Callable, Container, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import urlencode
 
 import pyarrow as pa
@@ -36,6 +36,7 @@ UNZIP_BYTES = 1 << 20
 """compressed bytes taken from the connection at once"""
 PAGES_VERSION = 58.0
 """first API version with resultPages"""
+_BadGzipError = cast(type[Exception], isal_zlib.error)  # which isal's stub calls an instance
 
 JobKind = Literal["query", "ingest"]
 
@@ -114,18 +115,18 @@ class Page(io.RawIOBase):
             if self._unzip is None:
                 return self._raw.read(most, decode_content=True)
             return self._unzipped(self._unzip, most)
-        except (urllib3.exceptions.HTTPError, OSError, isal_zlib.error) as error:
+        except (urllib3.exceptions.HTTPError, OSError, _BadGzipError) as error:
             raise PageBrokenError(f"a page of Bulk results: got {type(error).__name__} before its end") from None
 
     def _unzipped(self, unzip: Any, most: int | None) -> bytes:
-        """The same of a compressed page. isal_zlib.error for bytes that are not gzip, or end before its end."""
+        """The same of a compressed page. _BadGzipError for bytes that are not gzip, or end before its end."""
         if most is None:
             return b"".join(iter(lambda: self._unzipped(unzip, UNZIP_BYTES), b""))
         found = b""
         while not found and not unzip.eof:
             block = unzip.unconsumed_tail or self._raw.read(UNZIP_BYTES, decode_content=False)
             if not block:
-                raise isal_zlib.error("the stream ends early")
+                raise _BadGzipError("the stream ends early")
             found = unzip.decompress(block, most)
         return found
 

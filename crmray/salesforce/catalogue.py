@@ -18,6 +18,7 @@ from crmray.config import Org, SalesforceSource, TableSource
 from crmray.data.ingest import kept_columns
 from crmray.errors import ConfigError, SalesforceError
 from crmray.salesforce import mapping
+from crmray.salesforce.slices import both
 
 ABSENT = "not there, or the user has no permission to read it"
 NOT_QUERYABLE = "there, but it cannot be queried"
@@ -66,8 +67,8 @@ class Described(Protocol):
     def describe(self, name: str, /) -> dict[str, Any]:
         """Describe of one object."""
 
-    def count(self, name: str, where: str, /) -> int:
-        """COUNT() of its rows."""
+    def count(self, name: str, where: str = "", /, *, all_rows: bool = False) -> int:
+        """COUNT() of its rows; all_rows: archived and deleted ones too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +102,16 @@ class ObjectPlan:
     types: Mapping[str, str]
     """path -> Salesforce's type: string, picklist, double, currency, datetime, reference …"""
     formulas: tuple[str, ...]
-    """own fields that are calculated: they change while the row's SystemModstamp stands still"""
+    """fields that change while no modstamp moves that can be asked for: calculated ones, own or a parent's, and those
+    behind a lookup to several objects"""
     parents: Mapping[str, str]
     """relationship path -> object behind it, for every relationship that a field goes through (`Order` -> Order,
     `Order.Account` -> Account): paths through it change when that object's row does"""
     where: str
     """condition of the rows that are read; empty: all"""
+    archived: bool
+    """whether rows can be archived, as activities are after a year: only queryAll gives them, beside the deleted ones,
+    which `where` leaves out"""
     modstamp: Literal["SystemModstamp", "CreatedDate"]
     """time by which it is sliced; CreatedDate where rows never change"""
     has_deleted: bool
@@ -119,7 +124,7 @@ class ObjectPlan:
     @property
     def derived(self) -> tuple[str, ...]:
         """Fields that change while the row's own SystemModstamp stands still: formulas and relationship paths."""
-        return (*self.formulas, *(path for path in self.fields if "." in path))
+        return tuple(dict.fromkeys([*self.formulas, *(path for path in self.fields if "." in path)]))
 
     @property
     def via(self) -> Literal["bulk", "rest"]:
@@ -162,8 +167,8 @@ def read(client: Described, org: Org) -> Catalogue:
     wanted = mapping.wanted(source)
     names = list(dict.fromkeys([found.object for sources in wanted.values() for found in sources]))
     readable = {name: _readable(describes, wanted, name) for name in names if describes.why_not(name) is None}
-    where = {name: _since(describes, wanted, name, source.since) for name in readable}
-    rows = {name: client.count(name, where[name]) for name in readable}
+    where = {name: _where(describes, wanted, name, source.since) for name in readable}
+    rows = {name: client.count(name, where[name], all_rows=describes.archived(name)) for name in readable}
     tables = mapping.tables(source, readable, empty=[name for name, count in rows.items() if not count])
     if not tables:
         raise SalesforceError(
@@ -206,6 +211,10 @@ class Describes:
             self._fields[name] = {field["name"]: field for field in self._client.describe(name)["fields"]}
         return self._fields[name]
 
+    def archived(self, name: str) -> bool:
+        """Whether rows of the object can be archived, so that queries do not give them and queryAll does."""
+        return {"IsArchived", "IsDeleted"} <= set(self.fields(name))
+
     def parents(self, name: str, path: str) -> tuple[dict[str, str], str | None]:
         """Relationship path -> object for each step of a path, and why it cannot be followed (None: it can)."""
         found: dict[str, str] = {}
@@ -240,8 +249,13 @@ class Describes:
         return (None, COMPOUND) if field["type"] in _UNREADABLE else (field, None)
 
 
+def _where(describes: Describes, wanted: Mapping[str, list[TableSource]], name: str, since: str) -> str:
+    """Condition of the rows that are read: none deleted where queryAll is asked, and none before `since`."""
+    return both("IsDeleted = false" if describes.archived(name) else "", _since(describes, wanted, name, since))
+
+
 def _since(describes: Describes, wanted: Mapping[str, list[TableSource]], name: str, since: str) -> str:
-    """Condition of the rows that are read: an object that fills tables of events alone begins at `since`."""
+    """Condition of time: an object that fills tables of events alone begins at `since`."""
     filled = [table for table, sources in wanted.items() if any(source.object == name for source in sources)]
     if not since or name in CONSENT or "CreatedDate" not in describes.fields(name):
         return ""
@@ -276,6 +290,11 @@ def _plan(
     found = {path: describes.field(name, path)[0] for path in ("Id", *sorted(wanted - {"Id"}))}
     types = {path: field["type"] for path, field in found.items() if field is not None}
     fields = tuple(types)
+    if not {"SystemModstamp", "CreatedDate"} & set(own):
+        raise ConfigError(
+            f"source.tables: object {name} has no SystemModstamp and no CreatedDate, expected one of them, by which it "
+            "is read in slices; take it out of the mapping"
+        )
     parents: dict[str, str] = {}
     for path in fields:
         parents |= describes.parents(name, path)[0]
@@ -283,14 +302,21 @@ def _plan(
         name=name,
         fields=fields,
         types=types,
-        formulas=tuple(path for path in fields if "." not in path and own[path].get("calculated")),
+        formulas=tuple(path for path in fields if _is_formula(found[path], parents, path)),
         parents=parents,
         where=where,
+        archived=describes.archived(name),
         modstamp="SystemModstamp" if "SystemModstamp" in own else "CreatedDate",
         has_deleted="IsDeleted" in own,
         rows=rows,
         tables=tuple(dict.fromkeys(table for table, _ in sources)),
     )
+
+
+def _is_formula(field: Mapping[str, Any] | None, parents: Mapping[str, str], path: str) -> bool:
+    """Whether a field changes without a modstamp; parents: those of the object's relationships that can be asked."""
+    steps = path.rpartition(".")[0]
+    return bool(field and field.get("calculated")) or bool(steps and steps not in parents)
 
 
 def _lacks(describes: Describes, source: SalesforceSource, wanted: Mapping[str, list[TableSource]]) -> Iterator[Lack]:

@@ -59,8 +59,6 @@ class Asking:
     """how its rows become tables"""
     stage: Stage
     """where they are kept"""
-    where: str
-    """condition on all rows"""
     lookback: timedelta
     """overlap with what was read before"""
     clock: Callable[[], datetime]
@@ -97,20 +95,26 @@ class Asking:
         found: list[Part] = []
         for number in range(MOST_ROUNDS):
             before = datetime.fromisoformat(work.until)
-            if number and not self.client.count(self.plan.name, self._changed(before)):
+            if number and not self._count(self._changed(before)):
                 break
             now = self.clock()
             where = self._changed(before - self.lookback)
-            if rows := self.client.count(self.plan.name, where):
-                found += self.ask(work, Query(soql=self.soql(where), rows=rows))
+            if rows := self._count(where):
+                found += self.ask(work, self._query(where, rows))
             work.until = now.isoformat()
             self.stage.keep_plan(work)
         return found
 
+    def _count(self, where: str) -> int:
+        return self.client.count(self.plan.name, where, all_rows=self.plan.archived)
+
+    def _query(self, where: str, rows: int) -> Query:
+        return Query(soql=self.soql(where), rows=rows, all_rows=self.plan.archived)
+
     def _changed(self, since: datetime) -> str:
         """Condition of rows whose values changed as far as a modstamp tells: their own, or that of a parent read."""
         times = [self.plan.modstamp, *(f"{path}.SystemModstamp" for path in self.plan.parents)]
-        return both(self.where, " OR ".join(f"{time} >= {literal(since)}" for time in times))
+        return both(self.plan.where, " OR ".join(f"{time} >= {literal(since)}" for time in times))
 
     def recycled(self, since: datetime) -> pa.Array:
         """Ids, as the lake has them, of rows that lie in the recycle bin and were put there since."""
@@ -129,7 +133,7 @@ class Asking:
         for start in range(0, len(ids), at_once):
             some = ids[start : start + at_once]
             listed = ",".join(f"'{id_}'" for id_ in some)
-            query = Query(soql=self.soql(f"Id IN ({listed})"), rows=len(some))
+            query = self._query(both(self.plan.where, f"Id IN ({listed})"), len(some))
             found += self._fetch(f"{folder}-{start:07d}", query)
         return found
 
@@ -141,7 +145,7 @@ class Asking:
         raw = pa.concat_tables(
             [
                 pages.schema_of(fields, self.plan.types).empty_table(),
-                *self._scan(fields, span.where(self.where), max(span.landed, span.there)),
+                *self._scan(fields, span.where(self.plan.where), max(span.landed, span.there)),
             ]
         )
         back = reading.withheld(raw)
@@ -170,5 +174,5 @@ class Asking:
 
     def _scan(self, fields: Sequence[str], where: str, rows: int, *, all_rows: bool = False) -> Iterator[pa.Table]:
         """Tables with some fields of the rows that meet a condition; not kept in the stage."""
-        types = self.plan.types
+        types, all_rows = self.plan.types, all_rows or self.plan.archived
         return scan(self.client, self.plan.name, fields, types, where=where, rows=rows, all_rows=all_rows)

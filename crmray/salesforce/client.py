@@ -35,6 +35,8 @@ CONNECT_S = 10.0
 """to open a connection"""
 MOST_REFRESHES = 5
 """of the token within one request: an org that refuses fresh tokens is not asked for ever"""
+_EXPIRED = ("INVALID_SESSION_ID", "")
+"""codes of a 401 that a new token helps; none: where CSV was asked for, the error need not be JSON"""
 POOL = 16
 """connections kept open; pages are fetched by several threads"""
 
@@ -137,7 +139,7 @@ class Client:
     def query(self, soql: str, *, all_rows: bool = False) -> Iterator[dict[str, Any]]:
         """Rows by REST, page by page, flattened: {"Id": …, "Order.AccountId": …}.
 
-        all_rows: deleted rows too (queryAll). Fields through a parent that is null are absent from the row.
+        all_rows: deleted and archived rows too (queryAll). Fields through a parent that is null are absent from a row.
         """
         page = self.get("queryAll" if all_rows else "query", q=soql)
         while True:
@@ -196,7 +198,7 @@ class Client:
                     raise AnswerLostError(f"{why}; it may have been done") from None
             else:
                 code, message = replies.errors_of(response)[0] if response.status_code >= 400 else ("", "")
-                if response.status_code == 401 and code == "INVALID_SESSION_ID" and refreshes < MOST_REFRESHES:
+                if response.status_code == 401 and code in _EXPIRED and refreshes < MOST_REFRESHES:
                     refreshes += 1
                     self._refresh(token)
                     continue

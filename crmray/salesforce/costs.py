@@ -8,8 +8,8 @@ from crmray.salesforce import reconcile, slices
 from crmray.salesforce.catalogue import CONSENT, REST_ROWS, Catalogue, ObjectPlan
 
 FORMULA = """for each object of R rows, of which C changed:
-  full, by Bulk  J = R / 500,000 query jobs: one start, about 4 looks at the state, a list of every 5 pages and one end
-                 each; R / page_rows pages; 2 J counts to cut the slices, or 1 where one is enough
+  full, by Bulk  J = R / 500,000 query jobs: one start, about 5 looks at the state and a list of every 5 pages each;
+                 R / page_rows pages; 2 J counts to cut the slices, or 1 where one is enough
   changes        by Bulk where C is 10,000 or more, else C / 2,000 pages by REST
   formulas       ids and formula fields of all rows, where the object has any, as full
   both           2 counts of changes, 2 calls for the recycle bin, 1 describe, R / 250,000 counts as proof
@@ -18,7 +18,7 @@ for each object with persons: their wishes, read before the rest: 1 count and th
 once per pull: the login, the org's time, two lists of objects, a describe and a count of each object of the mapping
 Rows that change while a full pull runs, and what is asked again after faults, come on top."""
 """all quotients rounded up"""
-LOOKS = 4
+LOOKS = 5
 """at the state of a query job until it is complete: the pauses between them grow; more where the org is slow"""
 REST_PAGE_ROWS = 2_000
 LISTED_PAGES = 5
@@ -85,7 +85,7 @@ def _some(rows: int, page_rows: int) -> int:
 
 def _bulk(rows: int, page_rows: int, jobs: int) -> int:
     pages = _ceil(rows, page_rows)
-    return jobs * (1 + LOOKS + 1) + max(jobs, _ceil(pages, LISTED_PAGES)) + pages
+    return jobs * (1 + LOOKS) + max(jobs, _ceil(pages, LISTED_PAGES)) + pages
 
 
 def _ceil(rows: int, by: int) -> int:

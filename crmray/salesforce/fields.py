@@ -111,6 +111,8 @@ def _fault(target: Target, field: Mapping[str, Any] | None) -> str:
     """What is wrong with a field; "" when nothing is."""
     if field is None:
         return f"{target.name} is missing, or the user may not see it"
+    if field["name"] != target.name:  # answers name it as the org does
+        return f"{target.name} is spelled {field['name']} in the org"
     if field["type"] not in _ACCEPTED[target.kind]:
         return f"{target.name} is of type {field['type']}, expected {' or '.join(_ACCEPTED[target.kind])}"
     if target.kind == "fraction" and field["type"] != "percent" and not field.get("scale"):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray.config import Org
-from crmray.errors import ConfigError
+from crmray.errors import ConfigError, SalesforceError
 from crmray.privacy import Pseudonyms, Vault
 from crmray.salesforce import bulk, ids
 from crmray.salesforce.client import Client
@@ -38,12 +38,20 @@ class Ids:
 
 
 def read(client: Client, name: str, columns: Sequence[str], ids_: Ids, *, key: str = "Id", where: str = "") -> pa.Table:
-    """Rows of an object as text columns, Id first, with their LAKE_ID (of `key`); without those that have no key."""
+    """Rows of an object as text columns, Id first, with their LAKE_ID (of `key`); without those that have no key.
+
+    SalesforceError where records share a key: an external id need not be unique.
+    """
     wanted = list(dict.fromkeys(["Id", key, *columns]))
     rows = bulk.read_all(client, f"SELECT {', '.join(wanted)} FROM {name}" + (f" WHERE {where}" if where else ""))
     if not rows.num_rows:
         rows = pa.table({column: pa.array([], pa.string()) for column in wanted})
     rows = rows.filter(rows[key].is_valid())
+    if shared := rows.num_rows - len(pc.unique(rows[key])):
+        raise SalesforceError(
+            f"{name}.{key}: got {shared} records with the key of another one, expected one record for each; give each "
+            "its own key, or use Id"
+        )
     return rows.append_column(LAKE_ID, ids_.to_lake(rows[key].combine_chunks()))
 
 

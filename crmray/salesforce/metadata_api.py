@@ -42,7 +42,7 @@ def deploy(client: Client, files: Mapping[str, bytes], *, timeout_s: float = 600
             break
         if time.monotonic() > deadline:
             raise SalesforceError(
-                f"deploy {asked['id']}: not done after {timeout_s:.0f} s, state {result['status']}; it goes on in the org"
+                f"deploy {asked['id']}: not done after {timeout_s:.0f} s ({result['status']}); it goes on in the org"
             )
         time.sleep(POLL_S)
     if not result["success"]:

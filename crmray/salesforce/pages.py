@@ -6,6 +6,7 @@ Salesforce has no empty strings: what is empty is null. Dates become midnight UT
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -104,6 +105,8 @@ def from_records(
     for field in fields:
         values = [record.get(field) for record in records]
         type_ = _TYPES.get(types[field], pa.string())
+        if pa.types.is_string(type_):  # the values of a history have the type of the field that changed
+            values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
         try:
             if pa.types.is_timestamp(type_):
                 columns[field] = pc.cast(pa.array(values, pa.string()), type_)

@@ -62,7 +62,7 @@ def prove(
         whole = landed.whole(plan.modstamp)
         until, by_time = datetime.fromisoformat(work.until), reconcile.TIME in plan.fields
         spans = reconcile.slices(whole, until, by_time=by_time, cap=reconcile.SLICE_ROWS)
-        counted = list(reconcile.count(asking.client, plan.name, spans, asking.where))
+        counted = list(reconcile.count(asking.client, plan.name, spans, plan.where, all_rows=plan.archived))
         odd = [span for span in counted if span.landed != span.there]
         if not (odd or formulas) or attempt == MOST_PROOFS - 1:
             break

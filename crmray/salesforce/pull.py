@@ -14,11 +14,10 @@ from its rows: an org that did not change gives the run that is there.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -29,7 +28,7 @@ from crmray import log
 from crmray.config import Org, SalesforceSource
 from crmray.errors import DataError, LimitError, ReconcileError, SalesforceError, SchemaError
 from crmray.privacy import Guard
-from crmray.salesforce import catalogue, drift, mapping, merge, pages, persons, reconcile, renewal, slices
+from crmray.salesforce import catalogue, drift, mapping, memory, merge, pages, persons, renewal, slices
 from crmray.salesforce.catalogue import Describes, ObjectPlan
 from crmray.salesforce.changes import Asking
 from crmray.salesforce.client import Client
@@ -57,26 +56,11 @@ def pull(org: Org, lake: Lake) -> dict[str, Run]:
     source = org.source
     assert isinstance(source, SalesforceSource), source.kind
     ledger = CallLedger(source.calls_reserve)
-    with _frugal_memory(), Client.connect(source, org.folder, ledger=ledger) as client:
+    with memory.frugal(), Client.connect(source, org.folder, ledger=ledger) as client:
         try:
             return _pull_all(org, source, lake, client)
         finally:
             log.event("ingest.calls", total=ledger.total(), limit=ledger.limit, kinds=dict(ledger.calls))
-
-
-@contextlib.contextmanager
-def _frugal_memory() -> Iterator[None]:
-    """Let Arrow take memory from jemalloc, which gives it back: the default pool keeps, for each of the threads that
-    read pages, the most that it ever had, together as much again as the pull needs."""
-    if "jemalloc" not in pa.supported_memory_backends():  # more memory, the same rows
-        yield
-        return
-    before = pa.default_memory_pool()
-    pa.set_memory_pool(pa.jemalloc_memory_pool())
-    try:
-        yield
-    finally:
-        pa.set_memory_pool(before)
 
 
 def _pull_all(org: Org, source: SalesforceSource, lake: Lake, client: Client) -> dict[str, Run]:
@@ -85,6 +69,7 @@ def _pull_all(org: Org, source: SalesforceSource, lake: Lake, client: Client) ->
     clock = _clock(client)
     began = clock()
     persons.learn(client, guard, describes, lake, list(client.objects()))
+    memory.give_back()
     runs: dict[str, Run] = {}
     refused: list[DataError] = []
     for plan in found.objects.values():
@@ -200,7 +185,10 @@ class _One:
             asking = self._asking(bar)
             try:
                 parts, back = self._base_parts(base, state)
-                parts += asking.all_of(work)
+                fetched = asking.all_of(work)
+                if resumed:  # pages of before the wishes that have come since
+                    back += renewal.withdrawn(self.reading, fetched)
+                parts += fetched
                 if self.plan.via == "bulk":
                     parts += asking.catch_up(work)
                 formulas = self.plan.formulas if base is not None or resumed else ()
@@ -249,18 +237,9 @@ class _One:
             plan=self.plan,
             reading=self.reading,
             stage=self.stage,
-            where=self._where(),
             lookback=timedelta(minutes=self.shared.source.lookback_minutes),
             clock=self.shared.clock,
             bar=bar,
-        )
-
-    def _where(self) -> str:
-        """Condition on all rows: events begin at the source's `since`."""
-        events = bool(self.plan.tables) and set(self.plan.tables) <= set(mapping.EVENT_TABLES)
-        since = self.shared.source.since
-        return (
-            f"{reconcile.TIME} >= {since}T00:00:00Z" if since and events and reconcile.TIME in self.plan.fields else ""
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -268,7 +247,7 @@ class _One:
         return {
             "types": self.reading.types,
             "fields": self.reading.fields,
-            "where": self._where(),
+            "where": self.plan.where,
             "privacy": self.shared.guard.fingerprint,
         }
 
@@ -317,11 +296,15 @@ class _One:
 
     def _whole(self, now: datetime) -> list[Query]:
         """Queries for all rows there are."""
-        select, where = f"SELECT {', '.join(self.plan.fields)} FROM {self.plan.name}", self._where()
-        if self.plan.via == "rest":
-            return [Query(soql=f"{select} WHERE {where}" if where else select, rows=self.plan.rows, rest=True)]
-        parts = slices.plan(self.shared.client, self.plan.name, self.plan.modstamp, now, where, slices.SLICE_ROWS)
-        return [Query(soql=f"{select} WHERE {condition}", rows=rows) for condition, rows in parts]
+        plan, where, all_rows = self.plan, self.plan.where, self.plan.archived
+        select = f"SELECT {', '.join(plan.fields)} FROM {plan.name}"
+        if plan.via == "rest":
+            soql = f"{select} WHERE {where}" if where else select
+            return [Query(soql=soql, rows=plan.rows, rest=True, all_rows=all_rows)]
+        parts = slices.plan(
+            self.shared.client, plan.name, plan.modstamp, now, where, slices.SLICE_ROWS, all_rows=all_rows
+        )
+        return [Query(soql=f"{select} WHERE {condition}", rows=rows, all_rows=all_rows) for condition, rows in parts]
 
     # -- the run -------------------------------------------------------------------------------------------------------
 

@@ -72,10 +72,10 @@ def slices(whole: Whole, until: datetime, *, by_time: bool, cap: int) -> list[Sl
     return [*found, Slice(start=start, end=until, landed=landed)]
 
 
-def count(client: Client, name: str, spans: list[Slice], where: str) -> Iterator[Slice]:
-    """The slices with the org's counts."""
+def count(client: Client, name: str, spans: list[Slice], where: str, *, all_rows: bool) -> Iterator[Slice]:
+    """The slices with the org's counts; all_rows: archived ones too."""
     for span in spans:
-        there = client.count(name, span.where(where))
+        there = client.count(name, span.where(where), all_rows=all_rows)
         yield Slice(start=span.start, end=span.end, landed=span.landed, there=there)
 
 

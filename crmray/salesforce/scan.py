@@ -30,7 +30,8 @@ def scan(
 ) -> Iterator[pa.Table]:
     """Tables with some fields of an object's rows that meet a condition.
 
-    types: SOQL path -> Salesforce's type; rows: expected, to choose the API; all_rows: deleted ones too.
+    types: SOQL path -> Salesforce's type; rows: expected, to choose the API; all_rows: deleted and
+    archived ones too.
     """
     soql = f"SELECT {', '.join(fields)} FROM {name}" + (f" WHERE {where}" if where else "")
     if rows <= REST_ROWS:

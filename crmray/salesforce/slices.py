@@ -39,19 +39,22 @@ def within(field: str, start: datetime | None, end: datetime | None) -> str:
     )
 
 
-def plan(client: Client, name: str, field: str, until: datetime, where: str, cap: int) -> list[tuple[str, int]]:
+def plan(
+    client: Client, name: str, field: str, until: datetime, where: str, cap: int, *, all_rows: bool = False
+) -> list[tuple[str, int]]:
     """(condition, rows now) of slices that together hold every row with `field` < until, of about `cap` rows at most.
 
-    The first has no lower end, so no row falls out below. where: a further condition on all rows.
+    The first has no lower end, so no row falls out below. where: a further condition on all rows; all_rows: archived
+    ones too.
     """
-    total = client.count(name, both(where, within(field, None, until)))
+    total = client.count(name, both(where, within(field, None, until)), all_rows=all_rows)
     if total <= cap:
         return [(both(where, within(field, None, until)), total)]
-    first = next(client.query(_first(name, field, both(where, within(field, None, until)))))[field]
+    first = next(client.query(_first(name, field, both(where, within(field, None, until))), all_rows=all_rows))[field]
     low = datetime.fromisoformat(str(first))
 
     def count(start: datetime, end: datetime) -> int:
-        return client.count(name, both(where, within(field, start, end)))
+        return client.count(name, both(where, within(field, start, end)), all_rows=all_rows)
 
     parts = _cut(low, until, total, cap, count)
     ends = [(None if index == 0 else start, end, rows) for index, (start, end, rows) in enumerate(parts)]

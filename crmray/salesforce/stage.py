@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import quote_plus
 
 import numpy as np
 import pyarrow as pa
@@ -28,13 +29,15 @@ import pyarrow as pa
 from crmray import log
 from crmray.errors import NotFoundError, ReconcileError, SalesforceError
 from crmray.privacy import Guard, GuardPlan
-from crmray.salesforce import bulk, pages, withheld
+from crmray.salesforce import bulk, memory, pages, withheld
 from crmray.salesforce.bulk import PageBrokenError
 from crmray.salesforce.client import Client
 from crmray.salesforce.fingerprint import Fingerprint, hash_ids, of_rows
 from crmray.salesforce.scan import REST_ROWS, TRIES
 from crmray.storage import Lake, Run
 
+MOST_ADDRESS_BYTES = 16_000
+"""of the text of a REST query, encoded; Salesforce takes addresses of 16,384 bytes"""
 _KEYS = pa.schema([field for field in withheld.SCHEMA if field.name != "changed"])
 
 
@@ -66,6 +69,8 @@ class Query:
     """expected, for progress and to choose the API"""
     rest: bool = False
     """asked by REST, however many"""
+    all_rows: bool = False
+    """asked by queryAll, which gives archived rows too"""
 
 
 @dataclass(kw_only=True)
@@ -201,13 +206,14 @@ class Stage:
             count = answer.by_bulk(query) if by_bulk(query) else answer.by_rest(query)
             done = {"pages": count}
             self.run.write_bytes(f"{folder}/done.json", json.dumps(done).encode())
+            memory.give_back()
         found = (self.page(folder, number) for number in range(done["pages"]))
         return [part for part in found if part is not None and (part.rows or part.withheld)]
 
     def start(self, client: Client, folder: str, query: Query) -> None:
         """Let the org begin with a query that is fetched later."""
         if by_bulk(query) and not any(self.run.has(f"{folder}/{name}.json") for name in ("job", "done")):
-            self.keep_job(folder, bulk.start_query(client, query.soql))
+            self.keep_job(folder, bulk.start_query(client, query.soql, all_rows=query.all_rows))
 
     def keep_job(self, folder: str, job_id: str) -> None:
         """Write down which Bulk job answers a query."""
@@ -228,8 +234,8 @@ class Stage:
 
 
 def by_bulk(query: Query) -> bool:
-    """Whether a query is asked by a Bulk job."""
-    return not query.rest and query.rows > REST_ROWS
+    """Whether a query is asked by a Bulk job: for many rows, or when its text is too long for an address."""
+    return (not query.rest and query.rows > REST_ROWS) or len(quote_plus(query.soql)) > MOST_ADDRESS_BYTES
 
 
 class _Answer:
@@ -241,7 +247,7 @@ class _Answer:
 
     def by_rest(self, query: Query) -> int:
         """Ask by REST; pages there are."""
-        records = self.client.query(query.soql)
+        records = self.client.query(query.soql, all_rows=query.all_rows)
         number = 0
         reading = self.reading
         while block := list(itertools.islice(records, REST_ROWS)):
@@ -275,7 +281,7 @@ class _Answer:
             if response.status_code == 200 and response.json()["state"] not in ("Failed", "Aborted"):
                 return known["id"]
             self.stage.clear_folder(self.folder)  # its pages may be cut otherwise in another job
-        job_id = bulk.start_query(self.client, query.soql)
+        job_id = bulk.start_query(self.client, query.soql, all_rows=query.all_rows)
         self.stage.keep_job(self.folder, job_id)
         return job_id
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sandboxes import Browser
 from writing import World
 
 from crmray.salesforce import client as client_module
@@ -53,6 +54,12 @@ def empty_sandbox(sandbox_keys: Path) -> Iterator[Sandbox]:
     """A server over a new org: the standard objects, no rows but one User. Pages of 10 rows."""
     with contextlib.closing(Store()) as store, Sandbox(store, folder=sandbox_keys, page_rows=10) as server:
         yield server
+
+
+@pytest.fixture
+def call(empty_sandbox: Sandbox) -> Browser:
+    """Calls to the empty sandbox, with a token."""
+    return Browser(empty_sandbox)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ OBJECT = """<?xml version="1.0" encoding="UTF-8"?>
 <CustomObject xmlns="http://soap.sforce.com/2006/04/metadata">
   <fields><fullName>Health__c</fullName><label>Health</label><type>Number</type><precision>18</precision>
     <scale>6</scale></fields>
+  <fields><fullName>Seen__c</fullName><label>Seen</label><type>Checkbox</type></fields>
 </CustomObject>
 """
 
@@ -25,7 +26,7 @@ def client(empty_sandbox: Sandbox, tmp_path) -> Client:
 
 
 def test_a_deployed_field_is_there(client: Client) -> None:
-    assert metadata_api.deploy(client, {"objects/Account.object": OBJECT.encode(), "package.xml": b"<Package/>"}) == 1
+    assert metadata_api.deploy(client, {"objects/Account.object": OBJECT.encode(), "package.xml": b"<Package/>"}) == 2
     (field,) = [one for one in client.get("sobjects/Account/describe")["fields"] if one["name"] == "Health__c"]
     assert (field["type"], field["scale"], field["updateable"]) == ("double", 6, True)
     assert metadata_api.deploy(client, {"objects/Account.object": OBJECT.encode()}) == 0  # there already
@@ -34,5 +35,10 @@ def test_a_deployed_field_is_there(client: Client) -> None:
 def test_what_is_no_metadata_is_refused_and_changes_nothing(client: Client) -> None:
     with pytest.raises(SalesforceError, match=r"got Failed, expected Succeeded: package: ParseError"):
         metadata_api.deploy(client, {"objects/Account.object": b"<CustomObject>"})
+    with pytest.raises(SalesforceError, match="NoSuchObject"):
+        metadata_api.deploy(
+            client, {"objects/Account.object": OBJECT.encode(), "objects/Nothing.object": OBJECT.encode()}
+        )
+    assert not [one for one in client.get("sobjects/Account/describe")["fields"] if one["name"] == "Health__c"]
     with pytest.raises(SalesforceError, match="INVALID_MULTIPART_REQUEST"):
         client.request("POST", "metadata/deployRequest", data=b"no zip", headers={"Content-Type": "text/plain"})

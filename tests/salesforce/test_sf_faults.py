@@ -7,17 +7,11 @@ import io
 
 import pytest
 import requests
-from sandboxes import BASE, Browser, session
-from test_sf_server import add_accounts, run_ingest, run_query
+from sandboxes import BASE, Browser, add_accounts, run_ingest, run_query, session
 
 from crmray.errors import ConfigError
 from crmray.salesforce.sandbox.metadata import Field
 from crmray.salesforce.sandbox.server import Sandbox
-
-
-@pytest.fixture
-def call(empty_sandbox: Sandbox) -> Browser:
-    return Browser(empty_sandbox)
 
 
 def code(answer: requests.Response) -> str:
@@ -123,6 +117,11 @@ def test_a_field_disappears(empty_sandbox: Sandbox, call: Browser) -> None:
     assert "Extra__c" not in names
     with pytest.raises(ConfigError, match="expected a custom field"):
         empty_sandbox.faults.set(drop_field="Account.Name")
+    empty_sandbox.store.add_field("Account", Field(name="Base__c", type="double"))
+    empty_sandbox.store.add_field("Account", Field(name="Twice__c", type="double", formula="{Base__c} * 2"))
+    with pytest.raises(ConfigError, match="formula Account.Twice__c uses"):
+        empty_sandbox.faults.set(drop_field="Account.Base__c")
+    assert empty_sandbox.store.object("Account").get("Base__c")
 
 
 def test_rows_change_while_pages_are_read_and_the_pages_do_not(empty_sandbox: Sandbox, call: Browser) -> None:

@@ -55,6 +55,13 @@ def field(type_: str, **more: Any) -> dict[str, Any]:
     return {"name": "X__c", "type": type_, "scale": 2, "precision": 5, "length": 4, **more}
 
 
+def test_a_field_is_named_as_the_org_spells_it() -> None:
+    wanted = [fields.Target(column="band", name="x__c", kind="text")]
+    described = {"name": "Account", "fields": [field("string", updateable=True)]}
+    with pytest.raises(SalesforceError, match="x__c is spelled X__c in the org"):
+        fields.check(described, wanted)
+
+
 @pytest.mark.parametrize(
     ("text", "type_", "expected"),
     [

@@ -15,7 +15,7 @@ import yaml
 from crmray import config, erase, forget
 from crmray.commands.privacy import forget_command
 from crmray.data.ingest import ingest
-from crmray.errors import ConfigError, NoChampionError, PrivacyError
+from crmray.errors import ConfigError, NoChampionError, PrivacyError, StorageError
 from crmray.privacy import Pseudonyms, Vault
 from crmray.registry import Ledger
 from crmray.salesforce.sandbox.server import Sandbox
@@ -141,9 +141,10 @@ def test_nothing_of_them_is_left(tmp_path: Path, key: str | None) -> None:
     assert again["interactions-0"].manifest()["rows"] == 1
 
 
+@pytest.mark.parametrize("half_deleted", [False, True])
 @pytest.mark.parametrize("step", range(1, 8))
 def test_a_killed_one_is_completed_by_the_same_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, half_deleted: bool
 ) -> None:
     org, lake = filled(tmp_path)
     calls = 0
@@ -152,6 +153,8 @@ def test_a_killed_one_is_completed_by_the_same_command(
         nonlocal calls
         calls += 1
         if calls == step:
+            if half_deleted and run.exists():
+                run.lake.fs.rm_file(f"{run.path}/manifest.json")
             raise KeyboardInterrupt
         drop(run)
 
@@ -161,7 +164,41 @@ def test_a_killed_one_is_completed_by_the_same_command(
             patch.setattr(module, "drop", dies)
         with pytest.raises(KeyboardInterrupt):
             forget.forget(org, lake, [GONE])
-    check_forgotten(org, lake, forget.forget(org, lake, [GONE]))
+    receipt = forget.forget(org, lake, [GONE])
+    check_forgotten(org, lake, receipt)
+    assert receipt.manifest()["rows"] == {
+        "raw/customers-0": 1, "raw/interactions-0": 2, "tables/customers": 1, "examples/churn": 3,
+        "predictions/churn": 1, "receipts/writeback-churn": 1,
+    }  # fmt: skip
+    assert not lake.list("vault/forgetting*")
+
+
+def test_it_does_not_begin_beside_a_pull(tmp_path: Path) -> None:
+    org, lake = filled(tmp_path)
+    with Run(lake, "_work", "pull", "Case").claim("ingest"), pytest.raises(StorageError, match="no job to run"):
+        forget.forget(org, lake, [GONE])
+
+
+def test_a_killed_one_leaves_the_current_run_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    org, lake = filled(tmp_path)
+    made, drop = Pseudonyms.of_org(org), erase.drop
+    assert made is not None
+    rows = pa.table({"entity_id": [made.one(GONE), made.one(STAYS)]})
+    _run(lake, "truth", "demo", "f", {"rows.parquet": rows}, rows=2)
+    current = _run(lake, "truth", "demo", "0", {"rows.parquet": rows}, rows=2)
+
+    def dies(run: Run) -> None:
+        if run.run_id == "f" * 16:  # after the run in its place is complete
+            raise KeyboardInterrupt
+        drop(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(erase, "drop", dies)
+        with pytest.raises(KeyboardInterrupt):
+            forget.forget(org, lake, [GONE])
+    forget.forget(org, lake, [GONE])
+    assert lake.latest("truth", "demo").manifest()["replaces"] == [current.run_id]
+    assert len(lake.runs("truth", "demo")) == 2
 
 
 def test_a_vault_forgets_names_and_ids(tmp_path: Path) -> None:

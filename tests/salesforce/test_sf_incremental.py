@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from crmray.errors import SalesforceError
+from crmray.salesforce import pages, proof, stage
+from crmray.salesforce.changes import Asking
 from crmray.salesforce.fingerprint import Fingerprint, of_rows
+from crmray.salesforce.sandbox import translate
 from crmray.salesforce.sandbox.metadata import Field
 from crmray.salesforce.sandbox.server import Sandbox
 from crmray.storage import Lake, Run
@@ -43,6 +48,11 @@ def same(runs: dict[str, Run], fresh: dict[str, Run]) -> None:
     for name, run in fresh.items():
         assert pulling.rows(runs[name]).equals(pulling.rows(run)) if name != "consent" else True, name
         assert runs[name].run_id == run.run_id, name
+
+
+def counted(run: Run) -> int:
+    """Rows that landed, and those withheld."""
+    return run.manifest()["rows"] + run.manifest()["reconciled"]["withheld"]
 
 
 def add_formula(sandbox: Sandbox) -> None:
@@ -101,6 +111,56 @@ def test_a_formula_changes_while_no_modstamp_moves(sandbox: Sandbox, tmp_path: P
     same(runs, pulling.pull(pulling.org_file(sandbox, tmp_path, lake="fresh", tables=CUSTOM)))
 
 
+def test_a_formula_of_a_parent_changes(sandbox: Sandbox, tmp_path: Path) -> None:
+    size = Field(name="Size__c", type="double", calculated=True, formula="{NumberOfEmployees} * 2", createable=False, updateable=False)  # fmt: skip  # noqa: E501
+    sandbox.store.add_field("Account", size)
+    tables = {"transactions": {**CUSTOM["transactions"], "attributes": ["Order.Account.Size__c"]}}
+    path = pulling.org_file(sandbox, tmp_path, tables=tables)
+    pulling.pull(path)
+    sandbox.store.set_formula("Account", "Size__c", "{NumberOfEmployees} * 3")
+    same(pulling.pull(path), pulling.pull(pulling.org_file(sandbox, tmp_path, lake="fresh", tables=tables)))
+
+
+def test_archived_activities_are_read_and_deleted_ones_are_not(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a real org, where queries give no activity of more than a year ago and queryAll does."""
+    where = translate._Translation._where
+
+    def without_archived(self: translate._Translation) -> str:
+        hides = self.source.root.get("IsArchived") is not None and not self.all_rows
+        return where(self) + (f' AND NOT {self.source.alias}."IsArchived"' if hides else "")
+
+    monkeypatch.setattr(translate._Translation, "_where", without_archived)
+    store = sandbox.store
+    store.add_field("Task", Field(name="IsArchived", type="boolean"))
+    account = ids(sandbox, "Account", 1)[0]
+    task = {"WhatId": account, "Subject": "Call", "Status": "Completed"}
+    made = store.insert("Task", [{**task, "IsArchived": number < 250} for number in range(300)])
+    assert all(one.success for one in made), made[0].errors
+    store.delete("Task", [one.id for one in made[:3]])
+    path = pulling.org_file(sandbox, tmp_path, without=[name for name in pulling.OTHERS if name != "Task"])
+    there = store.query("SELECT COUNT() FROM Task WHERE IsDeleted = false", all_rows=True).count
+    assert counted(pulling.pull(path)["Task"]) == there
+    store.delete("Task", [one.id for one in made[3:5]])
+    store.hard_delete("Task", [made[5].id])
+    run = pulling.pull(path)["Task"]
+    assert (run.manifest()["facts"]["how"], counted(run)) == ("changes", there - 3)
+
+
+def test_values_of_a_history_have_the_types_of_its_fields() -> None:
+    records = [{"Id": str(number), "NewValue": value} for number, value in enumerate([True, 2.5, "Gold", None])]
+    table = pages.from_records("AccountHistory", records, ("Id", "NewValue"), {"Id": "id", "NewValue": "anyType"})
+    assert table["NewValue"].to_pylist() == ["true", "2.5", "Gold", None]
+
+
+def test_a_query_too_long_for_an_address_goes_to_bulk() -> None:
+    few = stage.Query(soql="SELECT Id FROM Account", rows=1, rest=True)
+    assert not stage.by_bulk(few)
+    fields = ", ".join(f"Field_{number:04d}__c" for number in range(1_000))
+    assert stage.by_bulk(stage.Query(soql=f"SELECT {fields} FROM Account", rows=1, rest=True))
+
+
 def test_who_withdraws_leaves_and_who_returns_comes_back(sandbox: Sandbox, tmp_path: Path) -> None:
     for name in ("pseudonym", "vault"):
         (tmp_path / f"{name}.key").write_text("ab" * 32)
@@ -133,6 +193,29 @@ def test_who_withdraws_leaves_and_who_returns_comes_back(sandbox: Sandbox, tmp_p
         assert {name: run.run_id for name, run in again.items()} == {name: run.run_id for name, run in runs.items()}
     assert manifest["rows"] == rows["Web_Visit__c"] + 2
     assert not pc.any(pc.starts_with(pulling.rows(runs["Account"])["Id"], "001")).as_py()
+
+
+def test_who_withdraws_before_a_pull_goes_on_is_left_out(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = pulling.org_file(sandbox, tmp_path)
+
+    def stopped(asking: Asking, *arguments: Any, **options: Any) -> Any:
+        if asking.plan.name == "Web_Visit__c":
+            raise SalesforceError("the pages are there")
+        return proof.prove(asking, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("crmray.salesforce.pull.prove", stopped)
+        with pytest.raises(SalesforceError, match="the pages are there"):
+            pulling.pull(path)
+    visited = set(sandbox.store.query("SELECT Account__c FROM Web_Visit__c").table["Account__c"].to_pylist())
+    contacts = sandbox.store.query("SELECT IndividualId, AccountId FROM Contact").table.to_pylist()
+    person, account = next((one["IndividualId"], one["AccountId"]) for one in contacts if one["AccountId"] in visited)
+    sandbox.store.update("Individual", [{"Id": person, "HasOptedOutProcessing": True}])
+    runs = pulling.pull(path)
+    assert account not in pulling.rows(runs["Web_Visit__c"])["Account__c"].to_pylist()
+    same(runs, pulling.pull(pulling.org_file(sandbox, tmp_path, lake="fresh")))
 
 
 def test_a_fingerprint_is_of_the_rows_alone() -> None:

@@ -160,6 +160,10 @@ def test_describes_and_limits(sf: Salesforce, empty_sandbox: Sandbox) -> None:
     assert contact.create({"LastName": "Direct"})["success"]
 
 
+def test_the_org_says_that_it_is_a_sandbox(sf: Salesforce) -> None:
+    assert sf.is_sandbox() is True
+
+
 def test_composite_collections_by_restful(sf: Salesforce) -> None:
     records = [{"attributes": {"type": "Account"}, "Name": name, "Key__c": name} for name in ("A", "B")]
     done = sf.restful("composite/sobjects", method="POST", json={"records": records})

@@ -247,6 +247,15 @@ def test_what_a_polymorphic_reference_tells(store):
             "MALFORMED_QUERY",
             "must be an ID or reference",
         ),
+        (
+            "SELECT Id FROM Account WHERE Id IN (SELECT AccountId FROM Contact ORDER BY Name LIMIT 1)",
+            "MALFORMED_QUERY",
+            "Semi join sub-selects cannot use",
+        ),
+        ("SELECT Name FROM Account HAVING COUNT(Id) > 1", "MALFORMED_QUERY", "only allowed in aggregate queries"),
+        ("SELECT Type FROM Account GROUP BY Type HAVING Name = 'a'", "MALFORMED_QUERY", "grouped or aggregated: Name"),
+        ("SELECT Id FROM Account WHERE NOT COUNT(Id) > 1", "MALFORMED_QUERY", "not allowed in a where clause"),
+        ("SELECT Id FROM Account ORDER BY COUNT(Id)", "MALFORMED_QUERY", "must be grouped or aggregated"),
         (f"SELECT Id FROM Account WHERE {'(' * 500}Name = 'a'{')' * 500}", "MALFORMED_QUERY", "too complex"),
     ],
 )
@@ -294,3 +303,9 @@ def test_child_rows_are_refused_with_the_place(store):
     with pytest.raises(SoqlError) as caught:
         store.query("SELECT Id,\n  (SELECT Id FROM Contacts) FROM Account")
     assert "ERROR at Row:2:Column:3\n" in caught.value.message
+
+
+def test_a_count_leaves_out_what_offset_skips_and_stops_at_the_limit(store):
+    assert store.query("SELECT COUNT() FROM Account OFFSET 1").count == 3
+    assert store.query("SELECT COUNT() FROM Account LIMIT 2 OFFSET 1").count == 2
+    assert store.query("SELECT COUNT() FROM Account OFFSET 9").count == 0

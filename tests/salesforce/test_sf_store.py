@@ -14,6 +14,7 @@ import pytest
 from crmray.config import DemoSource
 from crmray.data import demo
 from crmray.salesforce import ids
+from crmray.salesforce.sandbox import store as store_module
 from crmray.salesforce.sandbox.load import Shares, load_demo
 from crmray.salesforce.sandbox.metadata import Field, object_type
 from crmray.salesforce.sandbox.results import NoSuchObject, SoqlError
@@ -297,6 +298,22 @@ def test_a_transaction_stands_or_falls(store):
     with store.transaction():
         store.insert("Account", [{"Name": "a"}])
     assert store.query("SELECT COUNT() FROM Account").count == 1
+
+
+def test_a_query_outlives_a_field_that_goes_while_it_starts(store, monkeypatch):
+    store.add_field("Account", Field(name="Extra__c", type="string"))
+    store.insert("Account", [{"Name": "A", "Extra__c": "x"}])
+    translated = store_module.translate
+
+    def dropping(*given, **more):
+        made = translated(*given, **more)
+        if store.object("Account").get("Extra__c"):
+            store.drop_field("Account", "Extra__c")
+        return made
+
+    monkeypatch.setattr(store_module, "translate", dropping)
+    with pytest.raises(SoqlError, match="No such column 'Extra__c'"):
+        rows(store, "SELECT Extra__c FROM Account")
 
 
 def test_an_org_can_be_closed_and_opened(tmp_path):

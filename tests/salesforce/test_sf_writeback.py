@@ -153,6 +153,10 @@ def test_records_are_found_by_an_external_id(world: World) -> None:
     assert world.server.store.query("SELECT COUNT() FROM Account").count == ACCOUNTS, "none is made"
     with pytest.raises(ConfigError, match="an ordinary field"):
         world.org(key="AccountNumber").writeback("churn")
+    world.server.store.update("Account", [{"Id": id_, "Number__c": "C1"} for id_ in world.ids[10:12]])
+    world.predict({f"C{i}": 0.75 for i in range(12)}, "p2")
+    with pytest.raises(SalesforceError, match="Number__c: got 2 records with the key of another one"):
+        world.org(key="Number__c").writeback("churn")
 
 
 def test_a_task_for_each_chosen_record_and_none_twice(world: World) -> None:

@@ -90,7 +90,7 @@ def test_stopped_at_any_call_it_goes_on_from_there(world: World, monkeypatch: py
         except Stopped:
             continue
     assert run is not None
-    assert start > 15, "it was stopped at many calls"
+    assert start > 10, "it was stopped at many calls"  # how many looks at a job it takes hangs on the machine
     written = [row["entity_id"] for row in receipt(run) if row["state"] == "written"]
     assert world.written == Counter(written), "each once"
     assert 185 <= len(written) < 200

@@ -4,9 +4,11 @@ import asyncio
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from crmray import log, registry
+from crmray.privacy import consent
 from crmray.storage import Lake
 from serve import app, champion, options
 
@@ -45,6 +47,28 @@ def test_an_error_of_the_store_leaves_the_old_version(tmp_path, monkeypatch, tol
     assert replica.status() == {**replica.status(), "version": "a" * 16, "problem": "OSError"}
     assert replica.poll()
     assert replica.status() == {**replica.status(), "version": "b" * 16, "problem": ""}
+
+
+def test_a_withdrawal_does_not_wait_for_a_version_that_cannot_be_loaded(tmp_path, monkeypatch, told):
+    lake = Lake(tmp_path)
+    toy.write_examples(lake, 20)
+    toy.write_bundle(lake, "a" * 16, bias=2.5, weight=-1.0)
+    registry.publish(lake, toy.module(), force="test")
+    replica = champion.Champion(lake, toy.module())
+    assert replica.poll()
+    toy.write_bundle(lake, "b" * 16, bias=2.6, weight=-1.0)
+    registry.publish(lake, toy.module(), force="test")
+    run = lake.run("raw", "consent", "c" * 16)
+    run.write_table("part-00000.parquet", pa.table([[SECRET], [True], [False], [[]]], schema=consent.SCHEMA))
+    run.commit()
+
+    def fails(*_):
+        raise OSError
+
+    monkeypatch.setattr(champion, "load_bundle", fails)
+    assert not replica.poll()
+    assert replica.current().bundle.version == "a" * 16
+    assert replica.current().withheld.profiling == {SECRET}
 
 
 def test_the_watch_outlives_any_exception(told):

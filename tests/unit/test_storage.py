@@ -223,3 +223,12 @@ def test_every_error_survives_pickling():
         copy = pickle.loads(pickle.dumps(kind("got 1, expected 2")))
         assert type(copy) is kind
         assert str(copy) == "got 1, expected 2"
+
+
+def test_a_file_is_adopted_again_after_an_attempt_that_died(tmp_path):
+    lake = Lake(tmp_path)
+    source, run = (lake.run("raw", "orders", mark * 16) for mark in "ab")
+    source.write_bytes("part", b"rows")
+    for _ in range(2):
+        run.adopt(source, "part", "part")
+    assert run.read_bytes("part") == source.read_bytes("part") == b"rows"

@@ -14,13 +14,16 @@ from typing import Any
 
 from starlette.responses import Response
 
+from crmray.salesforce.sandbox import soql
 from crmray.salesforce.sandbox.faults import Faults
 from crmray.salesforce.sandbox.jobs import DELIMITERS, LINE_ENDINGS, Job, Jobs, new_job_fields
 from crmray.salesforce.sandbox.pages import Pages
 from crmray.salesforce.sandbox.rest import Handler
 from crmray.salesforce.sandbox.results import SoqlError, Stream
 from crmray.salesforce.sandbox.store import Store
-from crmray.salesforce.sandbox.wire import CSV_TYPE, ApiError, Call, empty_response, json_response
+from crmray.salesforce.sandbox.tree import Call as Aggregate
+from crmray.salesforce.sandbox.tree import Query
+from crmray.salesforce.sandbox.wire import CSV_TYPE, ApiError, Call, empty_response, json_response, not_found
 
 PAGE_ROWS = 50_000
 """of a page of results when the client does not say"""
@@ -66,6 +69,7 @@ class BulkQuery:
             raise ApiError(400, "INVALIDJOB", "A query string has to be specified")
         fields = new_job_fields(call, body, self.store.user_id)
         try:
+            _check(soql.parse(query))
             stream = self.store.stream(query, all_rows=operation == "queryAll")
         except SoqlError as error:
             raise ApiError(400, error.code, error.message) from None
@@ -100,8 +104,10 @@ class BulkQuery:
             job.pages.write(stream, advance=advance)
         finally:
             stream.batches.close()
-        if job.state != "Aborted":
-            job.pages.render(self.page_rows)
+        for start in range(0, max(job.pages.num_rows, 1), self.page_rows):
+            if job.state == "Aborted":
+                return
+            job.pages.page(start, self.page_rows)
 
     def read(self, call: Call) -> Response:
         more = {"jobType": "V2Query", "isPkChunkingSupported": True}
@@ -111,9 +117,8 @@ class BulkQuery:
         job = self.jobs.get(call)
         if call.json_object().get("state") != "Aborted":
             raise ApiError(400, "INVALIDJOBSTATE", "Only the state Aborted can be set on a query job")
-        if job.state not in ("UploadComplete", "InProgress"):
+        if not job.move("Aborted"):
             raise ApiError(400, "INVALIDJOBSTATE", f"Aborting already {job.state} Job not allowed")
-        job.move("Aborted")
         return json_response(job.info())
 
     def delete(self, call: Call) -> Response:
@@ -140,9 +145,12 @@ class BulkQuery:
             "Sforce-NumberOfRecords": str(stop - start),
             "Sforce-Locator": _locator(stop) if stop < job.pages.num_rows else "null",
         }
-        if call.accepts_gzip:
-            return Response(job.pages.page(start, num_rows), headers={**headers, "Content-Encoding": "gzip"})
-        return Response(job.pages.plain(start, num_rows), headers=headers)
+        try:
+            if call.accepts_gzip:
+                return Response(job.pages.page(start, num_rows), headers={**headers, "Content-Encoding": "gzip"})
+            return Response(job.pages.plain(start, num_rows), headers=headers)
+        except FileNotFoundError:  # the job was deleted meanwhile
+            raise not_found() from None
 
     def result_pages(self, call: Call) -> Response:
         """Up to five pages at a time, to be fetched side by side; from version 58.0 on."""
@@ -165,6 +173,14 @@ class BulkQuery:
         return json_response(body)
 
 
+def _check(query: Query) -> None:
+    """SoqlError for what REST queries may have and Bulk queries may not."""
+    if query.group_by or any(isinstance(item.operand, Aggregate) for item in query.items):
+        raise SoqlError("API_ERROR", "Aggregate Relationships not supported in Bulk V2 Query with CSV content type")
+    if query.offset:
+        raise SoqlError("API_ERROR", "OFFSET not supported in Bulk V2 Query")
+
+
 def _locator(row: int) -> str:
     """Opaque text for a row number: base64 without padding, as Salesforce's looks."""
     return base64.urlsafe_b64encode(str(row).encode()).decode().rstrip("=")
@@ -173,7 +189,9 @@ def _locator(row: int) -> str:
 def _row(locator: str) -> int:
     """Row number of a locator; 400 for text that is none."""
     try:
-        text = base64.urlsafe_b64decode(locator + "=" * (-len(locator) % 4)).decode()
-        return int(text) if locator else 0
+        row = int(base64.urlsafe_b64decode(locator + "=" * (-len(locator) % 4)).decode()) if locator else 0
     except (binascii.Error, ValueError):
-        raise ApiError(400, "INVALID_QUERY_LOCATOR", "invalid query locator") from None
+        row = -1
+    if row < 0:
+        raise ApiError(400, "INVALID_QUERY_LOCATOR", "invalid query locator")
+    return row

@@ -20,6 +20,7 @@ from crmray.salesforce.sandbox.results import RowResult
 from crmray.salesforce.sandbox.wire import ApiError, Call, json_response
 
 MAX_ROWS = 200
+MAX_ROWS_READ = 2000
 MAX_CALLS = 25
 REFERENCE = re.compile(r"@\{(\w+)\.([\w.\[\]]+)\}")
 
@@ -62,7 +63,7 @@ class Composite:
         if unknown:
             raise ApiError(400, "MALFORMED_ID", f"malformed id {unknown[0]}")
         rows = [{"attributes": {"type": prefixes[id_[:3]]}, "Id": id_} for id_ in ids]
-        return self._write("delete", call, rows, all_or_none=call.params.get("allOrNone", "").lower() == "true")
+        return self._write("delete", call, rows)
 
     def _write(
         self,
@@ -71,11 +72,10 @@ class Composite:
         records: list[dict[str, Any]],
         *,
         external_id: str = "Id",
-        all_or_none: bool | None = None,
     ) -> Response:
         """Write rows object by object, in the order given."""
-        if all_or_none is None:
-            all_or_none = call.json_object().get("allOrNone") is True
+        all_or_none = call.params.get("allOrNone", "").lower() == "true"
+        all_or_none = all_or_none or (bool(call.body) and call.json_object().get("allOrNone") is True)
         objects = [_object_of(record) for record in records]
         rows = [_fields_of(record) for record in records]
         done: list[RowResult] = []
@@ -96,6 +96,12 @@ class Composite:
         ids, fields = asked.get("ids"), asked.get("fields")
         if not ids or not fields:
             raise ApiError(400, "MISSING_ARGUMENT", "ids and fields must be specified")
+        if not _are_texts(ids) or not _are_texts(fields):
+            raise ApiError(400, "JSON_PARSER_ERROR", "ids and fields: arrays of texts expected")
+        if len(ids) > MAX_ROWS_READ:
+            raise ApiError(
+                400, "EXCEEDED_ID_LIMIT", f"record limit reached. cannot read more than {MAX_ROWS_READ} records"
+            )
         found: list[dict[str, Any] | None] = []
         for id_ in ids:
             try:
@@ -110,44 +116,44 @@ class Composite:
     # ------------------------------------------------------------------------------------------ calls in one
 
     def composite(self, call: Call) -> Response:
-        """Calls one after the other; `@{name.id}` in a later one stands for what an earlier one answered."""
+        """Calls one after the other; `@{name.id}` in a later one stands for what an earlier one answered. All or none
+        of the calls is all or none of their rows too."""
         body = call.json_object()
         requests = body.get("compositeRequest")
         if not isinstance(requests, list) or not 0 < len(requests) <= MAX_CALLS:
             raise ApiError(400, "INVALID_INPUT", f"compositeRequest: 1 to {MAX_CALLS} subrequests expected")
+        if not all(isinstance(request, dict) for request in requests):
+            raise ApiError(400, "JSON_PARSER_ERROR", "compositeRequest: an array of objects expected")
         if body.get("allOrNone") is True:
             with self.rest.store.transaction() as transaction:
-                answers = self._run_all(call, requests, stop_at_error=True)
-                if any(answer["httpStatusCode"] >= 400 for answer in answers):
+                answers = self._run_all(requests, stop_at_error=True)
+                if any(map(_has_failed, answers)):
                     transaction.rollback()
+                    answers = [answer if _has_failed(answer) else _halted(answer) for answer in answers]
         else:
-            answers = self._run_all(call, requests, stop_at_error=False)
+            answers = self._run_all(requests, stop_at_error=False)
         return json_response({"compositeResponse": answers}, gzipped=call.accepts_gzip)
 
-    def _run_all(self, call: Call, requests: list[dict[str, Any]], *, stop_at_error: bool) -> list[dict[str, Any]]:
+    def _run_all(self, requests: list[dict[str, Any]], *, stop_at_error: bool) -> list[dict[str, Any]]:
         answers: list[dict[str, Any]] = []
         known: dict[str, Any] = {}
         is_halted = False
         for request in requests:
             name = str(request.get("referenceId", ""))
             if is_halted:
-                error = ApiError(
-                    400, "PROCESSING_HALTED", "The transaction was rolled back since another operation failed"
-                )
-                answers.append(_sub_answer(name, 400, error.body))
+                answers.append(_halted({"referenceId": name}))
                 continue
-            status, body = self._run(call, request, known)
-            known[name] = body
-            is_halted = stop_at_error and status >= 400
-            answers.append(_sub_answer(name, status, body))
+            status, known[name] = self._run(request, known, {"allOrNone": "true"} if stop_at_error else {})
+            answers.append(_sub_answer(name, status, known[name]))
+            is_halted = stop_at_error and _has_failed(answers[-1])
         return answers
 
-    def _run(self, call: Call, request: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[int, Any]:
-        """Status and body of one subrequest."""
+    def _run(self, request: Mapping[str, Any], known: Mapping[str, Any], more: Mapping[str, str]) -> tuple[int, Any]:
+        """Status and body of one subrequest; `more` goes into its query string."""
         try:
             url = urlsplit(_fill(str(request.get("url", "")), known))
-            data = json.dumps(_fill_all(request.get("body"), known)).encode() if request.get("body") else b""
-            params = dict(parse_qsl(url.query, keep_blank_values=True))
+            data = b"" if request.get("body") is None else json.dumps(_fill_all(request["body"], known)).encode()
+            params = {**dict(parse_qsl(url.query, keep_blank_values=True)), **more}
             method = str(request.get("method", "GET"))
             path = unquote(url.path).rstrip("/")
             one = Call(method=method, path=path, path_params={}, params=params, headers={}, body=data)
@@ -164,6 +170,26 @@ def _sub_call(call: Call, method: str, path_params: dict[str, str], params: dict
 
 def _sub_answer(name: str, status: int, body: Any) -> dict[str, Any]:
     return {"body": body, "httpHeaders": {}, "httpStatusCode": status, "referenceId": name}
+
+
+def _has_failed(answer: Mapping[str, Any]) -> bool:
+    """Whether a subrequest failed, or a row of its collection."""
+    rows = answer["body"] if isinstance(answer["body"], list) else []
+    return answer["httpStatusCode"] >= 400 or any(row is not None and row.get("success") is False for row in rows)
+
+
+def _halted(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer of a subrequest that was undone, or never begun, because another one failed."""
+    error = ApiError(
+        400,
+        "PROCESSING_HALTED",
+        "The transaction was rolled back since another operation in the same transaction failed.",
+    )
+    return _sub_answer(answer["referenceId"], error.status, error.body)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _fill(text: str, known: Mapping[str, Any]) -> str:

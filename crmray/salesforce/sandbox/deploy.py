@@ -22,22 +22,22 @@ _ACTIVITIES = ("Task", "Event")
 
 
 def deploy(store: Store, files: Mapping[str, bytes]) -> list[str]:
-    """Add the fields of objects/*.object that the org lacks; their names, "Account.Score__c".
+    """Add the fields of objects/*.object that the org lacks, all of them or none; their names, "Account.Score__c".
 
     files: path -> content, in the format of the Metadata API. Every user of a sandbox may see and write them.
     """
     added = []
-    for path, content in sorted(files.items()):
-        if not path.endswith(".object"):
-            continue
-        stem = PurePosixPath(path).stem
-        for name in _ACTIVITIES if stem == "Activity" else (stem,):
-            there = {field["name"] for field in store.describe(name)["fields"]}
-            for element in ElementTree.fromstring(content).iter(f"{_NAMESPACE}fields"):
-                field = _field(element)
-                if field.name not in there:
-                    store.add_field(name, field)
-                    added.append(f"{name}.{field.name}")
+    with store.transaction():
+        for path, content in sorted(files.items()):
+            if not path.endswith(".object"):
+                continue
+            stem = PurePosixPath(path).stem
+            fields = [_field(element) for element in ElementTree.fromstring(content).iter(f"{_NAMESPACE}fields")]
+            for name in _ACTIVITIES if stem == "Activity" else (stem,):
+                for field in fields:
+                    if store.object(name).get(field.name) is None:
+                        store.add_field(name, field)
+                        added.append(f"{name}.{field.name}")
     return added
 
 

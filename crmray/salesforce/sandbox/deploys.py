@@ -6,6 +6,7 @@ Source: Metadata API Developer Guide, "Deploying with REST".
 from __future__ import annotations
 
 import io
+import itertools
 import zipfile
 from email.parser import BytesParser
 from typing import Any
@@ -25,6 +26,7 @@ class Deploys:
     def __init__(self, store: Store):
         self.store = store
         self._results: dict[str, dict[str, Any]] = {}
+        self._numbers = itertools.count()
 
     def routes(self) -> list[tuple[str, str, Handler]]:
         """(method, pattern of the path below /services/data/vXX.0, handler)."""
@@ -35,7 +37,7 @@ class Deploys:
 
     def create(self, call: Call) -> Response:
         """Deploy a zip; 400 for a body that is none."""
-        number = f"0Af5e0{len(self._results):09d}AAA"
+        number = f"0Af5e0{next(self._numbers):09d}AAA"
         files = _files(call)
         result: dict[str, Any] = {"id": number, "done": True, "checkOnly": False, "rollbackOnError": True}
         try:

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ class Settings:
             raise ConfigError(f"drop_field: got {self.drop_field!r}, expected Object.Field")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, tuple | str) and value < 0:
+            if not isinstance(value, tuple | str) and not 0 <= value < math.inf:
                 raise ConfigError(f"{field.name}: got {value}, expected 0 (off) or more")
 
 

@@ -21,14 +21,13 @@ from crmray.errors import ConfigError
 from crmray.salesforce.sandbox.fault_settings import Settings, changed
 from crmray.salesforce.sandbox.results import NoSuchObject, RowResult, SoqlError
 from crmray.salesforce.sandbox.store import Store
+from crmray.salesforce.sandbox.translate import MAX_OFFSET
 from crmray.salesforce.sandbox.wire import ApiError
 
 DROPS = ("before", "after", "body")
 """moments at which connections are dropped, in turn: before the call is done, after it but unanswered, in mid-answer"""
 KINDS = ("string", "textarea", "double", "currency", "picklist")
 """types of fields that mutate_during_pull changes, the most harmless first"""
-MAX_OFFSET = 2000
-"""of SOQL"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +81,12 @@ class Faults:
             raise ConfigError(f"drop_field: got object {object_}, expected one of the org's") from None
         if not any(one["name"] == field and one["custom"] for one in fields):
             raise ConfigError(f"drop_field: got {object_}.{field}, expected a custom field of the org")
+        try:
+            with self._store.transaction() as trial:
+                self._store.drop_field(object_, field)
+                trial.rollback()
+        except ValueError as error:
+            raise ConfigError(f"drop_field: {error}") from None
 
     def clear(self) -> None:
         """Behave again."""

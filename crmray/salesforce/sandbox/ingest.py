@@ -119,16 +119,16 @@ class BulkIngest:
 
     def change(self, call: Call) -> Response:
         job, state = self.jobs.get(call), call.json_object().get("state")
-        if state == "UploadComplete" and job.state == "Open":
-            job.move("UploadComplete")
+        if state == "UploadComplete" and job.move("UploadComplete", after=("Open",)):
             answer = json_response(job.info())
             self.jobs.start(job, self._work)
             return answer
-        if state == "Aborted" and job.state not in ENDED:
-            if job.state == "Open":
+        if state == "Aborted":
+            if job.move("Aborted", after=("Open",)):
                 job.worked.set()
-            job.move("Aborted")
-            return json_response(job.info())
+                return json_response(job.info())
+            if job.move("Aborted"):
+                return json_response(job.info())
         raise ApiError(400, "INVALIDJOBSTATE", f"State {state} cannot follow {job.state}")
 
     def delete(self, call: Call) -> Response:

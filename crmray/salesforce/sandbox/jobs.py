@@ -9,7 +9,7 @@ import dataclasses
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
 from typing import Any, Generic, TypeVar
@@ -25,6 +25,7 @@ from crmray.salesforce.sandbox.wire import ApiError, Call, not_found, rest_time
 
 DELIMITERS = {"BACKQUOTE": "`", "CARET": "^", "COMMA": ",", "PIPE": "|", "SEMICOLON": ";", "TAB": "\t"}
 LINE_ENDINGS = {"LF": "\n", "CRLF": "\r\n"}
+RUNNING = ("Open", "UploadComplete", "InProgress")
 ENDED = ("JobComplete", "Failed", "Aborted")
 WORKERS = 2
 """jobs that run at the same time"""
@@ -65,10 +66,16 @@ class Job:
     worked: threading.Event = dataclasses.field(default_factory=threading.Event)
     """set once its thread is done with it: an aborted job's rows are settled a little after its state"""
 
-    def move(self, state: str) -> None:
-        """Change the state; an aborted job stays so."""
-        if self.state != "Aborted":
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    """around changes of the state"""
+
+    def move(self, state: str, *, after: Container[str] = RUNNING) -> bool:
+        """Change the state if it is one of `after`; whether it was."""
+        with self.lock:
+            if self.state not in after:
+                return False
             self.state, self.changed = state, datetime.now(timezone.utc)
+            return True
 
     def info(self) -> dict[str, Any]:
         """What every answer about a job holds."""
@@ -194,6 +201,5 @@ class Jobs(Generic[J]):
         """Abort what runs, and wait for it."""
         with self._lock:
             for job in self._jobs.values():
-                if job.state not in ENDED:
-                    job.move("Aborted")
+                job.move("Aborted")
         self._pool.shutdown(cancel_futures=True)

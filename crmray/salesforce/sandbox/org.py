@@ -41,6 +41,7 @@ class Org:
         rows = connection.execute("SELECT spec FROM _objects ORDER BY place").fetchall()
         self.objects: dict[str, ObjectType] = {one.name: one for one in (from_json(json.loads(row[0])) for row in rows)}
         self.user_id = ids.make("005", np.array([1]))[0].as_py()
+        self.organization_id = ids.make("00D", np.array([1]))[0].as_py()
 
     def object(self, name: str) -> ObjectType:
         """An object by its name in any case; NoSuchObject."""

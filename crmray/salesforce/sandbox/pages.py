@@ -83,11 +83,6 @@ class Pages:
                 if not advance(batch.num_rows):
                     return
 
-    def render(self, page_rows: int) -> None:
-        """Make all pages of one size."""
-        for start in range(0, max(self.num_rows, 1), page_rows):
-            self.page(start, page_rows)
-
     def page(self, start: int, num_rows: int) -> bytes:
         """A page, gzip-compressed, header first; fewer rows at the end."""
         path = self.folder / f"{start}-{num_rows}.csv.gz"

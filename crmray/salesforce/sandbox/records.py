@@ -13,6 +13,8 @@ from crmray.salesforce.sandbox.wire import ApiError, Call
 
 MAX_CURSORS = 50
 """results kept for their next pages; the one not read for longest goes first"""
+MAX_BYTES = 500_000_000
+"""of all results kept; the newest stays whatever its size"""
 
 Describe = Callable[[str], dict[str, Any]]
 
@@ -33,9 +35,12 @@ class Cursors:
         if result.table.num_rows > page_rows:
             with self._lock:
                 self._results[name] = result
-                while len(self._results) > MAX_CURSORS:
+                while len(self._results) > 1 and (len(self._results) > MAX_CURSORS or self._bytes() > MAX_BYTES):
                     self._results.popitem(last=False)
         return self._page(call, name, result, 0, page_rows)
+
+    def _bytes(self) -> int:
+        return sum(result.table.nbytes for result in self._results.values())
 
     def next(self, call: Call, locator: str, page_rows: int) -> tuple[str, dict[str, Any]]:
         """The object and the body of the answer to /query/<locator>; 400 for a locator that is none."""

@@ -5,6 +5,7 @@ Source: REST API Developer Guide, "Reference". A handler takes a Call and gives 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -31,6 +32,7 @@ MAX_PAGE_ROWS, MIN_PAGE_ROWS = 2000, 200
 LATEST = f"{LAST_VERSION}.0"
 NOT_FOUND_CODES = ("ENTITY_IS_DELETED", "INVALID_CROSS_REFERENCE_KEY", "NOT_FOUND")
 RESOURCES = ("sobjects", "query", "queryAll", "limits", "composite", "jobs")
+FIELD_PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)
 
 Handler = Callable[[Call], Response]
 
@@ -129,12 +131,15 @@ class Rest:
         described = self.describe(call.path_params["object"])
         names = [name.strip() for name in call.params.get("fields", "").split(",") if name.strip()]
         names = names or [field["name"] for field in described["fields"]]
-        asked = dict.fromkeys(["Id", *names])
-        soql = f"SELECT {', '.join(asked)} FROM {described['name']} WHERE Id = '{id_}'"
-        result = self.run(soql, all_rows=True)
+        asked = {name.lower(): name for name in ["Id", *names]}
+        wrong = next((name for name in names if not FIELD_PATH.fullmatch(name)), None)
+        if wrong is not None:
+            raise ApiError(400, "INVALID_FIELD", f"No such column '{wrong}' on sobject of type {described['name']}")
+        where = f"FROM {described['name']} WHERE Id = {_literal(id_, 'id')}"
+        result = self.run(f"SELECT {', '.join(asked.values())} {where}", all_rows=True)
         if result.table.num_rows == 0:
             raise not_found()
-        if self.run(f"SELECT Id FROM {described['name']} WHERE Id = '{id_}'").table.num_rows == 0:
+        if self.run(f"SELECT Id {where}").table.num_rows == 0:
             raise ApiError(404, "ENTITY_IS_DELETED", "entity is deleted", [])
         return to_records(result, 0, 1, call.base, self.describe)[0]
 
@@ -209,15 +214,16 @@ class Rest:
     def _changed(self, call: Call, which: str) -> tuple[list[tuple[str, datetime]], datetime]:
         """(id, modstamp) of rows changed between `start` and `end`, and the end."""
         described = self.describe(call.path_params["object"])
-        if not described["replicateable"]:
-            raise ApiError(400, "INVALID_TYPE", f"{described['name']} is not replicateable")
+        fields = {field["name"] for field in described["fields"]}
+        changed = "SystemModstamp" if "SystemModstamp" in fields else "CreatedDate"  # of histories
         start, end = _time(call, "start"), _time(call, "end")
         if start >= end:
             raise ApiError(400, "INVALID_REPLICATION_DATE", "startDate cannot be after or the same as endDate")
-        between = f"SystemModstamp >= {start:%Y-%m-%dT%H:%M:%SZ} AND SystemModstamp < {end:%Y-%m-%dT%H:%M:%SZ}"
-        soql = f"SELECT Id, SystemModstamp FROM {described['name']} WHERE {which}{between}"
+        between = f"{changed} >= {start:%Y-%m-%dT%H:%M:%SZ} AND {changed} < {end:%Y-%m-%dT%H:%M:%SZ}"
+        deletable = which if "IsDeleted" in fields else ""
+        soql = f"SELECT Id, {changed} FROM {described['name']} WHERE {deletable}{between}"
         table = self.run(soql, all_rows=True).table
-        pairs = zip(table["Id"].to_pylist(), table["SystemModstamp"].to_pylist(), strict=True)
+        pairs = zip(table["Id"].to_pylist(), table[changed].to_pylist(), strict=True)
         return list(pairs), min(end, datetime.now(timezone.utc))
 
 

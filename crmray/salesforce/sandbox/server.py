@@ -17,14 +17,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import pyarrow as pa
 import uvicorn
 import yaml
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from crmray import log
 from crmray.errors import ConfigError, SalesforceError
 from crmray.salesforce.sandbox import bulk, limits, tls
 from crmray.salesforce.sandbox.composite import Composite
@@ -213,9 +216,12 @@ class Sandbox:
         """ASGI: read the body, answer in a thread, send; or drop the connection where the faults say so."""
         request = Request(scope, receive)
         drop = scope["extensions"][DROP]
-        if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
-            error = ApiError(413, "EXCEEDED_MAX_SIZE_REQUEST", "Maximum size of request reached.")
-            await json_response(error.body, 413)(scope, receive, send)
+        try:
+            body = await _body(request)
+        except ApiError as error:
+            await json_response(error.body, error.status)(scope, receive, send)
+            return
+        except ClientDisconnect:
             return
         call = Call(
             method=request.method,
@@ -223,7 +229,7 @@ class Sandbox:
             path_params={},
             params=dict(request.query_params),
             headers=dict(request.headers),
-            body=await request.body(),
+            body=body,
         )
         response, dropped = await run_in_threadpool(self._answer, call)
         if dropped and (dropped != "body" or not response.body):
@@ -246,6 +252,8 @@ class Sandbox:
             return json_response(versions(), gzipped=call.accepts_gzip), ""
         if call.path == "/sandbox/faults":
             return self._faults(call), ""
+        if not call.path.startswith("/services/data/"):
+            return json_response(not_found().body, 404), ""
         plan = self.faults.begin_call()
         if plan.drop == "before":
             return Response(), plan.drop
@@ -258,6 +266,9 @@ class Sandbox:
             response = self._route(call)
         except ApiError as error:
             response = json_response(error.body, error.status)
+        except (duckdb.Error, pa.ArrowException) as error:
+            log.warn("sandbox.call_failed", method=call.method, error=type(error).__name__)
+            response = json_response(ApiError(500, "UNKNOWN_EXCEPTION", "An unexpected error occurred.").body, 500)
         response.headers["Sforce-Limit-Info"] = self.calls.header
         return response, plan.drop
 
@@ -298,6 +309,21 @@ class Sandbox:
         except ConfigError as error:
             return json_response([{"message": str(error), "errorCode": "INVALID_INPUT"}], 400)
         return json_response({"settings": dataclasses.asdict(self.faults.settings), "struck": self.faults.struck})
+
+
+async def _body(request: Request) -> bytes:
+    """All of a request's body; ApiError 413 for one that is too long, whether or not it says so beforehand."""
+    received = bytearray()
+    too_long = int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES
+    if not too_long:
+        async for part in request.stream():
+            received += part
+            too_long = len(received) > MAX_BODY_BYTES
+            if too_long:
+                break
+    if too_long:
+        raise ApiError(413, "EXCEEDED_MAX_SIZE_REQUEST", "Maximum size of request reached.")
+    return bytes(received)
 
 
 def _handle(handler: Handler, call: Call, path_params: dict[str, str]) -> Response:

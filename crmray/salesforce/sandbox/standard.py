@@ -229,6 +229,10 @@ def _people() -> list[ObjectType]:
             Field(name="Email", type="email", length=128, required=True), Text(name="Alias", length=8, required=True),
             Check(name="IsActive", default=True),
         ], owner=False, deletable=False),
+        object_type("Organization", "00D", [
+            Text(name="Name", length=80, required=True, name_field=True), Pick(name="OrganizationType"),
+            Text(name="InstanceName", length=40), Check(name="IsSandbox"),
+        ], owner=False, deletable=False, writable=False),
         object_type("Individual", "0PK", [
             *name, Day(name="BirthDate"),
             *(Check(name=name) for name in flags),

@@ -19,10 +19,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 
-from crmray.salesforce import ids as record_ids
 from crmray.salesforce.sandbox import deletes, loading, soql, writes
 from crmray.salesforce.sandbox.describe import describe_object, summary
 from crmray.salesforce.sandbox.metadata import SQL_TYPES, Field, ObjectType
@@ -31,7 +29,10 @@ from crmray.salesforce.sandbox.paths import broken_formulas, check_formula
 from crmray.salesforce.sandbox.results import Result, RowResult, SoqlError, Stream
 from crmray.salesforce.sandbox.standard import standard_objects
 from crmray.salesforce.sandbox.translate import Compiled, translate
+from crmray.salesforce.sandbox.tree import Query
 
+USERNAME = "integration@sandbox.example"
+"""the org's one user"""
 VERSION = "64.0"
 """API version in the addresses that describe names, unless asked for another"""
 
@@ -61,7 +62,7 @@ class Store:
     """One org. Field and object names are taken in any case and given as describe spells them."""
 
     def __init__(self, path: Path | str = ":memory:", *, memory_mb: int = 1024, now: Callable[[], datetime] = utc_now):
-        """Open or create; a new org has the standard objects and one User, the System Administrator.
+        """Open or create; a new org has the standard objects, its Organization and one User, the System Administrator.
 
         `memory_mb` bounds DuckDB's memory (an in-memory org must fit in it); `now` gives UTC without a zone.
         """
@@ -80,7 +81,7 @@ class Store:
         if not self._org.objects:
             self._found()
         self.user_id = self._org.user_id
-        self.organization_id = record_ids.make("00D", np.array([1]))[0].as_py()
+        self.organization_id = self._org.organization_id
 
     def _found(self) -> None:
         org = self._org
@@ -88,13 +89,20 @@ class Store:
             for spec in standard_objects().values():
                 org.create(spec)
             moment = org.stamp()
-            user = {
-                "Id": org.user_id, "Username": "admin@sandbox.example", "LastName": "Administrator",
-                "FirstName": "System", "Email": "admin@sandbox.example", "Alias": "admin", "IsActive": True,
+            system = {
                 "CreatedDate": moment, "CreatedById": org.user_id, "LastModifiedDate": moment,
                 "LastModifiedById": org.user_id, "SystemModstamp": moment,
             }  # fmt: skip
-            org.append(org.object("User"), {name: [value] for name, value in user.items()})
+            user = {
+                "Id": org.user_id, "Username": USERNAME, "LastName": "Administrator",
+                "FirstName": "System", "Email": USERNAME, "Alias": "admin", "IsActive": True,
+            }  # fmt: skip
+            own = {
+                "Id": org.organization_id, "Name": "Sandbox", "OrganizationType": "Developer Edition",
+                "InstanceName": "LOCAL", "IsSandbox": True,
+            }  # fmt: skip
+            for name, row in (("User", user), ("Organization", own)):
+                org.append(org.object(name), {field: [value] for field, value in {**row, **system}.items()})
 
     def close(self) -> None:
         """Let go of the database; streams that were begun may be read to their end."""
@@ -152,20 +160,23 @@ class Store:
 
     def query(self, text: str, *, all_rows: bool = False) -> Result:
         """All rows of a SOQL query, with the recycle bin's if `all_rows`; SoqlError."""
-        compiled, limit = self._compiled(text, all_rows)
-        with self._reading() as reader:
-            table = reader.sql(compiled.sql, params=compiled.params).to_arrow_table()
+        query = soql.parse(text)
+        try:
+            compiled, table = self._read(query, all_rows)
+        except (duckdb.BinderException, duckdb.CatalogException):
+            with self._lock:  # a field came or went between the translation and the start
+                compiled, table = self._read(query, all_rows)
         if compiled.count_only:
-            count = table.column(0)[0].as_py()
+            count = max(table.column(0)[0].as_py() - query.offset, 0)
             return Result(object=compiled.object, columns=[], types=[], table=pa.table({}),
-                          count=count if limit is None else min(count, limit))  # fmt: skip
+                          count=count if query.limit is None else min(count, query.limit))  # fmt: skip
         return Result(object=compiled.object, columns=compiled.columns, types=compiled.types,
                       table=table.cast(zoned(table.schema)), aggregate=compiled.aggregate)  # fmt: skip
 
     def stream(self, text: str, *, all_rows: bool = False, batch_rows: int = 50_000) -> Stream:
         """The rows of a query batch by batch, as of this moment, in bounded memory; SoqlError, COUNT() included."""
         with self._lock:  # no field may go between the translation and the start
-            compiled, _ = self._compiled(text, all_rows)
+            compiled = self._compiled(soql.parse(text), all_rows)
             if compiled.count_only:
                 raise SoqlError("MALFORMED_QUERY", "COUNT() has no rows to stream, query it")
             cursor = self._connection.cursor()
@@ -175,9 +186,13 @@ class Store:
         weakref.finalize(batches, cursor.close)
         return Stream(object=compiled.object, columns=compiled.columns, types=compiled.types, batches=batches)
 
-    def _compiled(self, text: str, all_rows: bool) -> tuple[Compiled, int | None]:
-        query = soql.parse(text)
-        return translate(query, self._org.objects, self._org.now(), all_rows=all_rows), query.limit
+    def _compiled(self, query: Query, all_rows: bool) -> Compiled:
+        return translate(query, self._org.objects, self._org.now(), all_rows=all_rows)
+
+    def _read(self, query: Query, all_rows: bool) -> tuple[Compiled, pa.Table]:
+        compiled = self._compiled(query, all_rows)
+        with self._reading() as reader:
+            return compiled, reader.sql(compiled.sql, params=compiled.params).to_arrow_table()
 
     # records
 

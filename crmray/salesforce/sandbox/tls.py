@@ -22,11 +22,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from crmray.salesforce.sandbox.store import USERNAME
+
 VALID_DAYS = 825
 """of the certificates; what common clients accept at most"""
 RENEW_DAYS = 30
 """a server certificate with less left is made anew"""
-USERNAME = "integration@sandbox.example"
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -78,7 +78,7 @@ class _Translation:
         made = [self._select(item, groups) for item in items]
         names, types = self._names(items, [spelled for _, _, spelled in made]), [type_ for _, type_, _ in made]
         where = self._where()
-        having = f" HAVING {self._condition(query.having)}" if query.having else ""
+        having = f" HAVING {self._having(query.having, groups)}" if query.having else ""
         order = [self._order(one, groups) for one in query.order_by]
         selected = ", ".join(f'{sql} AS "{name}"' for (sql, _, _), name in zip(made, names, strict=True))
         sql = f"SELECT {selected} {self.source.sql()} WHERE {where}"
@@ -86,13 +86,16 @@ class _Translation:
         sql += having
         sql += f" ORDER BY {', '.join(order)}" if order else ""
         sql += f" LIMIT {query.limit}" if query.limit is not None and not counting else ""
-        sql += f" OFFSET {query.offset}" if query.offset else ""
+        sql += f" OFFSET {query.offset}" if query.offset and not counting else ""
         return Compiled(sql=sql, params=self.params, object=self.source.root.name, columns=names, types=types,
                         aggregate=self.grouped and not counting, count_only=counting)  # fmt: skip
 
     def ids(self) -> str:
         """SQL of a semi-join's subquery: the values of its one field."""
         query = self.query
+        if query.group_by or query.having or query.order_by or query.limit is not None or query.offset:
+            message = "Semi join sub-selects cannot use GROUP BY, HAVING, ORDER BY, LIMIT or OFFSET"
+            raise self._error(query.object_position, message)
         if len(query.items) != 1 or not isinstance(query.items[0].operand, Path):
             raise self._error(query.items[0].position, "Semi join sub-selects must select exactly one field")
         sql, spec, _ = self.source.resolve(query.items[0].operand)
@@ -176,6 +179,8 @@ class _Translation:
 
     def _order(self, order: Order, groups: list[str]) -> str:
         if isinstance(order.operand, Call):
+            if not self.grouped:
+                raise self._error(order.operand.position, "Ordered field must be grouped or aggregated")
             key = self._call(order.operand)[0]
         else:
             sql, spec, _ = self.source.resolve(order.operand)
@@ -185,9 +190,23 @@ class _Translation:
                 raise self._error(order.operand.position, f"Field must be grouped or aggregated: {spec.name}")
         return f"{key} {'DESC' if order.descending else 'ASC'} NULLS {'LAST' if order.nulls_last else 'FIRST'}"
 
+    def _having(self, condition: Condition, groups: list[str]) -> str:
+        """SQL of HAVING, whose fields are aggregated or grouped by."""
+        for one in _compared(condition):
+            if not self.grouped:
+                raise self._error(one.position, "Having clause is only allowed in aggregate queries")
+            if isinstance(one.operand, Path):
+                sql, spec, _ = self.source.resolve(one.operand)
+                if _key(sql, spec) not in groups:
+                    raise self._error(one.position, f"Field must be grouped or aggregated: {spec.name}")
+        return self._condition(condition)
+
     def _where(self) -> str:
         deletable = self.source.root.get("IsDeleted") is not None
         alive = [f'NOT {self.source.alias}."IsDeleted"'] if deletable and not self.all_rows else []
+        for one in _compared(self.query.where) if self.query.where else ():
+            if isinstance(one.operand, Call):
+                raise self._error(one.position, "Aggregate expressions are not allowed in a where clause, use HAVING")
         wanted = [self._condition(self.query.where)] if self.query.where else []
         return " AND ".join(alive + wanted) or "true"
 
@@ -228,6 +247,17 @@ class _Translation:
         if not spec.filterable:
             message = f"field '{spec.name}' can not be {verb} in a query call"
             raise SoqlError("INVALID_FIELD", located(self.query.text, at.position, message))
+
+
+def _compared(condition: Condition) -> Iterator[Compare]:
+    """The comparisons of a condition."""
+    if isinstance(condition, Both):
+        for part in condition.parts:
+            yield from _compared(part)
+    elif isinstance(condition, Negation):
+        yield from _compared(condition.part)
+    else:
+        yield condition
 
 
 def _key(sql: str, spec: Field) -> str:

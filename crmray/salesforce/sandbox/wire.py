@@ -75,10 +75,12 @@ class Call:
         return "gzip" in self.headers.get("accept-encoding", "")
 
     def json(self) -> Any:
-        """The body's JSON; 400 JSON_PARSER_ERROR otherwise."""
+        """The body's JSON; 400 JSON_PARSER_ERROR otherwise, and for half a surrogate pair in it."""
         try:
-            return json.loads(self.body)
-        except ValueError:
+            value = json.loads(self.body)
+            json.dumps(value, ensure_ascii=False).encode()
+            return value
+        except (ValueError, RecursionError):
             raise ApiError(400, "JSON_PARSER_ERROR", "The HTTP entity body is required, and must be JSON") from None
 
     def json_object(self) -> dict[str, Any]:
@@ -93,7 +95,7 @@ class Call:
         text = self.params.get(name, "")
         if not text:
             return default
-        if not text.isdigit():
+        if not text.isdecimal():
             raise ApiError(400, "INVALID_QUERY_LOCATOR", f"invalid {name}: {text}")
         return min(max(int(text), lowest), highest)
 

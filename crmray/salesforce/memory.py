@@ -1,0 +1,47 @@
+"""Memory that a pull gives back to the system as it goes, instead of keeping the most that it ever had.
+
+Pages are read by several threads, in blocks of megabytes. Arrow's default pool and glibc's malloc both keep what each
+thread once had; together that is more than the pull needs. Where the system has neither jemalloc nor glibc the same
+rows take more memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+_ARENA_MAX, _MMAP_THRESHOLD = -8, -3
+"""M_ARENA_MAX and M_MMAP_THRESHOLD of mallopt(3)"""
+_BLOCK_BYTES = 1 << 20
+"""allocations of this size and more are returned when they are freed; by default the limit grows with use"""
+
+
+@contextlib.contextmanager
+def frugal() -> Iterator[None]:
+    """Arrow takes its memory from jemalloc meanwhile. The settings of malloc stay as they are for the process."""
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(_ARENA_MAX, 1)
+        libc.mallopt(_MMAP_THRESHOLD, _BLOCK_BYTES)
+    before = pa.default_memory_pool()
+    if "jemalloc" in pa.supported_memory_backends():
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
+
+
+def give_back() -> None:
+    """Return what is free now."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
