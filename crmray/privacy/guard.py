@@ -179,6 +179,10 @@ class Guard:
             changes=changes,
         )
 
+    def names_digest(self, plan: GuardPlan) -> str:
+        """Of the names that `apply` takes out of the texts of these rows; empty where there are no texts."""
+        return self._people.names_digest if plan.texts or plan.changes else ""
+
     def apply(self, rows: pa.Table, plan: GuardPlan) -> pa.Table:
         """Rows as the source has them, as they may lie in the lake. Rows withheld are gone."""
         rows = self._without(rows, plan, pseudonyms=False).drop_columns(

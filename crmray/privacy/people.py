@@ -6,6 +6,7 @@ pull needs again of them is kept in the vault, where there is one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -102,6 +103,14 @@ class People:
         self._learned = {}
         pa.default_memory_pool().release_unused()  # the joins' memory, which the pages of the pull need
         self.ids = {name: tables[name]["Id"].combine_chunks() for name in ("Account", "Contact", "Lead", "Individual")}
+
+    @property
+    def names_digest(self) -> str:
+        """Of all names that are looked for in texts, and whose they are."""
+        digest = hashlib.blake2b(self._owners.tobytes(), digest_size=8)
+        for buffer in self._words.buffers():
+            digest.update(buffer or b"")
+        return digest.hexdigest()
 
     def save(self) -> None:
         """Keep in the vault what the next pull needs of this one; not before its rows are in the lake."""

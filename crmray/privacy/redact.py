@@ -160,7 +160,10 @@ _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss"})
 def names(text: str, words: Iterable[str]) -> str:
     """The text with every whole word replaced that is one of the folded `words`; neighbours become one token."""
     folded = fold(text)
-    spans = sorted(span for word in words if word in folded for span in _spans(folded, word))
+    there = [word for word in words if word in folded]  # of most texts none: nothing more is done for them
+    if not there:
+        return text
+    spans = sorted(span for word in there for span in _spans(folded, word))
     if not spans:
         return text
     places = None if text.isascii() else _places(text)

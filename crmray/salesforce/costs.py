@@ -8,7 +8,7 @@ from crmray.salesforce import reconcile, slices
 from crmray.salesforce.catalogue import CONSENT, REST_ROWS, Catalogue, ObjectPlan
 
 FORMULA = """for each object of R rows, of which C changed:
-  full, by Bulk  J = R / 500,000 query jobs: one start, about 5 looks at the state and a list of every 5 pages each;
+  full, by Bulk  J = R / 1,000,000 query jobs: one start, about 5 looks at the state and a list of every 5 pages each;
                  R / page_rows pages; 2 J counts to cut the slices, or 1 where one is enough
   changes        by Bulk where C is 10,000 or more, else C / 2,000 pages by REST
   formulas       ids and formula fields of all rows, where the object has any, as full

@@ -65,6 +65,7 @@ def pull(org: Org, lake: Lake) -> dict[str, Run]:
 
 def _pull_all(org: Org, source: SalesforceSource, lake: Lake, client: Client) -> dict[str, Run]:
     found, describes = catalogue.read(client, org), Describes(client)
+    found.check()
     guard = Guard.open(org, lake, client.describe)
     clock = _clock(client)
     began = clock()
@@ -79,7 +80,6 @@ def _pull_all(org: Org, source: SalesforceSource, lake: Lake, client: Client) ->
         except (SchemaError, ReconcileError) as error:
             log.warn("ingest.refused", object=plan.name, why=str(error))
             refused.append(error)
-    found.check()
     if refused:
         raise refused[0]
     runs["consent"] = persons.finish(guard, lake, began)
@@ -280,16 +280,18 @@ class _One:
     def _begin(self, base: Run | None, state: dict[str, Any] | None) -> tuple[Plan, bool]:
         """The plan of this pull, and whether it is that of one that died."""
         found, mark = self.stage.plan(), self._mark()
+        names = self.shared.guard.names_digest(self.reading.guarded)
         base_id = base.run_id if base is not None else ""
-        if found is not None and (found.mark, found.base) == (mark, base_id) and self.plan.via == "bulk":
+        same = found is not None and (found.mark, found.base, found.names) == (mark, base_id, names)
+        if found is not None and same and self.plan.via == "bulk":
             log.event("ingest.resumed", object=self.plan.name, queries=len(found.queries))
             return found, True
         self.stage.clear()
         if base is not None and state is not None:
-            work = Plan(mark=mark, base=base_id, since=state["until"], until=state["until"])
+            work = Plan(mark=mark, names=names, base=base_id, since=state["until"], until=state["until"])
         else:
             now = self.shared.clock()
-            work = Plan(mark=mark, since=now.isoformat(), until=now.isoformat())
+            work = Plan(mark=mark, names=names, since=now.isoformat(), until=now.isoformat())
             work.queries = [asdict(query) for query in self._whole(now)]
         self.stage.keep_plan(work)
         return work, False

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 
 from crmray.salesforce.client import Client
 
-SLICE_ROWS = 500_000
+SLICE_ROWS = 1_000_000
 """of one query job: what is lost when the org loses a job, and asked again"""
 FINEST_S = 2
 """slices are not cut finer: a bulk load may give many rows the same time"""

@@ -85,6 +85,8 @@ class Plan:
     """ISO time up to which the base was read, or at which a full pull began"""
     until: str = ""
     """ISO time up to which changes have been looked for"""
+    names: str = ""
+    """digest of the names that were taken out of texts: pages redacted with others are of no use"""
     queries: list[dict[str, Any]] = field(default_factory=list)
     """of Query, in the order in which they were asked: a later row wins over an earlier one"""
 

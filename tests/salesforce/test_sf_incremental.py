@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from crmray.errors import SalesforceError
-from crmray.salesforce import pages, proof, stage
+from crmray.salesforce import catalogue, pages, proof, stage
 from crmray.salesforce.changes import Asking
 from crmray.salesforce.fingerprint import Fingerprint, of_rows
 from crmray.salesforce.sandbox import translate
@@ -216,6 +216,30 @@ def test_who_withdraws_before_a_pull_goes_on_is_left_out(
     runs = pulling.pull(path)
     assert account not in pulling.rows(runs["Web_Visit__c"])["Account__c"].to_pylist()
     same(runs, pulling.pull(pulling.org_file(sandbox, tmp_path, lake="fresh")))
+
+
+def test_a_name_learned_before_a_pull_goes_on_is_taken_out_of_texts_read_before(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = pulling.org_file(sandbox, tmp_path)
+    case = sandbox.store.query("SELECT Id, ContactId FROM Case WHERE ContactId != null LIMIT 1").table.to_pylist()[0]
+    sandbox.store.update("Case", [{"Id": case["Id"], "Description": "Xanthippa asked again"}])
+    monkeypatch.setattr(catalogue, "REST_ROWS", 10)  # small objects are read anew anyway
+    monkeypatch.setattr(stage, "REST_ROWS", 10)
+
+    def stopped(asking: Asking, *arguments: Any, **options: Any) -> Any:
+        if asking.plan.name == "Case":
+            raise SalesforceError("the pages are there")
+        return proof.prove(asking, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("crmray.salesforce.pull.prove", stopped)
+        with pytest.raises(SalesforceError, match="the pages are there"):
+            pulling.pull(path)
+    sandbox.store.update("Contact", [{"Id": case["ContactId"], "FirstName": "Xanthippa"}])
+    rows = pulling.rows(pulling.pull(path)["Case"])
+    texts = dict(zip(rows["Id"].to_pylist(), rows["Description"].to_pylist(), strict=True))
+    assert texts[case["Id"]] == "[NAME] asked again"
 
 
 def test_a_fingerprint_is_of_the_rows_alone() -> None:

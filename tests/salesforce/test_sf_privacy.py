@@ -10,19 +10,21 @@ import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import privacy_org as people
 import pyarrow as pa
 import pytest
 from privacy_org import ANNA, BEN, CARL, DORA, EVA
 
-from crmray import registry
+from crmray import config, registry
 from crmray.errors import CorruptError, PrivacyError
-from crmray.privacy import Guard, Pseudonyms, Vault, Withheld, redact
+from crmray.privacy import Guard, Pseudonyms, Vault, Withheld, consent, redact
 from crmray.privacy.forgotten import Tombstones
-from crmray.privacy.people import READS
+from crmray.privacy.people import READS, Wishes
 from crmray.storage import Lake
+from crmray.tasks import churn
+from crmray.train import fit
 from serve.champion import Champion
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ray"))
@@ -361,3 +363,13 @@ def test_an_endpoint_without_the_key_says_why_it_is_not_ready(tmp_path: Path) ->
     assert not replica.poll()
     assert "privacy.pseudonym_key" in replica.status()["problem"]
     assert Champion(lake, toy.module(), org).poll()
+
+
+def test_rows_older_than_the_wishes_of_persons_are_not_trained_on(tmp_path: Path) -> None:
+    org = config.Org.model_validate({"name": "a", "storage": str(tmp_path), "source": {"kind": "demo"}, "tasks": {}})
+    lake = Lake.of(org)
+    rows = lake.run("examples", "churn", "e1")
+    rows.commit(features_version=churn.FEATURES_VERSION, consent=None)
+    consent.write(lake, Wishes(channels={}, processing=frozenset({"0015e0000000000AAA"})), None, Tombstones.open(org, lake))
+    with pytest.raises(PrivacyError, match=r"examples/churn/e1.* run the 'examples' job again"):
+        fit.fit(org, lake, cast(Any, churn), churn.Settings(), grid=False)
