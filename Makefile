@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-BENCHMARKS := shard train_loop grid endpoint
+BENCHMARKS := shard train_loop grid endpoint pull
 # Nothing is fetched while the product or its tests run: no telemetry, no model hub.
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1

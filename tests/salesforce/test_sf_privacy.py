@@ -370,6 +370,7 @@ def test_rows_older_than_the_wishes_of_persons_are_not_trained_on(tmp_path: Path
     lake = Lake.of(org)
     rows = lake.run("examples", "churn", "e1")
     rows.commit(features_version=churn.FEATURES_VERSION, consent=None)
-    consent.write(lake, Wishes(channels={}, processing=frozenset({"0015e0000000000AAA"})), None, Tombstones.open(org, lake))
+    wishes = Wishes(channels={}, processing=frozenset({"0015e0000000000AAA"}))
+    consent.write(lake, wishes, None, Tombstones.open(org, lake))
     with pytest.raises(PrivacyError, match=r"examples/churn/e1.* run the 'examples' job again"):
         fit.fit(org, lake, cast(Any, churn), churn.Settings(), grid=False)

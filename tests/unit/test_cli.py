@@ -19,7 +19,7 @@ from crmray.keys import KeyFile
 
 COMMANDS = (
     "init", "check", "up", "down", "run", "demo", "submit", "deploy", "predict", "keys", "compare", "status", "gc",
-    "doctor",
+    "doctor", "describe", "sandbox", "fields", "forget", "vault",
 )  # fmt: skip
 
 
