@@ -63,6 +63,8 @@ _MAYBE = (
     r"|(?:fon|phone|tel|call|mobil|cell|fax|handy|whatsapp|sms)[^0-9\n]{0,16}\d{6}"
 )
 """RE2: what a text must hold that any pattern finds something in"""
+_MAYBE_IBAN, _MAYBE_CARD = r"(?i)[A-Z]{2}\d{2}", r"\d(?:[^0-9A-Za-z\n]{0,4}\d){12}"
+"""the same for these two, which few of the texts with a number hold"""
 _NUMBERED = re.compile(
     r"\b(?:order|invoice|ticket|case|ref|reference|tracking|bestellung|rechnung|auftrag|sku|id|article|artikel)"
     r"(?:[ -]?(?:no|nr|number|nummer|id))?[.:#]*[ ]*#?$",
@@ -79,12 +81,15 @@ _RUN = re.compile(r"\d{6}")
 _DATE = re.compile(r"^(?:\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{2,4})(?![-./]?\d)")
 
 
-def patterns(text: str) -> str:
-    """The text with mail addresses, bank accounts, cards and phone numbers replaced."""
+def patterns(text: str, *, iban: bool = True, card: bool = True) -> str:
+    """The text with mail addresses, bank accounts, cards and phone numbers replaced.
+
+    iban, card: False where the text is known to hold none.
+    """
     plain = text if text.isascii() else text.translate(_ODD)
     clean = _MAIL.sub(EMAIL, plain) if _AT.search(plain) else plain
-    clean = _checked(clean, _IBAN, _is_iban, ACCOUNT)
-    clean = _checked(clean, _CARD, _is_card, CARD)
+    clean = _checked(clean, _IBAN, _is_iban, ACCOUNT) if iban else clean
+    clean = _checked(clean, _CARD, _is_card, CARD) if card else clean
     clean = _PHONE.sub(_phone, clean)
     clean = _CALLED.sub(lambda match: match[1] + PHONE, clean) if _RUN.search(clean) else clean
     return text if clean == plain else clean
@@ -210,8 +215,10 @@ def column(values: pa.ChunkedArray | pa.Array, words: Sequence[Iterable[str] | N
     if not len(rows):
         return flat
     changed, new = [], []
-    for row, text in zip(rows.tolist(), flat.take(pa.array(rows)).to_pylist(), strict=True):
-        clean = patterns(text) if maybe[row] else text
+    texts = flat.take(pa.array(rows))
+    ibans, cards = (pc.match_substring_regex(texts, one).to_pylist() for one in (_MAYBE_IBAN, _MAYBE_CARD))
+    for row, text, iban, card in zip(rows.tolist(), texts.to_pylist(), ibans, cards, strict=True):
+        clean = patterns(text, iban=iban, card=card) if maybe[row] else text
         own = words[row] if words is not None else None
         clean = names(clean, own) if own else clean
         if clean is not text:
