@@ -122,6 +122,13 @@ class Secret(Part):
         return key
 
 
+SECRETS = {
+    "client_id", "client_secret", "password", "private_key", "pseudonym_key", "vault_key", "previous_vault_keys",
+    "lake_key",
+}  # fmt: skip
+"""keys of the org file whose values are of Secret"""
+
+
 class Login(Part):
     """How to log in to a Salesforce org: one of three OAuth 2.0 flows."""
 
@@ -376,6 +383,11 @@ def explain(error: ValidationError) -> str:
     parts = []
     for item in error.errors(include_url=False):
         key = ".".join(str(step) for step in item["loc"]) or "(top level)"
+        if SECRETS & set(item["loc"]) and not isinstance(item["input"], dict) and item["type"] != "missing":
+            parts.append(
+                f"{key}: got a value, expected {{env: NAME}} or {{file: PATH}}; take the secret out of the file"
+            )
+            continue
         got = "" if item["type"] == "missing" else f"got {item['input']!r:.80}, "
         parts.append(f"{key}: {got}{item['msg'].removeprefix('Value error, ')}")
     return "; ".join(parts)

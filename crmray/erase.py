@@ -101,7 +101,9 @@ def complete(lake: Lake, kind: str) -> Iterator[Run]:
 
 
 def widen(lake: Lake, erased: Erased) -> None:
-    """Add the ids of records that are about those who are erased (contacts, cases, the mails of a case, …)."""
+    """Add the ids of records that are about those who are erased (contacts, cases, the mails of a case, …), and the
+    Individual of a contact or lead that was named itself."""
+    named = pa.array(sorted(erased.ids), pa.string())
     while True:
         before = len(erased.ids)
         for run in complete(lake, "raw"):
@@ -110,6 +112,9 @@ def widen(lake: Lake, erased: Erased) -> None:
                 mask, _ = erased.wanted(run).find(rows)
                 if mask.any() and "Id" in rows.column_names:
                     erased.ids |= set(rows["Id"].filter(pa.array(mask)).cast(pa.string()).to_pylist())
+                    if "IndividualId" in rows.column_names:
+                        own = rows["IndividualId"].filter(pc.is_in(rows["Id"].cast(pa.string()), named))
+                        erased.ids |= set(own.cast(pa.string()).drop_null().to_pylist())
         if len(erased.ids) == before:
             break
     for run in complete(lake, "tables"):

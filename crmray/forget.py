@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from crmray import claim, log
-from crmray.config import DemoSource, FilesSource, Org
+from crmray.config import DemoSource, FilesSource, Org, SalesforceSource
 from crmray.data.ingest import origins
 from crmray.erase import FORMAT, ROW_KINDS, Erased, bundles_with, complete, drop, repointed, rewrite, widen
 from crmray.errors import ConfigError, NotFoundError, StorageError
@@ -40,14 +40,19 @@ _PERSONS = ("001", "003", "00Q", "0PK")
 def forget(org: Org, lake: Lake, asked: Sequence[str]) -> Run:
     """Erase persons or accounts by their record ids (or pseudonyms); the receipt.
 
-    ConfigError for the demo source, PrivacyError without a key for tombstones, StorageError while a job works on the
-    lake. The next pull is a full one; the next shard and examples jobs do their work again.
+    ConfigError for the demo source, DataError for what is no record id, PrivacyError without a key for tombstones,
+    StorageError while a job works on the lake. The next pull is a full one; the next shard and examples jobs do their
+    work again.
     """
     if isinstance(org.source, DemoSource):
         raise ConfigError("source.kind: got demo, whose customers are made up, expected a source with persons")
     _refuse_busy(lake)
     pseudonyms = Pseudonyms.of_lake(org, lake)
     vault = Vault.open(org, lake) if org.privacy.vault_key else None
+    if isinstance(org.source, SalesforceSource):
+        for one in asked:
+            if not re.match(PATTERN, one.strip()):
+                ids.to_18(one.strip())  # refuses what can be no record id
     own = {pseudonyms.one(one) if pseudonyms else ids.normalize(one) for one in asked if one.strip()}
     if not own:
         raise ConfigError("got no ids, expected one record id or more")

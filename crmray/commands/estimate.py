@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crmray import storage
-from crmray.config import DemoSource, FilesSource, Org
+from crmray.config import DemoSource, FilesSource, Org, SalesforceSource
 from crmray.errors import NotFoundError
 from crmray.storage import Lake
 
@@ -30,6 +30,8 @@ def estimate(org: Org, station: str, tasks: Sequence[str] = ()) -> str:
     if station == "ingest":
         size, rows = _source_bytes(org)
         reads = f"reads {_size(size)} of files" if size else f"generates about {rows:,} rows"
+        if isinstance(org.source, SalesforceSource):
+            reads = f"pulls {org.source.login.url}"
     else:
         names = tasks if READS[station] in ("examples", "bundles", "predictions") else lake.names(READS[station])
         size, rows = _inputs(lake, READS[station], names)

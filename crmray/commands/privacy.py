@@ -49,8 +49,11 @@ def forget_command(arguments: argparse.Namespace) -> int:
     for version in told["retired"]:
         print(f"{version}  retired: it held their rows; train again")
     for version in told["trained_with"]:
-        print(f"{version}  was trained with them; `crmray run` trains one without")
-    print(f"{told['asked']} erased; receipt {receipt.run_id}. The next pull is a full one.")
+        print(f"{version}  was trained with them; train without them and publish with --force 'without the forgotten'")
+    if not any(told["rows"].values()):
+        print("no row was about them: look at the ids, unless they were never pulled; the next pulls leave them out")
+    print(f"{told['asked']} asked for; receipt {receipt.run_id}. The next pull is a full one.")
+    print("What was written back to their records stays there until the records are deleted or emptied.")
     return 0
 
 

@@ -22,6 +22,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from simple_salesforce import Salesforce
 
+from crmray import log
 from crmray.config import SalesforceSource
 from crmray.errors import AuthError, LimitError, SalesforceError
 from crmray.salesforce import auth, replies
@@ -29,6 +30,10 @@ from crmray.salesforce.limits import CallLedger
 
 PATIENCE_S = 300.0
 """one request is repeated for so long, waits included"""
+FIRST_LOGIN_PATIENCE_S = 20.0
+"""the same of the first login, which fails for a wrong address more often than for a fault that passes"""
+TRIES_UNTOLD = 5
+"""after so many tries, and again as many, an event says what is waited for"""
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 20.0
 CONNECT_S = 10.0
@@ -55,7 +60,7 @@ class Client:
         self.session = _session(source, folder)
         self._lock = threading.Lock()
         self._described: dict[str, dict[str, Any]] = {}
-        self._token = self._login()
+        self._token = self._login(FIRST_LOGIN_PATIENCE_S)
 
     @classmethod
     def connect(
@@ -227,11 +232,16 @@ class Client:
             _ = response.content  # the error is read now, within this try
         return response
 
-    def _pause(self, tries: int, asked_s: float | None, started: float, why: str) -> None:
+    def _pause(
+        self, tries: int, asked_s: float | None, started: float, why: str, patience_s: float | None = None
+    ) -> None:
         """Wait before the next try, with full jitter (M. Brooker, "Exponential Backoff And Jitter", AWS 2015)."""
         wait_s = random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tries)) if asked_s is None else asked_s
-        if time.monotonic() - started + wait_s > self.patience_s:
-            raise SalesforceError(f"{why}, {tries} times within {self.patience_s:.0f} s; try again later") from None
+        longest_s = min(self.patience_s, patience_s or self.patience_s)
+        if time.monotonic() - started + wait_s > longest_s:
+            raise SalesforceError(f"{why}, {tries} times within {longest_s:.0f} s; try again later") from None
+        if tries % TRIES_UNTOLD == 0:
+            log.warn("salesforce.waiting", tries=tries, why=why)
         time.sleep(wait_s)
 
     def _refresh(self, stale: auth.Token) -> None:
@@ -240,7 +250,7 @@ class Client:
             if self._token is stale:
                 self._token = self._login()
 
-    def _login(self) -> auth.Token:
+    def _login(self, patience_s: float | None = None) -> auth.Token:
         started, tries = time.monotonic(), 0
         while True:
             self.ledger.count("login")  # no API call of the daily limit
@@ -249,7 +259,7 @@ class Client:
             except requests.RequestException as error:
                 why = _network_fault("POST", self.source.login.url + "/services/oauth2/token", error)
             tries += 1
-            self._pause(tries, None, started, why)
+            self._pause(tries, None, started, f"{why}; is `source.login.url` right?", patience_s)
 
     def _absolute(self, path: str) -> str:
         return f"{self.url}{path}" if path.startswith("/") else f"{self.url}/services/data/v{self.version}/{path}"

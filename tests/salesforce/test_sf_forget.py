@@ -15,7 +15,7 @@ import yaml
 from crmray import config, erase, forget
 from crmray.commands.privacy import forget_command
 from crmray.data.ingest import ingest
-from crmray.errors import ConfigError, NoChampionError, PrivacyError, StorageError
+from crmray.errors import ConfigError, DataError, NoChampionError, PrivacyError, StorageError
 from crmray.privacy import Pseudonyms, Vault
 from crmray.registry import Ledger
 from crmray.salesforce.sandbox.server import Sandbox
@@ -279,3 +279,12 @@ def test_a_salesforce_account_and_a_contact_do_not_come_back(sandbox: Sandbox, t
 
 def _current(lake: Lake) -> dict[str, Run]:
     return {name: lake.latest("raw", name) for name in lake.names("raw")}
+
+
+def test_what_is_no_record_id_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    login = {"flow": "client_credentials", "client_id": {"env": "X"}, "client_secret": {"env": "X"}}
+    source = {"kind": "salesforce", "login": login}
+    org = config.Org.model_validate({"name": "a", "storage": str(tmp_path / "lake"), "source": source})
+    with pytest.raises(DataError, match="'banana', expected a Salesforce id"):
+        forget.forget(org, Lake.of(org), ["0015e0000000000AAA", "banana"])
+    assert not (tmp_path / "lake").exists()

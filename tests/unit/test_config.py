@@ -1,5 +1,6 @@
 """The org file: every wrong key is named with what was got and what was expected."""
 
+import json
 import textwrap
 
 import pytest
@@ -69,3 +70,17 @@ def test_a_missing_file_is_said(tmp_path):
 def test_an_unknown_drop_condition_is_said():
     with pytest.raises(ValueError, match="like"):
         config.TableSource(files=["x"], drop=[{"a": {"like": "b"}}])
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("privacy", "pseudonym_key"), ("source", "password"), ("source", "client_id")]
+)
+def test_a_secret_in_the_org_file_is_refused_and_not_shown(tmp_path, section: str, key: str) -> None:
+    login = {"flow": "password", "username": "u", **{name: {"env": "X"} for name in ("client_id", "client_secret")}}
+    login["password"] = {"env": "X"}
+    org = {"name": "a", "storage": "lake", "source": {"kind": "salesforce", "login": login}, "privacy": {}}
+    (org["privacy"] if section == "privacy" else login)[key] = "hunter2hunter2"
+    (tmp_path / "org.yaml").write_text(json.dumps(org))
+    with pytest.raises(ConfigError, match=rf"{key}: got a value, expected \{{env: NAME\}}") as told:
+        config.load(tmp_path / "org.yaml")
+    assert "hunter2" not in str(told.value)

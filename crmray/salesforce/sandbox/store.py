@@ -21,6 +21,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from crmray.errors import StorageError
 from crmray.salesforce.sandbox import deletes, loading, soql, writes
 from crmray.salesforce.sandbox.describe import describe_object, summary
 from crmray.salesforce.sandbox.metadata import SQL_TYPES, Field, ObjectType
@@ -72,7 +73,12 @@ class Store:
         }
         if str(path) == ":memory:":
             config["temp_directory"] = ""  # else a folder .tmp appears where the process runs
-        self._connection = duckdb.connect(str(path), config=config)
+        try:
+            self._connection = duckdb.connect(str(path), config=config)
+        except duckdb.IOException as error:
+            raise StorageError(
+                f"sandbox org {path}: cannot be opened, is another sandbox using it? ({str(error).splitlines()[0]})"
+            ) from None
         self._connection.execute("SET TimeZone = 'UTC'")
         self._lock = threading.RLock()
         self._transaction: Transaction | None = None
