@@ -80,7 +80,7 @@ def command(arguments: argparse.Namespace) -> int:
             head_commands.stop(head)
             if made_here:
                 shutil.rmtree(asked.root, ignore_errors=True)
-                print(f"ended the head and removed {asked.root}")
+                print(f"ended the head and removed {asked.root}; `crmray demo --keep` leaves all of it to look around")
             else:
                 print(f"ended the head; the results stay in {asked.root}")
 

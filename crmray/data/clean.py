@@ -120,7 +120,7 @@ def clean(frame: pd.DataFrame | pa.Table, plan: Plan) -> Cleaned:
     return Cleaned(rows=rows.filter(keep), rejected=pa.table([keys, verdict.reasons()], schema=REJECTED))
 
 
-ASKED_FOR = "dropped by the org file"
+ASKED_FOR = "left out by the mapping"
 REJECTED = pa.schema([("key", pa.string()), ("reason", pa.dictionary(pa.int16(), pa.string()))])
 
 

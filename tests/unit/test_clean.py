@@ -195,7 +195,7 @@ def test_conditions():
 
 def test_drop_comes_first():
     result = cleaned([("a", "bad", "1", "2"), ("b", "2024-01-01", "1", "2")], drop=({"who": "a"},))
-    assert reasons(result) == {"dropped by the org file": 1}
+    assert reasons(result) == {"left out by the mapping": 1}
 
 
 def test_outcomes_take_yes_and_no_and_known_parts():
