@@ -23,7 +23,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +33,7 @@ import pyarrow.csv as pacsv
 import requests
 import yaml
 
-from tests.benchmarks.shard import sum_pss
+from tests.benchmarks.shard import with_peak_pss
 
 CPU_BAR, PSS_BAR_MIB = 1.5, 600
 MAX_LOAD_S = 1800.0
@@ -127,18 +126,8 @@ def _measured(part: str, org_file: Path) -> dict[str, Any]:
     """One part in a process of its own, with the peak of its PSS."""
     words = [sys.executable, "-m", "tests.benchmarks.pull", "--part", part, "--org", str(org_file)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    peak, ended = 0, threading.Event()
-
-    def sample() -> None:
-        nonlocal peak
-        while not ended.wait(0.2):
-            peak = max(peak, sum_pss(process.pid))
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    told = process.communicate()[0].splitlines()
-    ended.set()
-    sampler.join()
+    output, peak = with_peak_pss(process)
+    told = output.splitlines()
     if process.returncode:
         raise SystemExit(f"{part}: " + "\n".join(told[-20:]))
     calls = [json.loads(line)["total"] for line in told if '"ingest.calls"' in line]

@@ -139,6 +139,23 @@ def cpu_model() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
+def with_peak_pss(process: subprocess.Popen[str]) -> tuple[str, int]:
+    """What a process writes until it ends, and the peak of the sum of PSS of it and its descendants, in bytes."""
+    peak, ended = 0, threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not ended.wait(0.2):
+            peak = max(peak, sum_pss(process.pid))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    output, _ = process.communicate()
+    ended.set()
+    sampler.join()
+    return output, peak
+
+
 def measured(which: str, folder: Path) -> dict[str, float]:
     """Run one side in its own process; its figures and the peak of the sum of PSS in GiB."""
     # A cluster of its own for both sides; no token, because nothing but this process reaches it.
@@ -149,18 +166,7 @@ def measured(which: str, folder: Path) -> dict[str, float]:
         text=True,
         env=environment,
     )
-    peak, ended = 0, threading.Event()
-
-    def sample() -> None:
-        nonlocal peak
-        while not ended.wait(0.5):
-            peak = max(peak, sum_pss(process.pid))
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    output, _ = process.communicate()
-    ended.set()
-    sampler.join()
+    output, peak = with_peak_pss(process)
     if process.returncode:
         raise SystemExit(f"{which} failed with exit code {process.returncode}")
     return {**json.loads(output.splitlines()[-1]), "peak_pss_gib": peak / 2**30}
