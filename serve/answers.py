@@ -92,7 +92,7 @@ class Answers:
     async def answer(self, request: EntityRequest) -> bytes:
         """The document. Known ids share calls of the model; a description takes longer and is worked on beside them."""
         self.champion.current()
-        if request.customer is None and request.recent_events is None:
+        if request.described is None and request.recent_events is None:
             return await self._batcher.ask(request)
         return await asyncio.get_running_loop().run_in_executor(self._described_pool, self.described, request)
 
@@ -119,12 +119,12 @@ class Answers:
     def described(self, request: EntityRequest) -> bytes:
         """The document for somebody described inline, or for a known one with recent events."""
         served = self.champion.current()
-        if request.customer is not None:
-            rows, looked = served.described(request.customer), _Looked()
+        if request.described is not None:
+            rows, looked = served.described(request.described, request.num_described), _Looked()
         else:
             looked = _look_up(served, request)
             rows = served.updated(served.lake_id(request.id or ""), request.recent_events or {})
-        return _document(served, rows, _predict(served, request, rows), slice(0, 1), looked)
+        return _document(served, rows, _predict(served, request, rows), slice(0, rows.num_rows), looked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,8 @@ def _look_up(served: Served, request: EntityRequest) -> _Looked:
     which = f"this {entity} is" if count == 1 else f"none of the {count} ids is"
     date = f" of {served.known.as_of:%Y-%m-%d}" if served.known.as_of else ""
     message = f"{which} in the current data{date}" if count > 1 else f"{which} not in the current data{date}"
-    hint = f"describe the {entity} under `customer`, or make new examples"
+    ways = [name for name in request.SUBJECTS if name not in ("id", "ids")]
+    hint = f"describe the {entity} under `{ways[0]}`, or make new examples" if ways else "make new examples"
     raise Refused(404, f"unknown_{entity}", f"{message}; {hint}", field=field)
 
 

@@ -50,16 +50,18 @@ class Served:
 
     def lake_id(self, sent: str) -> str:
         """An id as a client sends it, of 15 or 18 characters, as it stands in the rows."""
+        if self.bundle.task.ENTITY == "series":
+            return sent  # a name, of nobody
         return self.pseudonyms.one(sent) if self.pseudonyms and sent.strip() else normalize(sent)
 
-    def described(self, customer: dict[str, list[dict[str, Any]]]) -> pa.Table:
-        """The example of somebody described inline. 422 where the description is wrong or has nothing to go by."""
-        tables = tables_of(customer, self.schemas, field="customer", entity_id=INLINE_ID)
+    def described(self, rows: dict[str, list[dict[str, Any]]], count: int = 1) -> pa.Table:
+        """The examples of what is described inline. 422 where the description is wrong or has nothing to go by."""
+        tables = tables_of(rows, self.schemas, field="customer", entity_id=INLINE_ID)
         if "customers" in tables and not tables["customers"].num_rows:
             tables |= tables_of(
                 {"customers": [{}]}, {"customers": self.schemas["customers"]}, field="", entity_id=INLINE_ID
             )
-        return self._example(tables, "customer")
+        return self._examples(tables, "customer", count)
 
     def updated(self, entity_id: str, events: dict[str, list[dict[str, Any]]]) -> pa.Table:
         """The example of a known one whose history is continued by recent events."""
@@ -69,9 +71,9 @@ class Served:
             name: in_order(name, pa.concat_tables([conform(history[name], rows.schema), rows]))
             for name, rows in recent.items()
         }
-        return self._example(tables, "recent_events")
+        return self._examples(tables, "recent_events", 1)
 
-    def _example(self, tables: dict[str, pa.Table], field: str) -> pa.Table:
+    def _examples(self, tables: dict[str, pa.Table], field: str, count: int) -> pa.Table:
         task, manifest = self.bundle.task, self.known.manifest
         settings = tasks.check_settings(task, manifest["settings"])
         as_of: datetime | None = date_of(tables, self.known.as_of)
@@ -79,7 +81,7 @@ class Served:
             rows = task.examples({**self.shared, **tables}, as_of, settings, labels=False)
         except DataError as error:
             raise Refused(422, "invalid_field", f"{field}: {error}", field=field) from None
-        if rows.num_rows != 1:
+        if rows.num_rows != count:
             message = f"{field}: got rows from which no example follows under the org's settings for {task.NAME}"
             raise Refused(422, "not_eligible", message, field=field)
         return conform(rows, self.known.rows.schema)

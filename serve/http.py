@@ -36,13 +36,25 @@ def task_app(
     keys: KeyFile | None,
     observe: Callable[[int, float], None] | None = None,
 ) -> FastAPI:
-    """The application of one task: POST to its root. Bodies are parsed by pydantic straight from their bytes."""
+    """The application of one task: POST to its root, or GET with a known id as the rest of the path.
+
+    Bodies are parsed by pydantic straight from their bytes.
+    """
 
     async def predict(request: Request) -> Response:
-        return Response(await answers.answer(parse(task.Request, await request.body())), media_type="application/json")
+        return await answered(parse(task.Request, await request.body()))
+
+    async def look_up(request: Request) -> Response:
+        if not request.path_params["id"]:
+            raise HTTPException(405)
+        return await answered(of_query(task.Request, request.path_params["id"], request.query_params.multi_items()))
+
+    async def answered(asked: EntityRequest) -> Response:
+        return Response(await answers.answer(asked), media_type="application/json")
 
     app = _app(Middleware(Gate, options=options, keys=keys, observe=observe))
     app.add_route("/", predict, methods=["POST"])
+    app.add_route("/{id:path}", look_up, methods=["GET"])
     return app
 
 
@@ -50,6 +62,17 @@ def parse(model: type[EntityRequest], body: bytes) -> EntityRequest:
     """The body as the task's Request; 422 names the field."""
     try:
         return model.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def of_query(model: type[EntityRequest], id_: str, query: list[tuple[str, str]]) -> EntityRequest:
+    """A GET as the task's Request: the id of the path, options from the query. 422 names the field."""
+    repeated = [name for name, _ in query if name in model.SUBJECTS]
+    if repeated:
+        raise Refused(422, "invalid_field", f"{repeated[0]}: the path names the id already", field=repeated[0])
+    try:
+        return model.model_validate({**dict(query), "id": id_})
     except ValidationError as error:
         raise invalid(error) from None
 
@@ -98,6 +121,16 @@ def root_app(
             response_model=answer_model(task),
             responses=_errors(401, 403, 404, 413, 422, 429, 503, 504),
             summary=f"Predict {task.NAME}",
+            tags=[task.NAME],
+            dependencies=keyed,
+        )
+        app.add_api_route(
+            f"{task.ROUTE}/{{id}}",
+            _not_looked_up(task),
+            methods=["GET"],
+            response_model=answer_model(task),
+            responses=_errors(401, 403, 404, 422, 429, 503, 504),
+            summary=f"Predict {task.NAME} of one known {task.ENTITY}",
             tags=[task.NAME],
             dependencies=keyed,
         )
@@ -153,8 +186,17 @@ def _not_deployed(task: Task) -> Callable[..., Awaitable[Response]]:
     return predict
 
 
+def _not_looked_up(task: Task) -> Callable[..., Awaitable[Response]]:
+    """As _not_deployed; options go into the query."""
+
+    async def look_up(id: str) -> Response:
+        raise _absent(task.ROUTE)
+
+    return look_up
+
+
 def _absent(route: str) -> Refused:
-    return Refused(503, "not_deployed", f"the application of {route} is not deployed; add it to serve/config.yaml")
+    return Refused(503, "not_deployed", f"the application of {route} is not deployed; run `crmray deploy`")
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

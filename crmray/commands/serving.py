@@ -35,14 +35,17 @@ def add(commands: argparse._SubParsersAction) -> None:
     deploy_parser = commands.add_parser(
         "deploy",
         help="put the endpoints of an org on Serve",
-        description="Deploy serve/config.yaml for an org: one application per task of its org file, and one for /. "
+        description="Deploy an application for each task of an org file, and one for /, all as serve/config.yaml says. "
         "On another cluster the endpoints read <storage>/org.yaml; where storage is a URL (s3://…) they read the org "
         "file that CRMRAY_ORG names on its nodes, which has to be set there.",
-        epilog="example: crmray deploy org.yaml",
+        epilog="examples: crmray deploy org.yaml    crmray deploy org.yaml --print > serve.yaml",
     )
     deploy_parser.add_argument("org", metavar="ORG.yaml", help="the org file")
     deploy_parser.add_argument("--address", help="dashboard of another cluster; default: the local head")
     deploy_parser.add_argument("--port", type=int, default=PORT, help="of the endpoints, where Serve is started")
+    deploy_parser.add_argument(
+        "--print", action="store_true", dest="print_", help="only print the file for `serve deploy` or KubeRay"
+    )
     deploy_parser.set_defaults(call=deploy_command)
     predict = commands.add_parser(
         "predict",
@@ -72,6 +75,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 def deploy_command(arguments: argparse.Namespace) -> int:
     """Deploy and wait until the applications run."""
     org = config.load(arguments.org)
+    if arguments.print_:
+        print(yaml.safe_dump(serve_config(org, port=arguments.port, elsewhere=True), sort_keys=False), end="")
+        return 0
     for task, url in deploy(Dashboard(arguments.address), org, port=arguments.port).items():
         print(f"{task:<16} POST {url}")
     return 0
@@ -87,17 +93,14 @@ def _template() -> dict[str, Any]:
 
 
 def route(task: str) -> str:
-    """Path of a task's endpoint, from serve/config.yaml; ConfigError for a task that it does not serve."""
-    routes = {
-        part["args"]["task"]: part["route_prefix"] for part in _template()["applications"] if "task" in part["args"]
-    }
-    if task not in routes:
-        raise ConfigError(f"got task {task!r}, expected one of {', '.join(routes)}")
-    return routes[task]
+    """Path of a task's endpoint; ConfigError when there is no such task."""
+    from crmray import tasks  # imports torch, which the other commands do without
+
+    return tasks.task(task).ROUTE
 
 
 def serve_config(org: Org, *, port: int = PORT, elsewhere: bool = False) -> dict[str, Any]:
-    """serve/config.yaml for this org: the applications of its tasks, with the org file and the key file as args.
+    """serve/config.yaml for this org: an application for each of its tasks, with the org file and the key file as args.
 
     elsewhere: on another cluster, whose nodes have a key file of their own (CRMRAY_KEYS) and the org file in the lake;
     an org file is not read from a URL, so with such a storage its path is left to CRMRAY_ORG of the nodes.
@@ -107,11 +110,12 @@ def serve_config(org: Org, *, port: int = PORT, elsewhere: bool = False) -> dict
         own = {"org": org.path, "keys": str(KeyFile().path)}
     else:
         own = {} if "://" in org.root else {"org": f"{org.root}/org.yaml"}
-    applications = []
-    for application in deployment["applications"]:
-        task = application.get("args", {}).get("task")
-        if task is None or task in org.tasks:
-            applications.append({**application, "args": {**application.get("args", {}), **own}})
+    by_task = {application["args"].get("task"): application for application in deployment["applications"]}
+    usual = next(application for task, application in by_task.items() if task)
+    applications = [{**by_task[None], "args": {**by_task[None]["args"], **own}}]
+    for task in org.tasks:
+        made = {**by_task.get(task, usual), "name": task, "route_prefix": route(task)}
+        applications.append({**made, "args": {**made["args"], "task": task, **own}})
     return {
         **deployment,
         "applications": applications,

@@ -27,7 +27,7 @@ import pyarrow.dataset as pads
 from crmray import log, schema
 from crmray.config import Org
 from crmray.data import asof_attributes, leaks, splits
-from crmray.data.examples_shard import Held, make_shard, survey_shard
+from crmray.data.examples_shard import Held, gather_shard, make_shard, survey_shard, write_rows
 from crmray.data.ingest import origins
 from crmray.data.plans import inline
 from crmray.data.splits import PARTS, Snapshots
@@ -205,7 +205,8 @@ def _make(
     log.event("examples.dates", task=task.NAME, **dates.to_json())
     num_shards = max(table.num_shards for table in content.values())
     held = _held(content)
-    plan = _plan(org, lake, content, held, changes, dates, map_shards)
+    spans = hasattr(task, "gather")
+    plan = {} if spans else _plan(org, lake, content, held, changes, dates, map_shards)
     for how in plan.values():
         if how["used"] == "kept out":
             name, known = f"{how['object']}.{how['field']}", min(how["known"].values())
@@ -221,12 +222,15 @@ def _make(
         dates={"as_of": dates.to_json(), "horizon_days": dates.horizon_days},
         run_id=run.run_id,
     )
-    shards, plan = _shards(work, num_shards, plan, task, map_shards)
+    if spans:
+        shards = [_whole(lake, task, settings, held, consent, dates, num_shards, run, map_shards)]
+    else:
+        shards, plan = _shards(work, num_shards, plan, task, map_shards)
     fields = {tuple(shard["schema"].items()) for shard in shards}
     assert len(fields) == 1, f"shards differ in their columns: {[set(a) ^ set(b) for a in fields for b in fields]}"
     counts = _total([shard["counts"] for shard in shards])
     _check_enough(task, counts, dates)
-    _write_now(run, num_shards, sum(shard["now_bytes"] for shard in shards), org.memory_gib * 2**30)
+    _write_now(run, len(shards), sum(shard["now_bytes"] for shard in shards), org.memory_gib * 2**30)
     run.commit(
         task=task.NAME,
         features_version=task.FEATURES_VERSION,
@@ -294,6 +298,25 @@ def _shards(
         for column, evidence in found.items():
             name = f"{plan[column]['object']}.{plan[column]['field']}"
             log.warn("examples.leak", task=task.NAME, field=name, **evidence)
+
+
+def _whole(
+    lake: Lake, task: Any, settings: Any, held: Mapping[str, Held], consent: str | None, dates: Snapshots,
+    num_shards: int, run: Run, map_shards: Callable,
+) -> dict[str, Any]:  # fmt: skip
+    """The rows of a task that spans customers: what it gathers from every shard, combined, as one shard of rows."""
+    work = partial(
+        gather_shard,
+        root=lake.root,
+        task_module=task.__name__,
+        settings=settings.model_dump(mode="json"),
+        tables=held,
+        consent=consent,
+    )
+    parts = dict(map_shards(work, list(range(num_shards)), label="gather"))
+    tables = task.combine([parts[index][0] for index in range(num_shards)], settings)
+    made = write_rows(run, 0, task, settings, dates, lambda as_of: tables, tables)
+    return {**made.facts, "withdrew": sum(withdrew for _, withdrew in parts.values()), "leaks": {}}
 
 
 def _total(shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ All arguments are plain (names, run ids, numbers), so any process can do it. No 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -63,35 +64,70 @@ def make_shard(
     lake, task, when = Lake(root), importlib.import_module(task_module), Snapshots.of(dates)
     own = task.Settings.model_validate(settings)
     run = lake.run("examples", task.NAME, run_id)
-    rows = {name: _read(lake.run("tables", name, id_), columns, shard) for name, (id_, columns) in tables.items()}
-    rows, withdrew = _allowed(rows, lake.run("raw", CONSENT, consent)) if consent else (rows, 0)
+    rows, withdrew = read_shard(lake, shard, tables, consent)
     changed = _read(lake.run("tables", "changes", changes[0]), changes[1], shard) if changes and plan else None
     past = asof_attributes.histories(rows["customers"], changed, plan) if plan else {}
 
     def seen(as_of: datetime | None) -> dict[str, pa.Table]:
         return {**rows, "customers": asof_attributes.at(rows["customers"], past, as_of, plan)} if plan else rows
 
-    leaking: dict[str, dict[str, Any]] = {}
+    made = write_rows(run, shard, task, own, when, seen, rows)
+    leaking = _leaking(rows["customers"], past, made.at_train, task, plan, when) if plan and when.has_time else {}
+    return {**made.facts, "withdrew": withdrew, "leaks": leaking}
+
+
+def read_shard(
+    lake: Lake, shard: int, tables: Mapping[str, Held], consent: str | None
+) -> tuple[dict[str, pa.Table], int]:
+    """One shard's rows of the canonical tables, and how many of its entities are left out since they withdrew."""
+    rows = {name: _read(lake.run("tables", name, id_), columns, shard) for name, (id_, columns) in tables.items()}
+    return _allowed(rows, lake.run("raw", CONSENT, consent)) if consent else (rows, 0)
+
+
+def gather_shard(
+    shard: int, *, root: str, task_module: str, settings: Mapping[str, Any], tables: Mapping[str, Held],
+    consent: str | None,
+) -> tuple[dict[str, pa.Table], int]:  # fmt: skip
+    """What a task that spans customers takes of one shard, and how many of its entities withdrew; as in make_shard."""
+    task = importlib.import_module(task_module)
+    rows, withdrew = read_shard(Lake(root), shard, tables, consent)
+    return task.gather(rows, task.Settings.model_validate(settings)), withdrew
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """The rows of one shard as written."""
+
+    facts: dict[str, Any]
+    """counts by split and date, columns, size of the `now` rows, and customers outside the population"""
+    at_train: dict[datetime, pa.Table]
+    """the rows of each training date"""
+
+
+def write_rows(
+    run: Run, shard: int, task: Any, settings: Any, when: Snapshots,
+    seen: Callable[[datetime | None], Mapping[str, pa.Table]], rows: Mapping[str, pa.Table],
+) -> Made:  # fmt: skip
+    """Make and write the rows of every split of one shard. seen: the tables as they stood at a date; rows: as now."""
+    at: dict[datetime, pa.Table] = {}
     if when.has_time:
-        at = {date: task.examples(seen(date), date, own, labels=True) for date in when.past}
-        if plan:
-            leaking = _leaking(rows["customers"], past, {date: at[date] for date in when.train}, task, plan, when)
+        at = {date: task.examples(seen(date), date, settings, labels=True) for date in when.past}
         train = pa.concat_tables([at[date] for date in when.train])
         found = {"train": train, **{name: at[getattr(when, name)] for name in ("validation", "test")}}
     else:
-        labelled = task.examples(rows, None, own, labels=True)
+        labelled = task.examples(rows, None, settings, labels=True)
         found = {part: labelled.filter(pc.equal(labelled["part"], part)) for part in PARTS}
-    found["now"] = task.examples(seen(None), when.now, own, labels=False)
+    found["now"] = task.examples(seen(None), when.now, settings, labels=False)
     for name, table in found.items():
         run.write_table(f"{name}/shard-{shard:05d}.parquet", table, row_group_rows=16 * 1024)
-    return {
+    known = len(asof.known(rows, when.now)) if task.ENTITY == "customer" else found["now"].num_rows
+    facts = {
         "counts": {name: _counts(table, task.LABELS) for name, table in found.items()},
         "schema": {field.name: str(field.type) for field in found["now"].schema},
         "now_bytes": found["now"].nbytes,
-        "outside": len(asof.known(rows, when.now)) - found["now"].num_rows,
-        "withdrew": withdrew,
-        "leaks": leaking,
+        "outside": known - found["now"].num_rows,
     }
+    return Made(facts=facts, at_train={date: at[date] for date in when.train})
 
 
 def _allowed(rows: Mapping[str, pa.Table], consent: Run) -> tuple[dict[str, pa.Table], int]:

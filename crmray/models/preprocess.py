@@ -2,8 +2,8 @@
 
 Everything is fitted on training rows, kept as JSON in the bundle and applied in memory: the same in training, batch
 scoring and serving. A column is numeric (integers, floats, booleans, decimals) or categorical (text, dictionaries of
-text) by its type. Keys (`entity_id`, `as_of`, `part`), labels (`label`, `label_*` and the names passed) and list
-columns (sequences) are no features.
+text) by its type. Keys (`entity_id`, `as_of`, `part`), labels (`label`, `label_*` and the names passed), free text
+(`text`, `text_*`) and list columns (sequences) are no features.
 
 Shapes: N rows, F numeric columns kept, M of them with a missing flag, C categorical columns kept.
 """
@@ -24,6 +24,8 @@ from crmray.schema import KEYS
 
 UNKNOWN, MISSING, FIRST_KNOWN = 0, 1, 2  # codes: unseen or rare, missing, then the vocabulary
 NUM_QUANTILES = 256
+NO_FEATURES, NO_FEATURE = ("label", "text"), ("label_", "text_")
+"""names, and beginnings of names, of labels and of free text, which has models of its own"""
 MAX_CATEGORIES = 200
 """most frequent categories kept per column"""
 CHOICES = {
@@ -103,7 +105,7 @@ def feature_columns(schema: pa.Schema, labels: Collection[str] = ()) -> tuple[li
     """
     numeric, categorical = [], []
     for field in schema:
-        if field.name in KEYS or field.name in labels or field.name == "label" or field.name.startswith("label_"):
+        if field.name in KEYS or field.name in labels or field.name in NO_FEATURES or field.name.startswith(NO_FEATURE):
             continue
         kind = _kind(field.type)
         if kind == "numeric":

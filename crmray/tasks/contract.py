@@ -71,6 +71,8 @@ class Task(Protocol):
     dates(settings, span) -> Snapshots            other dates than those of crmray.data.splits
     fixed(settings) -> dict                       hyper-parameters that the org file sets, as `candidate.field`
     files(decision, figures) -> dict[str, bytes]  further files of the bundle
+    gather(tables, settings) -> dict              for rows that span customers: one shard's part of what is read,
+    combine(parts, settings) -> dict              and all parts together; `examples` then sees what it gave, once
     """
 
     NAME: str
@@ -78,7 +80,7 @@ class Task(Protocol):
     ROUTE: str
     """path of the endpoint"""
     ENTITY: str
-    """what one row is about: customer, lead, product, series"""
+    """what one row is about: customer, lead, interaction, product, series; entity_id is its id"""
     FEATURES_VERSION: str
     """raised when the meaning of a column of the examples changes"""
     LABELS: tuple[str, ...]
@@ -118,9 +120,11 @@ class Task(Protocol):
 
 
 class EntityRequest(BaseModel):
-    """Body of a POST: exactly one of `id`, `ids`, `customer`; `recent_events` may go with `id`."""
+    """Body of a POST: exactly one of SUBJECTS; `recent_events` may go with `id`."""
 
     model_config = ConfigDict(extra="forbid")
+    SUBJECTS: ClassVar[tuple[str, ...]] = ("id", "ids", "customer")
+    """fields that say whom or what the answer is about; all but the ids describe it"""
 
     id: str | None = Field(None, max_length=255, description="one known id, as the org writes it")
     ids: list[str] | None = Field(None, min_length=1, max_length=MAX_IDS, description=f"up to {MAX_IDS} known ids")
@@ -134,13 +138,23 @@ class EntityRequest(BaseModel):
 
     @model_validator(mode="after")
     def _one_subject(self) -> EntityRequest:
-        given = [name for name in ("id", "ids", "customer") if getattr(self, name) is not None]
+        given = [name for name in self.SUBJECTS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"got {given or 'none'} of id, ids, customer; expected exactly one of them")
+            raise ValueError(f"got {given or 'none'} of {', '.join(self.SUBJECTS)}; expected exactly one of them")
         if self.recent_events is not None and self.id is None:
             raise ValueError("got recent_events without id; expected them with one id")
         return self
 
+    @property
+    def described(self) -> dict[str, list[dict[str, Any]]] | None:
+        """Canonical table -> rows of what is not in the data; None where the request is about known ids."""
+        return self.customer
+
+    @property
+    def num_described(self) -> int:
+        """How many examples follow from `described`, in the order of their entity_id."""
+        return 1
+
     def options(self) -> dict[str, Any]:
         """What the task's `predict` takes beside the rows: the fields that a task's Request adds."""
-        return self.model_dump(exclude=set(EntityRequest.model_fields))
+        return self.model_dump(exclude={*EntityRequest.model_fields, *self.SUBJECTS})

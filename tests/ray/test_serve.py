@@ -22,6 +22,7 @@ from ray import serve as ray_serve
 from ray.serve.schema import ServeDeploySchema
 
 from crmray import config, registry, tasks
+from crmray.commands.serving import serve_config
 from crmray.errors import ConfigError, WatchdogError
 from crmray.keys import KeyFile
 from crmray.storage import Lake
@@ -120,6 +121,20 @@ def test_one_known_customer(published):
     explained = published.post({"id": "c00007", "explain": True, "threshold": 0.9}).json()["predictions"][0]
     assert explained["reasons"] == ["orders"]
     assert explained["leaves"] is False
+
+
+def test_a_known_one_by_get(published):
+    def get(path: str) -> dict:
+        return published.get(f"/v1/toy/{path}", authorization=f"Bearer {published.key}").json()
+
+    body, posted = get("c00007?threshold=0.9&explain=true"), {"id": "c00007", "threshold": 0.9, "explain": True}
+    assert body == {**published.post(posted).json(), "data_age_days": body["data_age_days"]}
+    assert body["predictions"][0]["leaves"] is False
+    assert get("nobody")["error"]["code"] == "unknown_customer"
+    wrong = get("c00007?threshold=high")["error"]
+    assert (wrong["code"], wrong["field"]) == ("invalid_field", "threshold")
+    assert get("c00007?id=c00008")["error"]["field"] == "id"
+    assert published.get("/v1/toy/c00007").status_code == 401
 
 
 def test_a_thousand_ids_in_their_order(published):
@@ -334,12 +349,14 @@ def test_logs_hold_no_ids(published):
     assert not [path for path in logs if path.is_file() and b"c00007" in path.read_bytes()]
 
 
-def test_the_config_is_deployable_and_names_every_task(tmp_path):
+def test_the_config_is_deployable_and_serves_every_task_of_an_org(tmp_path):
     written = yaml.safe_load((REPOSITORY / "serve" / "config.yaml").read_text())
     schema = ServeDeploySchema.model_validate(written)
-    routes = {entry.name: entry.route_prefix for entry in schema.applications}
+    org = config.load(toy.write_org(tmp_path)).model_copy(update={"tasks": {name: {} for name in tasks.TASKS}})
+    made = ServeDeploySchema.model_validate(serve_config(org))
+    routes = {entry.name: entry.route_prefix for entry in made.applications}
     assert routes == {"root": "/", **{name: task.ROUTE for name, task in tasks.TASKS.items()}}
-    for entry in schema.applications:
+    for entry in [*schema.applications, *made.applications]:
         module, _, function = entry.import_path.partition(":")
         assert module == "serve.app"
         assert callable(getattr(app, function))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import types
 from datetime import datetime, timedelta, timezone
 
 import pyarrow as pa
@@ -16,6 +18,7 @@ from crmray.data.profile import Profile
 from crmray.errors import DataError, NotEnoughDataError, NotFoundError
 from crmray.storage import Lake
 from crmray.tasks import churn
+from crmray.tasks.contract import Needs
 
 START = datetime(2023, 1, 1, tzinfo=timezone.utc)
 NUM_SHARDS = 3
@@ -177,3 +180,47 @@ def test_an_order_without_a_clock_is_refused(tmp_path):
     lake = lake_with(tmp_path, clock="ordinal", transactions=purchases())
     with pytest.raises(DataError, match="features in days need a clock"):
         make(lake)
+
+
+class OverAll:
+    """A task over all customers at once: how many units were sold, as if all were one."""
+
+    NAME, ENTITY, FEATURES_VERSION, LABELS = "over_all", "series", "1", ("label_units",)
+    Settings = churn.Settings
+    needs = staticmethod(lambda settings: Needs(required={"transactions": ("entity_id", "occurred_at")}))
+
+    @staticmethod
+    def gather(tables, settings):
+        return {"sold": tables["transactions"].select(["occurred_at", "num_units"])}
+
+    @staticmethod
+    def combine(parts, settings):
+        return {"sold": pa.concat_tables([part["sold"] for part in parts])}
+
+    @staticmethod
+    def examples(tables, as_of, settings, *, labels):
+        at = pa.scalar(as_of, schema.TIME)
+        before = tables["sold"].filter(pc.less(tables["sold"]["occurred_at"], at))
+        after = tables["sold"].filter(pc.greater_equal(tables["sold"]["occurred_at"], at))
+        units = pc.sum(after["num_units"]).as_py() if labels else None
+        return pa.table(
+            {
+                "entity_id": ["total"], "as_of": pa.array([as_of], schema.TIME), "part": ["train"],
+                "label_units": pa.array([units], pa.float64()), "sold": pa.array([before.num_rows], pa.int64()),
+            }
+        )  # fmt: skip
+
+
+def test_a_task_over_all_customers_sees_every_shard_at_once(tmp_path, monkeypatch):
+    module = types.ModuleType("over_all")
+    module.__dict__.update({name: getattr(OverAll, name) for name in dir(OverAll) if not name.startswith("_")})
+    monkeypatch.setitem(sys.modules, "over_all", module)
+    bought = purchases()
+    lake = lake_with(tmp_path, transactions=bought)
+    run = examples(org(lake), lake, module, churn.Settings(**SETTINGS), one_by_one)
+    now = run.read_table("now/*.parquet")
+    assert now["entity_id"].to_pylist() == ["total"]
+    assert now["sold"].to_pylist() == [bought.num_rows]
+    test = run.read_table("test/*.parquet")
+    assert test["sold"][0].as_py() + test["label_units"][0].as_py() == bought.num_rows
+    assert run.manifest()["excluded"]["customers_outside_population_now"] == 0
