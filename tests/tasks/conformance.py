@@ -2,8 +2,9 @@
 
 The planted org: 240 customers buy about every 12 days and go through the products in a fixed order, so the next product
 follows from the last one. After some purchases a case is opened; most of those customers then stay away for months. A
-third of the customers buys for ten times as much as the others. So there is something to find for churn, for segments
-and for the next product, and more than a rule on recency, RFM bands or popularity can see.
+third of the customers buys for ten times as much as the others. What a case says goes by its rating and its reason. Of
+360 leads those from a fair convert most often, those from a list hardly ever. So there is something to find for every
+task, and more than a rule on recency, RFM bands, popularity or the commonest class can see.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ from crmray.data import splits
 
 START = datetime(2022, 1, 1, tzinfo=timezone.utc)
 NUM_DAYS, NUM_CUSTOMERS, NUM_PRODUCTS = 540, 240, 24
-SETTINGS: dict[str, dict[str, Any]] = {
-    "churn": {"horizon_days": 30, "lookback_days": 180, "num_snapshots": 5},
-    "segmentation": {"horizon_days": 30, "lookback_days": 180},
-    "recommendation": {"horizon_days": 30, "lookback_days": 180, "num_snapshots": 5},
+SETTINGS: dict[str, Any] = {"horizon_days": 30, "lookback_days": 180, "num_snapshots": 5}
+"""of every task in the planted org, as far as it has these fields"""
+REASONS = {
+    "delivery": ("the parcel is late", "when does my order arrive", "the courier lost the box", "no delivery today"),
+    "invoice": ("the bill shows a wrong sum", "please send the invoice", "I was charged twice", "which tax rate"),
+    "defect": ("it broke", "the motor makes a noise", "the screen stays black", "a part is loose"),
 }
-"""task -> its section of the planted org's file"""
-BASELINES = {"churn": "recency", "segmentation": "rfm_rules", "recommendation": "popularity"}
-"""task -> the candidate that is a rule of thumb"""
+TONES = {1: ("awful, I want my money back", "never again"), 3: ("thanks for a note", "kind regards"),
+         5: ("otherwise a great service", "we love it, well done")}  # fmt: skip
+SOURCES = {"fair": 0.8, "web": 0.4, "list": 0.05}
+"""where a lead comes from -> share that converts"""
 QUICK = {
     "max_epochs": 6, "hidden": 16, "num_trees": 30, "max_rounds": 100, "num_rounds": 40, "batch_size": 64,
     "dropout": 0.0, "num_layers": 1, "num_threads": 1, "lr": 5e-3,
@@ -42,7 +46,7 @@ QUICK = {
 @cache
 def planted() -> dict[str, pa.Table]:
     """Canonical tables of the planted org, sorted as the shard stage sorts them."""
-    rng = np.random.default_rng(5)
+    rng, words = np.random.default_rng(5), np.random.default_rng(6)
     lines, cases, visits = [], [], []
     for number in range(NUM_CUSTOMERS):
         entity, price = f"c{number:04d}", 100.0 if number % 3 == 0 else 10.0
@@ -52,12 +56,21 @@ def planted() -> dict[str, pa.Table]:
             lines.append((entity, day, f"{entity}-{len(lines)}", f"p{product:02d}", 1.0, price))
             visits.append((entity, max(0.0, day - 0.5), "visit", float(rng.uniform(10, 99))))
             if rng.random() < 0.08:
-                cases.append((entity, day + 1, f"{entity}-{len(cases)}", "case", "inbound", "it broke"))
+                cases.append((entity, day + 1, f"i{len(cases):05d}", "case", "inbound", *_case(words)))
                 day += float(rng.uniform(60, 150)) if rng.random() < 0.9 else 0.0
             day += float(rng.uniform(6, 18))
     names = {
         "transactions": ("entity_id", "occurred_at", "order_id", "product_id", "num_units", "net_amount"),
-        "interactions": ("entity_id", "occurred_at", "interaction_id", "channel", "direction", "text"),
+        "interactions": (
+            "entity_id",
+            "occurred_at",
+            "interaction_id",
+            "channel",
+            "direction",
+            "reason",
+            "rating",
+            "text",
+        ),
         "engagement": ("entity_id", "occurred_at", "kind", "seconds"),
     }
     rows = {"transactions": lines, "interactions": cases, "engagement": visits}
@@ -66,7 +79,29 @@ def planted() -> dict[str, pa.Table]:
     tables["products"] = _table("products", ("product_id", "name", "category", "price_amount"), products)
     people = [(f"c{i:04d}", "UK" if i % 2 else "FR", START) for i in range(NUM_CUSTOMERS)]
     tables["customers"] = _table("customers", ("entity_id", "country", "created_at"), people)
+    tables["leads"] = _leads(np.random.default_rng(7))
     return tables
+
+
+def _case(rng: np.random.Generator) -> tuple[str, float, str]:
+    """Reason, rating and text of a case."""
+    reason, rating = list(REASONS)[rng.integers(len(REASONS))], list(TONES)[rng.integers(len(TONES))]
+    text = f"{rng.choice(REASONS[reason])}; {rng.choice(TONES[rating])}"
+    return reason, float(rating), text
+
+
+def _leads(rng: np.random.Generator) -> pa.Table:
+    """360 leads, created at any time; those that convert do so within three weeks, and become a customer."""
+    rows = []
+    for number in range(360):
+        source, created = list(SOURCES)[number % 3], float(rng.uniform(0, NUM_DAYS - 1))
+        converted = created + float(rng.uniform(8, 21))
+        won = rng.random() < SOURCES[source] and converted < NUM_DAYS
+        at = START + timedelta(days=converted) if won else None
+        rows.append(
+            (f"l{number:04d}", START + timedelta(days=created), source, at, f"c{number % 240:04d}" if won else None)
+        )
+    return _table("leads", ("lead_id", "created_at", "source", "converted_at", "entity_id"), rows)
 
 
 def _table(name: str, columns: tuple[str, ...], rows: list[tuple]) -> pa.Table:
@@ -80,7 +115,20 @@ def _table(name: str, columns: tuple[str, ...], rows: list[tuple]) -> pa.Table:
 
 def settings_of(task: Any) -> Any:
     """The task's settings in the planted org."""
-    return task.Settings(**SETTINGS[task.NAME])
+    return task.Settings(**{name: value for name, value in SETTINGS.items() if name in task.Settings.model_fields})
+
+
+def baseline_of(task: Any) -> str:
+    """The task's rule of thumb: the first candidate that has nothing to tune."""
+    return next(name for name, candidate in task.CANDIDATES.items() if not candidate.GRID)
+
+
+def examples_of(task: Any, tables: Mapping[str, pa.Table], as_of: datetime | None, *, labels: bool) -> pa.Table:
+    """The task's rows, from what it gathers of one shard where it spans customers."""
+    settings = settings_of(task)
+    if hasattr(task, "gather"):
+        tables = task.combine([task.gather(tables, settings)], settings)
+    return task.examples(tables, as_of, settings, labels=labels)
 
 
 @cache
@@ -89,12 +137,12 @@ def rows_of(task: Any) -> dict[str, pa.Table]:
     settings, tables = settings_of(task), planted()
     span = (START, START + timedelta(days=NUM_DAYS - 1))
     dates = getattr(task, "dates", splits.snapshots)(settings, span)
-    train = pa.concat_tables([task.examples(tables, date, settings, labels=True) for date in dates.train])
+    train = pa.concat_tables([examples_of(task, tables, date, labels=True) for date in dates.train])
     return {
         "train": train.filter(pa.array(splits.selection(train["as_of"], dates))).combine_chunks(),
-        "validation": task.examples(tables, dates.validation, settings, labels=True),
-        "test": task.examples(tables, dates.test, settings, labels=True),
-        "now": task.examples(tables, dates.now, settings, labels=False),
+        "validation": examples_of(task, tables, dates.validation, labels=True),
+        "test": examples_of(task, tables, dates.test, labels=True),
+        "now": examples_of(task, tables, dates.now, labels=False),
     }
 
 
@@ -108,12 +156,13 @@ def changed_from(tables: Mapping[str, pa.Table], as_of: datetime) -> dict[str, p
             continue
         late = pc.greater_equal(rows[time], pa.scalar(as_of, schema.TIME))
         after = rows.filter(late)
-        ids = pa.array(after["entity_id"].to_pylist()[::-1], pa.string())
-        after = after.set_column(0, "entity_id", ids)
+        key = schema.TABLES[name].entity
+        ids = pa.array(after[key].to_pylist()[::-1], pa.string())
+        after = after.set_column(0, key, ids)
         at = rows.slice(0, 1)
         at = at.set_column(at.schema.get_field_index(time), rows.schema.field(time), pa.array([as_of], schema.TIME))
         together = pa.concat_tables([rows.filter(pc.invert(late)), after, at])
-        changed[name] = together.sort_by([("entity_id", "ascending"), (time, "ascending")])
+        changed[name] = together.sort_by([(key, "ascending"), (time, "ascending")])
     return changed
 
 
