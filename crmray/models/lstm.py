@@ -25,14 +25,13 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from crmray.errors import NotEnoughDataError, SchemaError
+from crmray.models import events
+from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
 from crmray.models.labels import LABEL, labels_of
 from crmray.models.preprocess import Preparation, Tabular, feature_columns
 from crmray.models.tabular import check_choice, check_positive, file_of, to_json
 from crmray.schema import KEYS
 
-EVENT_COLUMNS = ("event_kind", "event_days_before", "event_value")
-NUM_EVENT_NUMBERS = 3  # log gap, log days before, signed log value
-PADDING, FIRST_KIND = 0, 2  # kinds: 0 padding, 1 unseen in training, then the vocabulary
 PREDICT_ROWS = 1024
 FEW_ROWS = 8_000
 FURTHEST = 10.0  # a value far beyond those of training must not decide alone
@@ -125,20 +124,14 @@ class LSTM:
         """Preprocessing learned on training rows, as JSON. NotEnoughDataError when there is nothing to learn from."""
         labels = labels_of(train)
         tabular = Tabular.fit(train, self._preparation()) if any(feature_columns(train.schema)) else None
-        kinds: list[str | int] = []
-        scales: list[list[float]] = []
-        if all(name in train.column_names for name in EVENT_COLUMNS):
-            kind_E = _flat(train["event_kind"])
-            kinds = sorted(pc.unique(kind_E.drop_null()).to_pylist())
-            scales = _scales(_codes(kind_E, kinds), _signed_log(_numbers(_flat(train["event_value"]))), len(kinds))
-        if not kinds and (tabular is None or not (tabular.numeric or tabular.categorical)):
+        vocabulary = events.vocabulary(train)
+        if not vocabulary["kinds"] and (tabular is None or not (tabular.numeric or tabular.categorical)):
             raise NotEnoughDataError(
                 f"lstm: got {train.num_rows} rows without any event or any feature that varies, expected one of them"
             )
         return {
             "tabular": None if tabular is None else tabular.state(),
-            "kinds": kinds,
-            "value_scales": scales,
+            **vocabulary,
             "positive_weight": float((labels == 0).sum() / labels.sum()) if self.imbalance == "weights" else 1.0,
         }
 
@@ -147,7 +140,7 @@ class LSTM:
 
         Row i owns the events offsets[i]:offsets[i + 1], oldest first, at most max_events of them.
         """
-        arrays = _encode_events(examples, state, self.max_events)
+        arrays = events.encode(examples, state, self.max_events)
         if state["tabular"] is not None:
             tabular = Tabular.from_state(state["tabular"])
             arrays["numbers"] = np.clip(tabular.numbers(examples), -FURTHEST, FURTHEST).astype(np.float32)
@@ -180,18 +173,8 @@ class LSTM:
 
     def batch(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Rows as tensors; events right-padded to the longest row of the batch."""
-        first_B = arrays["offsets"][rows]
-        length_B = arrays["offsets"][rows + 1] - first_B
-        steps_T = np.arange(max(1, int(length_B.max(initial=0))))
-        real_BT = steps_T < length_B[:, None]
-        kinds_BT = np.full(real_BT.shape, PADDING)
-        events_BTC = np.zeros((*real_BT.shape, NUM_EVENT_NUMBERS), np.float32)
-        place = (first_B[:, None] + steps_T)[real_BT]
-        kinds_BT[real_BT], events_BTC[real_BT] = arrays["kinds"][place], arrays["events"][place]
         out = {
-            "kinds_BT": torch.from_numpy(kinds_BT),
-            "events_BTC": torch.from_numpy(events_BTC),
-            "length_B": torch.from_numpy(length_B),
+            **events.batch(arrays, rows),
             "numbers_BF": torch.from_numpy(arrays["numbers"][rows]),
             "codes_BA": torch.from_numpy(arrays["codes"][rows]),
         }
@@ -222,68 +205,6 @@ class LSTM:
         about = json.loads(file_of(files, "lstm.json"))
         weights = load_tensors(file_of(files, "weights.safetensors"))
         return LSTM(**about["settings"]).fitted(about["state"], weights, about["rounds"])
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    """All elements of a list column, in order; dictionaries decoded."""
-    lists = column.combine_chunks()
-    lists = pa.concat_arrays(lists.chunks) if isinstance(lists, pa.ChunkedArray) else lists
-    values = lists.flatten()
-    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
-
-
-def _numbers(values: pa.Array) -> np.ndarray:
-    """float64, 0 where missing or not finite."""
-    numbers = pc.cast(values, pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False)
-    return np.where(np.isfinite(numbers), numbers, 0.0)
-
-
-def _signed_log(values: np.ndarray) -> np.ndarray:
-    return np.sign(values) * np.log1p(np.abs(values))
-
-
-def _codes(kind_E: pa.Array, vocabulary: list[str | int]) -> np.ndarray:
-    """(E,) int64: place in the vocabulary after FIRST_KIND, FIRST_KIND - 1 for kinds that training did not have."""
-    known = pc.index_in(kind_E, value_set=pa.array(vocabulary, kind_E.type)).fill_null(-1)
-    return np.maximum(known.to_numpy(zero_copy_only=False).astype(np.int64) + FIRST_KIND, FIRST_KIND - 1)
-
-
-def _scales(codes: np.ndarray, values: np.ndarray, num_kinds: int) -> list[list[float]]:
-    """[mean, standard deviation] of the values by code: an order's amount and a rating share no scale."""
-    scales = [[0.0, 1.0] for _ in range(num_kinds + FIRST_KIND)]
-    for code in range(FIRST_KIND, num_kinds + FIRST_KIND):
-        own = values[codes == code]
-        scales[code] = [float(own.mean()), float(own.std()) or 1.0]
-    return scales
-
-
-def _encode_events(examples: pa.Table, state: Mapping[str, Any], max_events: int) -> dict[str, np.ndarray]:
-    """offsets (N + 1,) int64, kinds (E,) int64, events (E, C) float32; no events where training had none."""
-    num_rows = examples.num_rows
-    if not state["kinds"]:
-        empty = np.zeros((0, NUM_EVENT_NUMBERS), np.float32)
-        return {"offsets": np.zeros(num_rows + 1, np.int64), "kinds": np.zeros(0, np.int64), "events": empty}
-    missing = [name for name in EVENT_COLUMNS if name not in examples.column_names]
-    if missing:
-        raise SchemaError(f"column {missing[0]!r} is missing; expected it as a sequence, as in training")
-    counts = pc.list_value_length(examples["event_kind"]).fill_null(0).to_numpy().astype(np.int64)
-    for name in EVENT_COLUMNS[1:]:
-        if not np.array_equal(pc.list_value_length(examples[name]).fill_null(0).to_numpy(), counts):
-            raise SchemaError(f"column {name!r}: its lists differ in length from those of 'event_kind'")
-    kinds = _codes(_flat(examples["event_kind"]), state["kinds"])
-    days = _numbers(_flat(examples["event_days_before"]))
-    mean_std = np.array(state["value_scales"])[kinds]
-    value = (_signed_log(_numbers(_flat(examples["event_value"]))) - mean_std[:, 0]) / mean_std[:, 1]
-    ends = np.cumsum(counts)
-    gap = np.zeros_like(days)
-    gap[1:] = np.maximum(days[:-1] - days[1:], 0.0)
-    gap[(ends - counts)[counts > 0]] = 0.0  # a row's first event follows nothing
-    from_end = np.repeat(ends, counts) - np.arange(len(days))
-    kept = from_end <= max_events
-    # Days reach into the thousands: a third of the log brings all three numbers near 1.
-    events = np.stack([np.log1p(gap) / 3, np.log1p(np.maximum(days, 0.0)) / 3, value], axis=1)
-    offsets = np.concatenate([[0], np.cumsum(np.minimum(counts, max_events))])
-    return {"offsets": offsets, "kinds": kinds[kept], "events": events[kept].astype(np.float32)}
 
 
 class ChurnLSTM(nn.Module):
