@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# Arrays in tests are small: threads would wait for each other longer than they compute. Set before numpy is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

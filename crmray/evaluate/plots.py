@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 
-def bar_chart(names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str) -> bytes:
-    """Horizontal bars: one group per name, one bar per series; values are fractions 0..1, written as per cent."""
+def _svg(width: float, height: float, draw: Callable[[Any], None]) -> bytes:
+    """What `draw(axes)` draws on a figure of so many inches."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import PercentFormatter
 
     with matplotlib.rc_context({"svg.hashsalt": "crmray", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.7 * len(names)), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+        draw(axes)
+        sink = io.BytesIO()
+        figure.savefig(sink, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
+    return sink.getvalue()
+
+
+def bar_chart(names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str) -> bytes:
+    """Horizontal bars: one group per name, one bar per series; values are fractions 0..1, written as per cent."""
+    from matplotlib.ticker import PercentFormatter
+
+    def draw(axes: Any) -> None:
         height = 0.8 / len(series)
         for i, (label, values) in enumerate(series.items()):
             places = [row + i * height for row in range(len(names))]
@@ -27,7 +41,33 @@ def bar_chart(names: Sequence[str], series: Mapping[str, Sequence[float]], *, ti
         axes.margins(x=0.12)
         axes.set_title(title)
         axes.legend(loc="lower right")
-        sink = io.BytesIO()
-        figure.savefig(sink, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
-    return sink.getvalue()
+
+    return _svg(9, 1.2 + 0.7 * len(names), draw)
+
+
+def tree(estimator: Any, names: Sequence[str], classes: Sequence[str] | None, *, max_depth: int = 4) -> bytes:
+    """A fitted scikit-learn tree: questions, rows and what each leaf says; deeper than max_depth it is cut off.
+
+    names: of the columns, in the order of the fit; classes: names of the classes, None for numbers.
+    """
+    from sklearn.tree import plot_tree
+
+    def draw(axes: Any) -> None:
+        plot_tree(estimator, max_depth=max_depth, feature_names=list(names), class_names=classes, filled=True,
+                  rounded=True, impurity=False, proportion=True, precision=3, fontsize=8, ax=axes)  # fmt: skip
+
+    depth = min(max_depth, estimator.get_depth())
+    return _svg(3.2 * 2**depth, 1.6 * (depth + 1), draw)
+
+
+def dendrogram(linkage: np.ndarray, *, title: str, num_leaves: int = 30) -> bytes:
+    """The last merges of a hierarchy (N - 1, 4) in SciPy's form; a leaf is told by how many rows it stands for."""
+    from scipy.cluster.hierarchy import dendrogram as of_scipy
+
+    def draw(axes: Any) -> None:
+        of_scipy(linkage, p=num_leaves, truncate_mode="lastp", ax=axes, color_threshold=0.0)
+        axes.set_ylabel("distance at which two groups become one")
+        axes.set_xlabel("customers in the group")
+        axes.set_title(title)
+
+    return _svg(11, 5, draw)

@@ -1,4 +1,4 @@
-"""k-means over shards, and the RFM rules it is compared with.
+"""k-means over shards.
 
 N rows, D features, K segments. Lloyd's algorithm needs only sums per segment from each shard, so memory is bounded by a
 shard (Lloyd 1982; k-means++ seeding of Arthur & Vassilvitskii 2007 on a sample). Features are signed log1p, then
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +23,7 @@ from sklearn.cluster import KMeans as LocalKMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from crmray.errors import BundleError, DataError, NotEnoughDataError
+from crmray.models.anomalies import Anomalies
 
 NUM_SEGMENTS = (3, 4, 5, 6, 7, 8)
 """numbers of segments that are tried"""
@@ -35,6 +36,8 @@ SILHOUETTE_ROWS = 10_000
 TOLERANCE = 1e-4
 """distance that all centres together may still move when the passes end"""
 NOT_FEATURES = ("entity_id", "as_of", "part", "later_amount")
+BEFORE = "before_"
+"""beginning of the columns that hold the features as they stood some time earlier; null for who was not there yet"""
 MAX_PASSES = 100
 
 
@@ -86,25 +89,53 @@ class Segments:
     """standardised centres, ordered by falling mean of the value feature"""
     stability: float
     """mean adjusted Rand index over pairs of bootstrap fits"""
+    anomalies: Anomalies
+    """who is unlike all others"""
     rounds: int | None = None
     """passes over the shards until the centres stood still"""
 
+    @classmethod
+    def of(
+        cls, columns: Sequence[str], mean_D: np.ndarray, scale_D: np.ndarray, centers_KD: np.ndarray, stability: float,
+        *, rows_ND: np.ndarray | None = None, seed: int = 0, anomalies: Anomalies | None = None,
+        rounds: int | None = None,
+    ) -> Segments:  # fmt: skip
+        """Centres ordered by falling distance along the first feature (spend); anomalies given, or fitted on rows."""
+        if anomalies is None:
+            assert rows_ND is not None
+            anomalies = Anomalies.fit(rows_ND, seed)
+        order = np.argsort(-centers_KD[:, 0], kind="stable")
+        return cls(
+            columns=tuple(columns), mean_D=mean_D, scale_D=scale_D, centers_KD=centers_KD[order], stability=stability,
+            anomalies=anomalies, rounds=rounds,
+        )  # fmt: skip
+
     def position(self, examples: pa.Table) -> np.ndarray:
         """Standardised features, (N, D); a missing value stands at the mean."""
-        return np.nan_to_num((matrix(examples, self.columns) - self.mean_D) / self.scale_D)
+        return self._standard(matrix(examples, self.columns))
+
+    def _standard(self, values_ND: np.ndarray) -> np.ndarray:
+        return np.nan_to_num((values_ND - self.mean_D) / self.scale_D)
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """segment int64 (N,), distance (N,) to its centre, position (N, D), stability (N,) constant."""
+        """segment int64 (N,), distance (N,) to its centre, position (N, D), stability (N,) constant, previous int64
+        (N,) segment before, -1 for none, and anomaly (N,) in 0..1."""
         rows_ND = self.position(examples)
         segment, squared = nearest(rows_ND, self.centers_KD)
-        constant = np.full(len(segment), self.stability)
-        return {"segment": segment, "distance": np.sqrt(squared), "position": rows_ND, "stability": constant}
+        known, values_ND = before(examples, self.columns)
+        previous = np.where(known, nearest(self._standard(values_ND), self.centers_KD)[0], -1)
+        return {
+            "segment": segment, "distance": np.sqrt(squared), "position": rows_ND,
+            "stability": np.full(len(segment), self.stability), "previous": previous,
+            "anomaly": self.anomalies.score(rows_ND),
+        }  # fmt: skip
 
     def save(self) -> dict[str, bytes]:
         """Tensors as safetensors, the rest as JSON."""
         tensors = {"mean": self.mean_D, "scale": self.scale_D, "centers": self.centers_KD}
         head = {"columns": list(self.columns), "stability": self.stability, "rounds": self.rounds}
-        return {"segments.safetensors": save_tensors(tensors), "segments.json": json.dumps(head).encode()}
+        own = {"segments.safetensors": save_tensors(tensors), "segments.json": json.dumps(head).encode()}
+        return {**own, **self.anomalies.save()}
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Segments:
@@ -115,8 +146,32 @@ class Segments:
             raise BundleError(f"segmentation model: file {error} is missing, got {sorted(files)}") from None
         return cls(
             columns=tuple(head["columns"]), mean_D=tensors["mean"], scale_D=tensors["scale"],
-            centers_KD=tensors["centers"], stability=head["stability"], rounds=head["rounds"],
+            centers_KD=tensors["centers"], stability=head["stability"], anomalies=Anomalies.load(files),
+            rounds=head["rounds"],
         )  # fmt: skip
+
+
+def before(examples: pa.Table, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Who was there before (N,) bool, and their features then, as `matrix`. Rows without such columns: nobody."""
+    names = [BEFORE + column for column in columns]
+    if not any(name in examples.column_names for name in names):
+        return np.zeros(examples.num_rows, bool), np.zeros((examples.num_rows, len(columns)))
+    values_ND = matrix(examples, names)
+    return ~np.isnan(values_ND).all(axis=1), values_ND
+
+
+def feature_names(examples: pa.Table, num_segments: int | None) -> list[str]:
+    """The features that customers are grouped by. NotEnoughDataError for too few customers."""
+    least = 10 * (num_segments or max(NUM_SEGMENTS))
+    if examples.num_rows < least:
+        raise NotEnoughDataError(
+            f"segmentation: got {examples.num_rows} customers, expected at least {least} for "
+            f"{least // 10} segments; widen lookback_days or ask for fewer with num_segments"
+        )
+    return [
+        field.name for field in examples.schema
+        if field.name not in NOT_FEATURES and not field.name.startswith(BEFORE) and _is_number(field.type)
+    ]  # fmt: skip
 
 
 def nearest(rows_ND: np.ndarray, centers_KD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -155,13 +210,7 @@ class KMeans:
 
     def start(self, sample: pa.Table, seed: int) -> dict[str, Any]:
         """First state: the sample for seeding; the first pass measures mean and spread of every feature."""
-        columns = [field.name for field in sample.schema if field.name not in NOT_FEATURES and _is_number(field.type)]
-        least = 10 * (self.num_segments or max(NUM_SEGMENTS))
-        if sample.num_rows < least:
-            raise NotEnoughDataError(
-                f"segmentation: got {sample.num_rows} customers, expected at least {least} for "
-                f"{least // 10} segments; widen lookback_days or ask for fewer with num_segments"
-            )
+        columns = feature_names(sample, self.num_segments)
         return {"columns": tuple(columns), "seed": seed, "sample": matrix(sample, columns), "passes": 0}
 
     def map(self, state: Mapping[str, Any], shard: pa.Table) -> dict[str, np.ndarray]:
@@ -190,7 +239,9 @@ class KMeans:
             sample_ND = np.nan_to_num((state["sample"] - mean_D) / scale_D)
             rest = {key: value for key, value in state.items() if key != "sample"}
             centers_KD, steady = self._best(sample_ND, state["seed"])
-            return {**rest, "mean": mean_D, "scale": scale_D, "centers": centers_KD, "stability": steady}, False
+            unlike = Anomalies.fit(sample_ND, state["seed"])
+            learned = {"mean": mean_D, "scale": scale_D, "centers": centers_KD, "stability": steady}
+            return {**rest, **learned, "anomalies": unlike}, False
         empty_K = total["n"] == 0  # keeps its old centre
         centers_KD = np.where(empty_K[:, None], state["centers"], total["sum"] / np.maximum(total["n"], 1)[:, None])
         passes = state["passes"] + 1
@@ -198,11 +249,10 @@ class KMeans:
         return {**state, "centers": centers_KD, "passes": passes}, still or passes >= MAX_PASSES
 
     def fitted(self, state: Mapping[str, Any]) -> Segments:
-        """The segmentation, its centres ordered by falling distance along the first feature that is there (spend)."""
-        order = np.argsort(-state["centers"][:, 0], kind="stable")
-        return Segments(
-            columns=state["columns"], mean_D=state["mean"], scale_D=state["scale"],
-            centers_KD=state["centers"][order], stability=state["stability"], rounds=state["passes"],
+        """The segmentation."""
+        return Segments.of(
+            state["columns"], state["mean"], state["scale"], state["centers"], state["stability"],
+            anomalies=state["anomalies"], rounds=state["passes"],
         )  # fmt: skip
 
     @staticmethod
@@ -225,81 +275,3 @@ class KMeans:
 
     def _stability(self, rows_ND: np.ndarray, k: int, seed: int) -> float:
         return stability(rows_ND, lambda rows: self._local(rows_ND[rows], k, seed).predict(rows_ND), seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RFMRules:
-    """The analyst's rule: thirds of recency, frequency and spend, named by the sum of their scores."""
-
-    num_bands: int = 3
-    """bands per feature"""
-
-    NAME: ClassVar[str] = "rfm_rules"
-    KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
-    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    COLUMNS: ClassVar[tuple[str, str, str]] = ("recency_days", "frequency_orders", "spend_amount")
-
-    @classmethod
-    def applies(cls, columns: Sequence[str]) -> str | None:
-        """Needs recency, frequency and spend."""
-        missing = [column for column in cls.COLUMNS if column not in columns]
-        return f"needs {missing}" if missing else None
-
-    def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> FittedRules:
-        """Band edges are quantiles of the training rows."""
-        rows_ND = matrix(train, self.COLUMNS)
-        part_ND = rows_ND[:STABILITY_ROWS]
-        steady = stability(part_ND, lambda rows: _band_sum(part_ND, self._edges(part_ND[rows])), seed)
-        return FittedRules(
-            edges_DB=self._edges(rows_ND), mean_D=rows_ND.mean(axis=0), scale_D=rows_ND.std(axis=0), stability=steady
-        )
-
-    def _edges(self, rows_ND: np.ndarray) -> np.ndarray:
-        return np.quantile(rows_ND, np.linspace(0, 1, self.num_bands + 1)[1:-1], axis=0).T
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> FittedRules:
-        """The fitted rules from what `save` gave."""
-        head = json.loads(files["rules.json"])
-        arrays = {name: np.array(head[name]) for name in ("edges_DB", "mean_D", "scale_D")}
-        return FittedRules(**arrays, stability=head["stability"], rounds=None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FittedRules:
-    """Fitted RFM rules."""
-
-    edges_DB: np.ndarray
-    """inner band edges of every feature, on signed log1p values"""
-    mean_D: np.ndarray
-    """of signed log1p values"""
-    scale_D: np.ndarray
-    """population standard deviation of the same"""
-    stability: float
-    """mean adjusted Rand index over pairs of bootstrap fits"""
-    rounds: int | None = None
-
-    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """As Segments.predict; distance is zero, rules have no centre."""
-        rows_ND = matrix(examples, RFMRules.COLUMNS)
-        segment = _band_sum(rows_ND, self.edges_DB)
-        position = np.nan_to_num((rows_ND - self.mean_D) / np.where(self.scale_D > 0, self.scale_D, 1.0))
-        return {
-            "segment": segment, "distance": np.zeros(len(segment)), "position": position,
-            "stability": np.full(len(segment), self.stability),
-        }  # fmt: skip
-
-    def save(self) -> dict[str, bytes]:
-        """One JSON file."""
-        values = {
-            key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in asdict(self).items()
-        }
-        return {"rules.json": json.dumps(values).encode()}
-
-
-def _band_sum(rows_ND: np.ndarray, edges_DB: np.ndarray) -> np.ndarray:
-    """Sum of the bands' numbers, recency counted backwards, best customers first: segment 0 is the best."""
-    bands_DN = [np.searchsorted(edges_DB[d], np.nan_to_num(rows_ND[:, d]), side="right") for d in range(3)]
-    top = 3 * edges_DB.shape[1]
-    return top - ((edges_DB.shape[1] - bands_DN[0]) + bands_DN[1] + bands_DN[2])

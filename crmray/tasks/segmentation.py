@@ -1,15 +1,17 @@
 """Segmentation: groups of customers by recency, frequency, spend and behaviour, named by what sets them apart.
 
 The segments are fitted on the rows at `as_of`; spend in the horizon after it is read only by the report, to show
-whether they differ in what they go on to do. Customers of later dates are assigned to the nearest centre.
+whether they differ in what they go on to do. Customers of later dates are assigned to the nearest centre. Each row also
+holds the features as they stood one horizon earlier, so a segment comes with the one before it: who climbs, who falls.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,25 +20,35 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 from scipy.stats import kruskal
 from sklearn.cluster import AgglomerativeClustering
-from sklearn.metrics import calinski_harabasz_score
+from sklearn.metrics import calinski_harabasz_score, precision_recall_fscore_support
 
 from crmray.data import asof, splits
 from crmray.data.splits import Snapshots, TimeSettings
 from crmray.errors import DataError, NotEnoughDataError
-from crmray.evaluate.plots import bar_chart
-from crmray.models.kmeans import KMeans, RFMRules, nearest, quality, silhouette
+from crmray.evaluate.plots import bar_chart, dendrogram
+from crmray.models.events import EVENT_COLUMNS
+from crmray.models.hierarchy import Ward, linkage, sample
+from crmray.models.kmeans import BEFORE, KMeans, nearest, quality, silhouette
+from crmray.models.rfm import RFMRules
+from crmray.models.segment_transformer import SegmentTransformer
 from crmray.schema import KEYS
 from crmray.tasks.contract import EntityRequest, Needs
 
 NAME, ROUTE, ENTITY = "segmentation", "/v1/segment", "customer"
-FEATURES_VERSION = f"1.{asof.FEATURES_VERSION}"
+FEATURES_VERSION = f"2.{asof.FEATURES_VERSION}"
 LABELS = ("later_amount",)
 METRIC: str = "stable_silhouette"
 MODE: Literal["max", "min"] = "max"
-CANDIDATES = {candidate.NAME: candidate for candidate in (KMeans, RFMRules)}
+CANDIDATES = {candidate.NAME: candidate for candidate in (KMeans, Ward, SegmentTransformer, RFMRules)}
 SUBSEGMENT_ROWS = 2_000
 NUM_SUBSEGMENTS = 3
 MIN_SUBSEGMENT_ROWS = 30
+DENDROGRAM_ROWS = 300
+"""customers of the tree in the report"""
+UNLIKE = 0.99
+"""anomaly from which on a customer is listed as unlike all others"""
+NEW, STAYS, CLIMBS, FALLS = "new", "stays", "climbs", "falls"
+"""movements from the segment one horizon earlier; segments are ordered by spend"""
 
 WORDS: dict[str, tuple[str, str]] = {
     "spend_amount": ("high value", "low value"),
@@ -74,6 +86,10 @@ class Prediction(BaseModel):
     subsegment: int
     subsegment_name: str
     distance: float
+    previous_segment_name: str | None = None
+    movement: Literal["new", "stays", "climbs", "falls"]
+    anomaly: float | None = None
+    unlike: bool
     reasons: list[str] | None = None
 
 
@@ -99,25 +115,17 @@ def dates(settings: Settings, span: tuple[datetime, datetime]) -> Snapshots:
 
 
 def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings, *, labels: bool) -> pa.Table:
-    """One row per customer with a purchase in the lookback: features of WORDS that the org has, and later_amount."""
+    """One row per customer with a purchase in the lookback: features of WORDS that the org has, the same one horizon
+    earlier (`before_`, null for who had bought nothing then), the events, and later_amount."""
     if as_of is None:
         raise DataError("segmentation: got data without time, expected transactions with a clock; map occurred_at")
     entities = asof.buyers(tables, as_of, settings.lookback_days)
-    rich = settings.features == "behaviour"
-    read = ("transactions", "products", "engagement") if rich else ("transactions",)
-    given = {name: tables[name] for name in read if name in tables}
-    frame = asof.frame(
-        given, as_of, lookback_days=settings.lookback_days, horizon_days=settings.horizon_days, entities=entities
-    )
-    window = f"{settings.lookback_days:.0f}d"
-    spend = np.maximum(frame[f"spend_net_{window}_amount"].to_numpy(), 0.0)
-    columns = {name: frame[name] for name in KEYS} | {
-        "spend_amount": spend,
-        "frequency_orders": frame["frequency_orders_per_30d" if rich else f"frequency_orders_{window}"],
-        "recency_days": pc.floor(frame["recency_days"]),
-    }
-    if rich:
-        columns |= {name: frame[name] for name in WORDS if name in frame.column_names and name not in columns}
+    now = _features(tables, as_of, entities, settings, events=True)
+    earlier = as_of - timedelta(days=settings.horizon_days)
+    past = asof.buyers(tables, earlier, settings.lookback_days)
+    then = _features(tables, earlier, past, settings).take(pc.index_in(entities, value_set=past))
+    features = [name for name in now.column_names if name not in KEYS and name not in EVENT_COLUMNS]
+    columns = dict(zip(now.column_names, now.columns, strict=True)) | {BEFORE + name: then[name] for name in features}
     later = (
         asof.later_amount(tables, entities, as_of, settings.horizon_days)
         if labels
@@ -126,21 +134,58 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
     return pa.table(columns | {"later_amount": later})
 
 
+def _features(
+    tables: Mapping[str, pa.Table], as_of: datetime, entities: pa.Array, settings: Settings, *, events: bool = False
+) -> pa.Table:
+    """KEYS, what these customers are grouped by, and with `events` the event lists."""
+    rich = settings.features == "behaviour"
+    read = ("transactions", "products", "engagement") if rich else ("transactions",)
+    given = {name: tables[name] for name in read if name in tables}
+    frame = asof.frame(
+        given, as_of, lookback_days=settings.lookback_days, horizon_days=settings.horizon_days, entities=entities,
+        events=events,
+    )  # fmt: skip
+    window = f"{settings.lookback_days:.0f}d"
+    columns = {name: frame[name] for name in KEYS} | {
+        "spend_amount": np.maximum(frame[f"spend_net_{window}_amount"].to_numpy(), 0.0),
+        "frequency_orders": frame["frequency_orders_per_30d" if rich else f"frequency_orders_{window}"],
+        "recency_days": pc.floor(frame["recency_days"]),
+    }
+    if rich:
+        columns |= {name: frame[name] for name in WORDS if name in frame.column_names and name not in columns}
+    return pa.table(columns | {name: frame[name] for name in EVENT_COLUMNS if events})
+
+
 def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Silhouette and stability; stable_silhouette counts a silhouette in full from a stability of 0.8 on."""
+    """Silhouette and stability; stable_silhouette counts a silhouette in full from a stability of 0.8 on.
+
+    Of a model that has a teacher also accuracy, precision, recall and F1 (macro) against the teacher's segments, on the
+    customers of the test part.
+    """
     segment, position = predictions["segment"], predictions["position"]
     if len(np.unique(segment)) < 2:
         raise NotEnoughDataError(
             f"segmentation: all {len(segment)} customers fell into one segment, expected at least 2"
         )
     steady = float(predictions["stability"][0])
-    return {
+    agreement = _agreement(examples, predictions) if "teacher" in predictions else {}
+    return agreement | {
         "stable_silhouette": quality(position, segment, steady),
         "silhouette": silhouette(position, segment),
         "stability": steady,
         "calinski_harabasz": float(calinski_harabasz_score(position, segment)),
         "num_segments": float(len(np.unique(segment))),
     }
+
+
+def _agreement(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    mine = pc.equal(examples["part"], "test").to_numpy()
+    truth, found = predictions["teacher"][mine], predictions["segment"][mine]
+    precision, recall, f1, _ = precision_recall_fscore_support(truth, found, average="macro", zero_division=0.0)
+    return {
+        "accuracy": float((truth == found).mean()), "macro_precision": float(precision), "macro_recall": float(recall),
+        "macro_f1": float(f1),
+    }  # fmt: skip
 
 
 def finalize(model: Any, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
@@ -164,7 +209,12 @@ def finalize(model: Any, train: pa.Table, validation: pa.Table, settings: Settin
                 "subsegments": _subsegments(position[inside], columns),
             }
         )
-    return {"columns": list(columns), "segments": segments, "date": max(train["as_of"].to_pylist()).isoformat()}
+    return {
+        "columns": list(columns),
+        "segments": segments,
+        "date": max(train["as_of"].to_pylist()).isoformat(),
+        "tree": linkage(sample(position, DENDROGRAM_ROWS, 0)).tolist(),
+    }
 
 
 def _axes(model: Any) -> tuple[str, ...]:
@@ -212,10 +262,8 @@ def predict(
     predictions = model.predict(examples)
     entries = {entry["segment"]: entry for entry in decision["segments"]}
     segment, position = predictions["segment"], predictions["position"]
-    known = np.array(sorted(entries))
-    segment = np.where(
-        np.isin(segment, known), segment, known[np.searchsorted(known, segment).clip(max=len(known) - 1)]
-    )
+    segment, previous = (_nearest_known(values, entries) for values in (segment, predictions["previous"]))
+    anomaly = predictions["anomaly"]
     subsegment = np.zeros(len(segment), np.int64)
     for k, entry in entries.items():
         inside = segment == k
@@ -231,10 +279,28 @@ def predict(
             entries[k]["subsegments"][j]["name"] for k, j in zip(segment.tolist(), subsegment.tolist(), strict=True)
         ],
         "distance": predictions["distance"],
+        "previous_segment_name": pa.array(
+            [entries[k]["name"] if k >= 0 else None for k in previous.tolist()], pa.string()
+        ),
+        "movement": _movement(segment, previous).tolist(),
+        "anomaly": pa.array(anomaly, from_pandas=True),  # NaN of rules, which know none, becomes null
+        "unlike": anomaly >= UNLIKE,
     }
     if explain:
         columns["reasons"] = pa.array([_reasons(row, decision["columns"]) for row in position], pa.list_(pa.string()))
     return pa.table(columns)
+
+
+def _nearest_known(segment: np.ndarray, entries: Mapping[int, Any]) -> np.ndarray:
+    """Segments that training rows did not have become the next one that they had; -1 stays."""
+    known = np.array(sorted(entries))
+    next_known = known[np.searchsorted(known, segment).clip(max=len(known) - 1)]
+    return np.where(np.isin(segment, known) | (segment < 0), segment, next_known)
+
+
+def _movement(segment: np.ndarray, previous: np.ndarray) -> np.ndarray:
+    """(N,) of NEW, STAYS, CLIMBS, FALLS. Segment 0 is the one that spends most."""
+    return np.select([previous < 0, segment == previous, segment < previous], [NEW, STAYS, CLIMBS], FALLS)
 
 
 def _reasons(row: np.ndarray, columns: Sequence[str]) -> list[str]:
@@ -248,6 +314,7 @@ def evaluate(model: Any, decision: Mapping[str, Any], test: pa.Table, settings: 
     segment, later = predictions["segment"], test["later_amount"].to_numpy(zero_copy_only=False)
     groups = [later[segment == k] for k in np.unique(segment)]
     figures = score(test, predictions)
+    names = {entry["segment"]: entry["name"] for entry in decision["segments"]}
     p_value = 1.0 if np.ptp(later) == 0 else float(kruskal(*groups).pvalue)
     return {
         **figures,
@@ -255,11 +322,34 @@ def evaluate(model: Any, decision: Mapping[str, Any], test: pa.Table, settings: 
             entry["name"]: _mean(later[segment == entry["segment"]]) for entry in decision["segments"]
         },
         "later_amount_p_value": p_value,
+        "movements": _movements(names, *(_nearest_known(predictions[k], names) for k in ("segment", "previous"))),
+        "anomalies": _anomalies(predictions, decision),
         "segments": [
             {key: entry[key] for key in ("name", "share_of_customers", "share_of_sales")}
             for entry in decision["segments"]
         ],
     }
+
+
+def _movements(names: Mapping[int, str], segment: np.ndarray, previous: np.ndarray) -> dict[str, Any]:
+    """How many customers came from which segment (rows) to which (columns) within one horizon, and the shares moved."""
+    kinds = _movement(segment, previous)
+    table = {
+        names.get(before, NEW): {name: int(((previous == before) & (segment == k)).sum()) for k, name in names.items()}
+        for before in (*names, -1)
+    }
+    return {"from_to": table, "shares": {kind: float((kinds == kind).mean()) for kind in (NEW, STAYS, CLIMBS, FALLS)}}
+
+
+def _anomalies(predictions: Mapping[str, np.ndarray], decision: Mapping[str, Any]) -> dict[str, Any]:
+    """How many customers are unlike all others, and in what: feature in words -> customers in whom it stands out."""
+    unlike = predictions["anomaly"] >= UNLIKE
+    strongest = np.abs(predictions["position"][unlike]).argmax(axis=1)
+    words = [
+        WORDS[decision["columns"][d]][0 if row[d] > 0 else 1]
+        for d, row in zip(strongest, predictions["position"][unlike], strict=True)
+    ]
+    return {"customers": int(unlike.sum()), "stand_out_by": dict(Counter(words).most_common())}
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -268,15 +358,19 @@ def _mean(values: np.ndarray) -> float | None:
 
 def fixed(settings: Settings) -> dict[str, Any]:
     """Hyper-parameters that the org file sets."""
-    return {} if settings.num_segments is None else {"kmeans.num_segments": settings.num_segments}
+    families = (KMeans, Ward, SegmentTransformer)
+    given = settings.num_segments
+    return {} if given is None else {f"{family.NAME}.num_segments": given for family in families}
 
 
 def files(decision: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, bytes]:
-    """The distribution of segments and their share of sales: a bar chart and its data."""
+    """The distribution of segments and their share of sales: a bar chart and its data; the tree of a sample."""
     names = [entry["name"] for entry in decision["segments"]]
     shares = {
         "share of customers": [entry["share_of_customers"] for entry in decision["segments"]],
         "share of sales": [entry["share_of_sales"] for entry in decision["segments"]],
     }
     chart = bar_chart(names, shares, title="Segments")
-    return {"segments.svg": chart, "segments.json": json.dumps(decision["segments"], indent=1).encode()}
+    tree = dendrogram(np.array(decision["tree"]), title=f"Hierarchy of {len(decision['tree']) + 1} customers (Ward)")
+    about = {"segments": decision["segments"], "movements": figures["movements"]}
+    return {"segments.svg": chart, "dendrogram.svg": tree, "segments.json": json.dumps(about, indent=1).encode()}

@@ -10,7 +10,9 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from crmray.errors import NotEnoughDataError
-from crmray.models.kmeans import KMeans, RFMRules, Segments
+from crmray.models.hierarchy import Ward
+from crmray.models.kmeans import KMeans, Segments
+from crmray.models.rfm import RFMRules
 from crmray.tasks import segmentation
 from crmray.tasks.segmentation import Settings
 
@@ -126,3 +128,74 @@ def test_too_few_customers_is_said_with_the_counts():
         KMeans(num_segments=3).start(table, 0)
     with pytest.raises(NotEnoughDataError, match="got 20 customers, expected at least 80"):
         KMeans().start(table, 0)
+
+
+def test_movements_are_counted_from_the_features_one_horizon_earlier():
+    table, group = planted()
+    rng = np.random.default_rng(1)
+    places = np.array([np.flatnonzero(group == k)[0] for k in range(3)])  # a customer of each group, by falling spend
+    then = np.where(rng.random(table.num_rows) < 0.5, 0, group)  # half were in the best group before
+    then[:10] = -1  # and ten were not there yet
+    for name in ("spend_amount", "frequency_orders", "recency_days"):
+        values = table[name].to_numpy()[places][then]
+        table = table.append_column(f"before_{name}", pa.array(values, mask=then < 0))
+    model = fit(table, KMeans(num_segments=3))
+    segment = model.predict(table)["segment"]
+    order = [segment[place] for place in places]  # segment of each group
+    decision = segmentation.finalize(model, table, table, Settings())
+    answers = segmentation.predict(model, decision, table)
+    assert answers["movement"].to_pylist()[:10] == ["new"] * 10
+    assert answers["previous_segment_name"].to_pylist()[:10] == [None] * 10
+    known = np.arange(table.num_rows) >= 10
+    falls = known & (np.take(order, group) > np.take(order, then))
+    assert [move == "falls" for move in answers["movement"].to_pylist()] == falls.tolist()
+    moved = segmentation.evaluate(model, decision, table, Settings())["movements"]
+    assert sum(count for row in moved["from_to"].values() for count in row.values()) == table.num_rows
+    assert sum(moved["from_to"]["new"].values()) == 10
+    assert moved["shares"]["falls"] == pytest.approx(falls.mean())
+
+
+def test_the_planted_outliers_are_unlike_all_others():
+    """One spends far more than anybody; one buys as often as the best and spends as little as the worst."""
+    table, _ = planted()
+    spend, orders = table["spend_amount"].to_numpy().copy(), table["frequency_orders"].to_numpy().copy()
+    spend[0], orders[0] = 1e7, 30.0
+    spend[1], orders[1] = 3.0, 200.0
+    table = table.set_column(table.schema.get_field_index("spend_amount"), "spend_amount", pa.array(spend))
+    table = table.set_column(table.schema.get_field_index("frequency_orders"), "frequency_orders", pa.array(orders))
+    model = fit(table, KMeans(num_segments=3))
+    score = model.predict(table)["anomaly"]
+    assert score.min() >= 0
+    assert score.max() <= 1
+    assert set(np.argsort(-score)[:4]) >= {0, 1}
+    again = KMeans.load(model.save())
+    assert np.array_equal(again.predict(table)["anomaly"], score)
+    figures = segmentation.evaluate(model, segmentation.finalize(model, table, table, Settings()), table, Settings())
+    assert figures["anomalies"]["customers"] == (score >= segmentation.UNLIKE).sum()
+    assert sum(figures["anomalies"]["stand_out_by"].values()) == figures["anomalies"]["customers"]
+
+
+def test_the_hierarchy_finds_the_planted_groups_and_draws_its_tree():
+    table, group = planted()
+    model = Ward(num_segments=3).fit(table, None, seed=0)
+    assert adjusted_rand_score(group, model.predict(table)["segment"]) > 0.98
+    decision = segmentation.finalize(model, table, table, Settings())
+    assert len(decision["tree"]) == segmentation.DENDROGRAM_ROWS - 1
+    figures = segmentation.evaluate(model, decision, table, Settings())
+    assert b"Hierarchy of 300 customers" in segmentation.files(decision, figures)["dendrogram.svg"]
+
+
+def test_agreement_with_the_teacher_is_that_of_the_test_part():
+    table, _ = planted(8)
+    part = ["train"] * 4 + ["test"] * 4
+    table = table.set_column(table.schema.get_field_index("part"), "part", pa.array(part))
+    found, teacher = np.array([0, 0, 0, 0, 0, 0, 1, 1]), np.array([1, 1, 1, 1, 0, 0, 1, 0])
+    position = np.random.default_rng(0).normal(size=(8, 2))
+    figures = segmentation.score(
+        table, {"segment": found, "teacher": teacher, "position": position, "stability": np.ones(8)}
+    )
+    # of the four: truth 0 0 1 0, found 0 0 1 1: precision 1 and 1/2, recall 2/3 and 1
+    assert figures["accuracy"] == 0.75
+    assert figures["macro_precision"] == pytest.approx(0.75)
+    assert figures["macro_recall"] == pytest.approx(5 / 6)
+    assert figures["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)

@@ -1,0 +1,85 @@
+"""Ward's hierarchical clustering of a sample, whose centres take in the rest (Ward 1963).
+
+N rows, D features, K segments. A hierarchy needs all pairs of rows, so it is built on a sample; everybody else goes to
+the nearest centre. The tree itself is what people look at: `linkage` gives it for a dendrogram.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from crmray.models.kmeans import NUM_SEGMENTS, Segments, feature_names, matrix, nearest, quality, stability
+
+SAMPLE_ROWS = 2_000
+"""rows of the hierarchy"""
+STABILITY_ROWS = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ward:
+    """Ward's hierarchy, cut where the segments are best."""
+
+    num_segments: int | None = None
+    """K; None: the best of NUM_SEGMENTS by silhouette and stability"""
+
+    NAME: ClassVar[str] = "ward"
+    KIND: ClassVar[str] = "memory"
+    NEURAL: ClassVar[bool] = False
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"num_segments": NUM_SEGMENTS}
+
+    def __post_init__(self) -> None:
+        if self.num_segments is not None and self.num_segments < 2:
+            raise ValueError(f"got num_segments={self.num_segments}, expected 2 or more")
+
+    @classmethod
+    def applies(cls, columns: Sequence[str]) -> str | None:
+        """Always: every examples table has features."""
+        return None
+
+    def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> Segments:
+        """Centres of the hierarchy's segments. NotEnoughDataError for too few customers."""
+        columns = feature_names(train, self.num_segments)
+        values_ND = matrix(train, columns)
+        mean_D, scale_D = np.nanmean(values_ND, axis=0), np.nanstd(values_ND, axis=0)
+        scale_D = np.where(scale_D < 1e-9, 1.0, scale_D)
+        rows_ND = np.nan_to_num((values_ND - mean_D) / scale_D)
+        sample_ND = sample(rows_ND, SAMPLE_ROWS, seed)
+        found = [self._cut(sample_ND, k, seed) for k in ((self.num_segments,) if self.num_segments else NUM_SEGMENTS)]
+        _, centers_KD, steady = max(found, key=lambda entry: entry[0])
+        return Segments.of(columns, mean_D, scale_D, centers_KD, steady, rows_ND=sample_ND, seed=seed)
+
+    def _cut(self, sample_ND: np.ndarray, k: int, seed: int) -> tuple[float, np.ndarray, float]:
+        """Quality, centres and stability of k segments."""
+        part_ND = sample_ND[:STABILITY_ROWS]
+        steady = stability(part_ND, lambda rows: nearest(part_ND, _centers(part_ND[rows], k))[0], seed)
+        centers_KD = _centers(sample_ND, k)
+        return quality(sample_ND, nearest(sample_ND, centers_KD)[0], steady), centers_KD, steady
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> Segments:
+        """The fitted segmentation from what `save` gave."""
+        return Segments.from_files(files)
+
+
+def sample(rows_ND: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """At most `count` random rows."""
+    return rows_ND[np.random.default_rng(seed).permutation(len(rows_ND))[:count]]
+
+
+def _centers(rows_ND: np.ndarray, k: int) -> np.ndarray:
+    from sklearn.cluster import AgglomerativeClustering
+
+    found = AgglomerativeClustering(k, linkage="ward").fit_predict(rows_ND)
+    return np.array([rows_ND[found == one].mean(axis=0) for one in range(k)])
+
+
+def linkage(rows_ND: np.ndarray) -> np.ndarray:
+    """(N - 1, 4) merges in SciPy's form: the two clusters, the height, and the rows in the new one."""
+    from scipy.cluster.hierarchy import linkage as of_scipy
+
+    return of_scipy(rows_ND, method="ward")
