@@ -13,7 +13,7 @@ from crmray import log, tasks
 from crmray.config import Org
 from crmray.data.asof import conform
 from crmray.errors import CrmrayError, DataError, NoChampionError, NotFoundError
-from crmray.privacy import Pseudonyms, Withheld
+from crmray.privacy import PERSONS, Pseudonyms, Withheld
 from crmray.privacy.consent import NAME as CONSENT
 from crmray.registry import Bundle, Ledger, load_bundle
 from crmray.salesforce.ids import normalize
@@ -50,9 +50,9 @@ class Served:
 
     def lake_id(self, sent: str) -> str:
         """An id as a client sends it, of 15 or 18 characters, as it stands in the rows."""
-        if self.bundle.task.ENTITY == "series":
-            return sent  # a name, of nobody
-        return self.pseudonyms.one(sent) if self.pseudonyms and sent.strip() else normalize(sent)
+        if self.pseudonyms and sent.strip() and self.bundle.task.ENTITY in PERSONS:
+            return self.pseudonyms.one(sent)
+        return sent if self.bundle.task.ENTITY == "series" else normalize(sent)
 
     def described(self, rows: dict[str, list[dict[str, Any]]], count: int = 1) -> pa.Table:
         """The examples of what is described inline. 422 where the description is wrong or has nothing to go by."""
@@ -162,6 +162,7 @@ class Champion:
 
     def _load(self, bundle: Bundle, run: Run) -> Served:
         known = Known.open(run)
+        known = replace(known, rows=bundle.together(known.rows))
         served = Served(
             bundle=bundle,
             known=known,

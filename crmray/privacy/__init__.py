@@ -2,7 +2,7 @@
 
 from crmray.privacy.consent import Withheld
 from crmray.privacy.guard import Guard, GuardPlan
-from crmray.privacy.pseudonyms import Pseudonyms
+from crmray.privacy.pseudonyms import PERSONS, Pseudonyms
 from crmray.privacy.vault import Vault
 
-__all__ = ["Guard", "GuardPlan", "Pseudonyms", "Vault", "Withheld"]
+__all__ = ["PERSONS", "Guard", "GuardPlan", "Pseudonyms", "Vault", "Withheld"]

@@ -27,6 +27,10 @@ _DIGITS, _BYTES = 26, 17
 _CACHED = 200_000
 
 
+PERSONS = ("customer", "lead")
+"""what rows are about when their ids are pseudonyms; cases, products and series keep their own ids and names"""
+
+
 class Pseudonyms:
     """From record ids to pseudonyms: `p` and 26 characters of base32. Equal ids, equal pseudonyms. Safe for threads."""
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from crmray.config import Org
 from crmray.errors import ConfigError, SalesforceError
-from crmray.privacy import Pseudonyms, Vault
+from crmray.privacy import PERSONS, Pseudonyms, Vault
 from crmray.salesforce import bulk, ids
 from crmray.salesforce.client import Client
 from crmray.storage import Lake
@@ -20,10 +20,11 @@ LAKE_ID = "lake_id"
 
 
 class Ids:
-    """Between the ids of the org and those of the lake, which are pseudonyms where privacy is on."""
+    """Between the ids of the org and those of the lake, which are pseudonyms of persons where privacy is on."""
 
-    def __init__(self, org: Org, lake: Lake):
-        self.pseudonyms = Pseudonyms.of_lake(org, lake)
+    def __init__(self, org: Org, lake: Lake, entity: str):
+        """entity: what the records are about; none but PERSONS have pseudonyms."""
+        self.pseudonyms = Pseudonyms.of_lake(org, lake) if entity in PERSONS else None
         self.vault = Vault.open(org, lake) if self.pseudonyms is not None else None
 
     def to_lake(self, values: pa.Array) -> pa.Array:

@@ -35,12 +35,18 @@ SAMPLES = 5
 _SHOWN = ("fraction", "integer", "flag", "text")
 
 
+OBJECTS = {"customer": "Account", "lead": "Lead", "interaction": "Case", "product": "Product2"}
+"""what a row is about -> the object that is written to where the org file names none"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Aim:
     """Where the predictions of a task go."""
 
     task: str
     """name of the task"""
+    entity: str
+    """what its rows are about: customer, lead, interaction, product"""
     object: str
     """API name of the object"""
     settings: Writeback
@@ -72,8 +78,13 @@ def aim(org: Org, task: str, entity: str, answer: type[BaseModel]) -> Aim:
     ConfigError for a setting that does not fit the task.
     """
     settings = org.writeback.get(task, Writeback())
-    name = settings.object or ("Lead" if entity == "lead" else "Account")
-    return Aim(task=task, object=name, settings=settings, targets=fields.targets(task, answer, settings))
+    name = settings.object or OBJECTS.get(entity)
+    if name is None:
+        raise ConfigError(
+            f"writeback.{task}: its rows are about {entity}, of which Salesforce has no record; expected `object` and "
+            "`key`, the object whose records they are and the field that names them"
+        )
+    return Aim(task=task, entity=entity, object=name, settings=settings, targets=fields.targets(task, answer, settings))
 
 
 def connect(org: Org) -> Client:
@@ -89,7 +100,7 @@ def preview(org: Org, lake: Lake, where: Aim) -> dict[str, Any]:
     """A dry run: counts and samples, nothing written anywhere."""
     predictions = lake.latest("predictions", where.task)
     with connect(org) as client:
-        planned = plan(client, lake, where, predictions, held.Ids(org, lake))
+        planned = plan(client, lake, where, predictions, held.Ids(org, lake, where.entity))
     would = {step.name: table.num_rows for step, table in planned.steps}
     head = {"dry_run": True, "object": where.object, "predictions": predictions.run_id}
     return {**head, "counts": planned.counts, "would_write": would, "samples": planned.samples}
@@ -98,7 +109,7 @@ def preview(org: Org, lake: Lake, where: Aim) -> dict[str, Any]:
 def write(org: Org, lake: Lake, where: Aim) -> Run:
     """Write the current predictions; the receipt. With nothing to write, the last receipt of these predictions."""
     predictions = lake.latest("predictions", where.task)
-    ids = held.Ids(org, lake)
+    ids = held.Ids(org, lake, where.entity)
     settings = where.settings.model_dump()
     with connect(org) as client:
         run = _next_run(org, lake, client, where.task, {"predictions": predictions.run_id}, settings, ids)
@@ -123,7 +134,7 @@ def undo(org: Org, lake: Lake, where: Aim, receipt_id: str) -> Run:
     receipt = receipts.complete(lake, where.task, receipt_id)
     if receipt.manifest()["action"] != "write":
         raise ConfigError(f"--undo {receipt_id}: got the receipt of an undo, expected that of a write-back")
-    ids = held.Ids(org, lake)
+    ids = held.Ids(org, lake, where.entity)
     with connect(org) as client:
         run = _next_run(org, lake, client, where.task, {"undo": receipt_id}, {}, ids)
         with run.claim("writeback") as mine:
