@@ -80,6 +80,20 @@ class OpenOrg:
         connect()
         return fit(self.config, self.lake, which, settings, **options)
 
+    def evaluate(self, task: str = "", **options: Any) -> Run:
+        """Write the report of the champion on the current test rows; without a task the comparison of all tasks.
+
+        options: version (default: the champion). Needs no cluster.
+        """
+        from crmray import tasks
+        from crmray.train.evaluation import evaluate, evaluate_all
+
+        if task:
+            return evaluate(self.config, self.lake, tasks.task(task), **options)
+        if options:
+            raise ConfigError("got --version without a task, expected the task that it is a version of")
+        return evaluate_all(self.config, self.lake)
+
     def publish(self, task: str, **options: Any) -> dict[str, Any]:
         """Compare the current bundle with the champion and promote or refuse it; the ledger entry or the refusal.
 
@@ -193,6 +207,8 @@ def _rows_of_shard(result: Any) -> int:
 
 def _rows_of_examples(result: Any) -> int:
     """Rows of one shard of all splits; 0 for the look at the attributes before."""
+    if isinstance(result, tuple):  # what a task that spans customers gathers: its rows are made of all parts together
+        return 0
     return sum(count["rows"] for by_date in result.get("counts", {}).values() for count in by_date.values())
 
 

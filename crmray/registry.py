@@ -135,6 +135,11 @@ class Bundle:
             )
         return manifest
 
+    def together(self, rows: pa.Table) -> pa.Table:
+        """All `now` rows with what follows from all of them at once, where the task has such a thing."""
+        hook = getattr(self.task, "together", None)
+        return rows if hook is None or not rows.num_rows else hook(self.model, self.decision, self.check(rows))
+
     def predict(self, examples: pa.Table, *, explain: bool = False, **options: Any) -> pa.Table:
         """The task's prediction columns, entity_id first, in the order of the rows."""
         answer = self.task.predict(self.model, self.decision, self.check(examples), explain=explain, **options)

@@ -82,7 +82,8 @@ TABLES: dict[str, Table] = {
             name="interactions",
             fields={
                 "entity_id": _STR, "occurred_at": TIME, "interaction_id": _STR, "channel": _STR, "direction": _STR,
-                "subject": _STR, "text": _STR, "rating": _F64, "status": _STR, "priority": _STR, "closed_at": TIME,
+                "subject": _STR, "text": _STR, "reason": _STR, "rating": _F64, "status": _STR, "priority": _STR,
+                "closed_at": TIME,
             },
             required=("entity_id", "occurred_at"), entity="entity_id", time="occurred_at", key="interaction_id",
         ),

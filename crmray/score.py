@@ -8,7 +8,6 @@ name, so a run that died goes on with the parts that are missing.
 
 from __future__ import annotations
 
-import importlib
 import logging
 from datetime import datetime, timezone
 from types import ModuleType
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 from crmray import log
 from crmray.cluster import record, resources
 from crmray.config import Org
+from crmray.data.examples_shard import task_at
 from crmray.errors import CorruptError
 from crmray.privacy import Withheld
 from crmray.registry import Bundle, Ledger, load_bundle
@@ -105,12 +105,12 @@ class _Scorer:
         consent: str | None,
         explain: bool,
     ):
-        which: Any = importlib.import_module(task)
+        which: Any = task_at(task)
         self.run, self.explain = _run(run), explain
         wishes = Withheld.from_run(self.run.lake.run("raw", "consent", consent)) if consent else Withheld()
         self.withheld = pa.array(sorted(wishes.profiling), pa.string())
-        self.rows = _now(_run(examples))
         self.bundle = load_bundle(self.run.lake, self.run.lake.run("bundles", which.NAME, version), which)
+        self.rows = self.bundle.together(_now(_run(examples)))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         start, stop = int(batch["start"][0]), int(batch["stop"][0])
@@ -121,7 +121,8 @@ class _Scorer:
 
     def _allowed(self, rows: pa.Table) -> pa.Table:
         """Without those who withdrew their consent since the examples were made."""
-        gone = pc.is_in(rows["entity_id"].cast(pa.string()), self.withheld)
+        name = "customer_id" if "customer_id" in rows.column_names else "entity_id"  # of an interaction: who wrote it
+        gone = pc.is_in(rows[name].cast(pa.string()), self.withheld)
         return rows.filter(pc.invert(gone)) if pc.any(gone).as_py() else rows
 
 

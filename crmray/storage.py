@@ -31,8 +31,11 @@ from crmray import __version__, claim, disk, encryption
 from crmray.config import Org
 from crmray.errors import CorruptError, NotFoundError, StorageError
 
-KINDS = ("raw", "tables", "examples", "bundles", "predictions", "receipts", "truth", "registry")
-MAKES = {"raw": "ingest", "tables": "shard", "examples": "examples", "bundles": "train", "predictions": "score"}
+KINDS = ("raw", "tables", "examples", "bundles", "evaluations", "predictions", "receipts", "truth", "registry")
+MAKES = {
+    "raw": "ingest", "tables": "shard", "examples": "examples", "bundles": "train", "evaluations": "evaluate",
+    "predictions": "score",
+}  # fmt: skip
 
 
 def run_id(stage: str, *, inputs: Mapping[str, str], settings: Mapping[str, Any], seed: int, format: int) -> str:

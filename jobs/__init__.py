@@ -30,11 +30,14 @@ STATIONS = {
     "examples": "make as-of rows of tasks",
     "train": "fit every candidate of tasks once, refit the winner",
     "tune": "search the candidates' grids with Ray Tune, refit the winner",
+    "evaluate": "write the report of tasks' champions; without a task the page that compares all",
     "publish": "compare with the champion; promote, refuse or roll back",
     "score": "predict for every customer",
     "writeback": "bring the predictions into fields of the org, or take them back",
 }
 WITHOUT_TASK = ("ingest", "shard")
+FOR_ALL = ("evaluate",)
+"""without a task these do what concerns all of them"""
 
 
 def _count(text: str) -> int:
@@ -79,14 +82,15 @@ def job(
     """
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=STATIONS[name])
     if name not in WITHOUT_TASK:
-        parser.add_argument("tasks", nargs="+", metavar="task", help="churn, segmentation, recommendation, …")
+        count = "*" if name in FOR_ALL else "+"
+        parser.add_argument("tasks", nargs=count, metavar="task", help="churn, segmentation, recommendation, …")
     parser.add_argument("--org", required=True, metavar="ORG.yaml", help="the org file")
     add_flags(parser, flags)
     arguments = parser.parse_args(argv)
     log.setup()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that claims are given back and Ray is left in order
     outcomes = []
-    for task in getattr(arguments, "tasks", [""]):
+    for task in getattr(arguments, "tasks", None) or [""]:
         outcomes.append(_one(name, call, arguments, task, {option: getattr(arguments, option) for option in flags}))
     return max(outcomes)
 

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import pyarrow as pa
 from pydantic_core import to_json
 
+from crmray.errors import DataError
 from crmray.tasks.contract import EntityRequest
 from serve.champion import Champion, Served
 from serve.errors import Refused
@@ -109,7 +110,11 @@ class Answers:
                 answers[number] = refused
         for parts in groups.values():
             rows = served.known.take([position for _, looked in parts for position in looked.rows])
-            predictions, start = _predict(served, requests[parts[0][0]], rows), 0
+            try:
+                predictions, start = _predict(served, requests[parts[0][0]], rows), 0
+            except Refused as refused:
+                answers = [refused if number in dict(parts) else answer for number, answer in enumerate(answers)]
+                continue
             for number, looked in parts:
                 part = slice(start, start + len(looked.rows))
                 answers[number] = _document(served, rows, predictions, part, looked)
@@ -156,7 +161,8 @@ def _look_up(served: Served, request: EntityRequest) -> _Looked:
     for sent in request.ids if request.ids is not None else [request.id or ""]:
         entity_id = served.lake_id(sent)
         row = served.known.find(entity_id)
-        if entity_id in served.withheld.profiling:
+        owner = entity_id if row is None else served.known.owner(row)
+        if owner in served.withheld.profiling:
             looked.withheld.append(sent)
         elif row is None:
             looked.unknown.append(sent)
@@ -180,7 +186,11 @@ def _look_up(served: Served, request: EntityRequest) -> _Looked:
 
 
 def _predict(served: Served, request: EntityRequest, rows: pa.Table) -> pa.Table:
-    return served.bundle.predict(rows, explain=request.explain, **request.options())
+    """The predictions; 422 where an option asks for what is not there."""
+    try:
+        return served.bundle.predict(rows, explain=request.explain, **request.options())
+    except DataError as error:
+        raise Refused(422, "invalid_field", str(error)) from None
 
 
 def _document(served: Served, rows: pa.Table, predictions: pa.Table, part: slice, looked: _Looked) -> bytes:

@@ -89,6 +89,11 @@ class Known(Dated):
         index = bisect.bisect_left(self._ids, entity_id, key=lambda scalar: scalar.as_py())
         return index if index < len(self._ids) and self._ids[index].as_py() == entity_id else None
 
+    def owner(self, row: int) -> str:
+        """The customer whom a row is about: of an interaction who wrote it."""
+        name = "customer_id" if "customer_id" in self.rows.column_names else "entity_id"
+        return self.rows[name][row].as_py()
+
     def take(self, indices: Sequence[int]) -> pa.Table:
         """The rows of these positions."""
         return self.rows.take(pa.array(indices, pa.int64()))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from crmray import config, log
+from crmray import config, log, tasks
 from crmray.config import Org, Part
 from crmray.errors import ConfigError
 from crmray.tasks.contract import Task
@@ -43,13 +43,14 @@ class RootOptions(Part):
         return config.load(path or config.DEMO_ORG)
 
     def load_tasks(self) -> Mapping[str, Task]:
-        """The mapping of tasks."""
+        """The mapping of tasks, and those of the org file that a family of them makes (`custom.<name>`)."""
         module, _, attribute = self.tasks.partition(":")
         try:
             found: Any = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"args.tasks: got {self.tasks!r}, expected module:attribute ({error})") from None
-        return found
+        asked = [name for name in self.load_org().tasks if name not in found and name.split(".")[0] in found]
+        return {**found, **{name: tasks.task(name) for name in asked}}
 
 
 class TaskOptions(RootOptions):

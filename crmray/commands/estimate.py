@@ -17,6 +17,7 @@ READS = {
     "examples": "tables",
     "train": "examples",
     "tune": "examples",
+    "evaluate": "examples",
     "publish": "bundles",
     "score": "examples",
     "writeback": "predictions",
@@ -33,7 +34,8 @@ def estimate(org: Org, station: str, tasks: Sequence[str] = ()) -> str:
         if isinstance(org.source, SalesforceSource):
             reads = f"pulls {org.source.login.url}"
     else:
-        names = tasks if READS[station] in ("examples", "bundles", "predictions") else lake.names(READS[station])
+        by_task = tasks and READS[station] in ("examples", "bundles", "predictions")
+        names = tasks if by_task else lake.names(READS[station])
         size, rows = _inputs(lake, READS[station], names)
         reads = f"reads {_size(size)}" + (f", {rows:,} rows" if rows else "") if size else "its input is not there yet"
     last_s, last_bytes = _last(lake, station, tasks)

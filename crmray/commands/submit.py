@@ -19,7 +19,7 @@ from crmray.commands.estimate import estimate
 from crmray.config import FilesSource, Org
 from crmray.dashboard import Dashboard
 from crmray.errors import ConfigError
-from jobs import FLAGS, STATIONS, WITHOUT_TASK, add_flags
+from jobs import FLAGS, FOR_ALL, STATIONS, WITHOUT_TASK, add_flags
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -43,7 +43,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def command(arguments: argparse.Namespace) -> int:
     """Submit and follow; returns the job's exit code."""
-    if bool(arguments.tasks) == (arguments.job in WITHOUT_TASK):
+    if arguments.job not in FOR_ALL and bool(arguments.tasks) == (arguments.job in WITHOUT_TASK):
         wanted = "no task" if arguments.job in WITHOUT_TASK else "at least one task"
         raise ConfigError(f"submit {arguments.job}: got {arguments.tasks or 'no task'}, expected {wanted}")
     org, dashboard = config.load(arguments.org), Dashboard(arguments.address)

@@ -30,8 +30,8 @@ from crmray.data.sequences import EVENT_KINDS
 from crmray.data.splits import micros
 
 __all__ = [
-    "EVENT_KINDS", "FEATURES_VERSION", "buyers", "conform", "distinct", "frame", "is_purchase", "known", "later_amount",
-    "purchases_between",
+    "EVENT_KINDS", "FEATURES_VERSION", "arrow", "buyers", "conform", "distinct", "frame", "is_purchase", "known",
+    "later_amount", "purchases_between",
 ]  # fmt: skip
 
 FEATURES_VERSION = "2"
@@ -123,7 +123,7 @@ def frame(
         columns |= asof_contacts.attributes(entities, tables["customers"], as_of_us)
     dates = pa.array(np.full(len(entities), as_of_us or 0, np.int64), mask=np.full(len(entities), as_of_us is None))
     head = {"entity_id": entities, "as_of": dates.cast(schema.TIME), "part": splits.part(entities), "is_young": young}
-    return pa.table(head | {name: _arrow(values) for name, values in columns.items()})
+    return pa.table(head | {name: arrow(values) for name, values in columns.items()})
 
 
 def _behaviour(seen: View, tables: Mapping[str, pa.Table]) -> tuple[dict, list[sequences.Events]]:
@@ -163,7 +163,7 @@ def _first_seen_days(seen: View, tables: Mapping[str, pa.Table]) -> np.ndarray:
     return days
 
 
-def _arrow(values: np.ndarray | pa.Array) -> pa.Array:
+def arrow(values: np.ndarray | pa.Array) -> pa.Array:
     """float32 with null for NaN; Arrow arrays stay."""
     return pa.array(values.astype(np.float32), from_pandas=True) if isinstance(values, np.ndarray) else values
 

@@ -1,4 +1,4 @@
-"""Customers' attributes as of past dates: which can be had, as what, and the report that says so.
+"""Attributes of customers, or of leads, as of past dates: which can be had, as what, and the report that says so.
 
 Nothing is decided row by row: whether a row was modified after a date, and so whether its value is unknown, depends on
 what happened after the date, and a hole in a column would tell the model. So an attribute is used at a date when it is
@@ -6,12 +6,15 @@ known for (nearly) all customers then, is null for all of them at other dates, a
 is known at no training date. Where `history.insist` of the org file names it, it is today's value at those dates; a
 leak is kept out nonetheless. At `now` every value is today's.
 
+A lead is modified by its conversion, so that among leads a hole would tell the outcome even where it is rare: there an
+attribute is known at a date only if it is known for (nearly) all of those with the outcome to come, and of the others.
+
 Where the customers have no time of last modification, an attribute without history is taken as it stands, as ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -25,7 +28,9 @@ from crmray.data.splits import Snapshots, micros
 from crmray.errors import ConfigError
 
 MAX_UNKNOWN = 0.01
-"""share of customers of whom an attribute may be unknown at a date at which it is used"""
+"""share of rows (of each group of them) of whom an attribute may be unknown at a date at which it is used"""
+Groups = Callable[[pa.Table, int], list[np.ndarray]]
+"""rows (N), date in µs -> masks (N,) of the groups of rows of which an attribute has to be known alike"""
 KEYS = ("entity_id", "created_at", "modified_at")
 """columns of the customers table that are no attributes"""
 TRACKED, PARTLY, NOT, STANDS, UNCHECKED = (
@@ -46,10 +51,20 @@ def fields_of(sources: Sequence[TableSource], columns: Iterable[str], *, table: 
     return fields
 
 
-def check_insisted(insist: Sequence[str], sources: Sequence[TableSource], fields: Sequence[Field]) -> None:
-    """ConfigError for an insisted field that is no attribute, neither of the mapping nor among those at hand."""
+def mapped_names(sources: Sequence[TableSource], *, table: str = "customers") -> set[str]:
+    """`Object.Field` of every column that the org file maps to a table."""
     mapped = {column for source in sources for column in (*source.columns, *source.attributes)}
-    names = {field.name for field in (*fields, *fields_of(sources, mapped))}
+    return {field.name for field in fields_of(sources, mapped, table=table)}
+
+
+def check_insisted(
+    insist: Sequence[str], sources: Sequence[TableSource], fields: Sequence[Field], others: Collection[str] = ()
+) -> None:
+    """ConfigError for an insisted field that is no attribute, neither of the mapping nor among those at hand.
+
+    others: names of attributes of other tables, which may be insisted on too.
+    """
+    names = {field.name for field in fields} | mapped_names(sources) | set(others)
     if unknown := sorted(set(insist) - names):
         raise ConfigError(
             f"history.insist: got {unknown[0]!r}, expected one of {', '.join(sorted(names)) or 'no field'};"
@@ -57,19 +72,32 @@ def check_insisted(insist: Sequence[str], sources: Sequence[TableSource], fields
         )
 
 
-def survey(customers: pa.Table, changes: pa.Table | None, fields: Sequence[Field], dates: Sequence[datetime]) -> dict:
+def created(rows: pa.Table, as_of_us: int) -> list[np.ndarray]:
+    """One group: the rows created before the date."""
+    return [~history.unborn(rows, as_of_us)]
+
+
+def survey(
+    rows: pa.Table,
+    changes: pa.Table | None,
+    fields: Sequence[Field],
+    dates: Sequence[datetime],
+    *,
+    key: str = "entity_id",
+    groups: Groups = created,
+) -> dict:
     """Counts of one shard, for `plan`: {"fields": per column, "dates": per ISO date}. Plain numbers that add up.
 
-    Of the customers created before a date: how many there are, how many are valid as they stand, and of how many each
-    attribute would be known if its history covered the date.
+    Of each group of the rows at a date: how many there are, how many are valid as they stand, and of how many each
+    attribute would be known if its history covered the date. key: column that is the changes' entity_id.
     """
     empty = pa.table({}) if changes is None else changes
-    born = {date: ~history.unborn(customers, micros(date)) for date in dates}
+    masks = {date: groups(rows, micros(date)) for date in dates}
     about: dict[str, dict[str, int]] = {}
-    covered: dict[datetime, dict[str, int]] = {date: {} for date in dates}
+    covered: dict[datetime, list[dict[str, int]]] = {date: [{} for _ in masks[date]] for date in dates}
     for field in fields:
-        its = _changes(empty, field, customers)
-        breaks = its.breaks_us(customers[field.column].combine_chunks())
+        its = _changes(empty, field, rows, key)
+        breaks = its.breaks_us(rows[field.column].combine_chunks())
         about[field.column] = {
             "changes": len(its),
             "first_us": int(its.time_us.min()) if len(its) else NEVER,
@@ -77,25 +105,25 @@ def survey(customers: pa.Table, changes: pa.Table | None, fields: Sequence[Field
             "break_us": int(breaks.max()) if len(breaks) else 0,
         }
         for date in dates:
-            _, sure = history.values(customers, field, its, date, covered_from_us=0)
-            covered[date][field.column] = int((sure & born[date]).sum())
-    counts = {
-        date.isoformat(): {
-            "rows": int(born[date].sum()),
-            "standing": int((history.standing(customers, micros(date)) & born[date]).sum()),
-            "covered": covered[date],
-        }
-        for date in dates
-    }
+            _, sure = history.values(rows, field, its, date, covered_from_us=0)
+            for of_group, mask in zip(covered[date], masks[date], strict=True):
+                of_group[field.column] = int((sure & mask).sum())
+    counts = {}
+    for date in dates:
+        stands = history.standing(rows, micros(date))
+        counts[date.isoformat()] = [
+            {"rows": int(mask.sum()), "standing": int((stands & mask).sum()), "covered": of_group}
+            for of_group, mask in zip(covered[date], masks[date], strict=True)
+        ]
     return {"fields": about, "dates": counts}
 
 
-def _changes(changes: pa.Table, field: Field, customers: pa.Table) -> history.Changes:
+def _changes(changes: pa.Table, field: Field, rows: pa.Table, key: str) -> history.Changes:
     if changes.num_columns:
-        return history.changes_of(changes, field, customers)
-    none = pa.array([], customers.schema.field(field.column).type)
+        return history.changes_of(changes, field, rows, key=key)
+    none = pa.array([], rows.schema.field(field.column).type)
     zero = np.zeros(0, np.int64)
-    return history.Changes(code=zero, time_us=zero, old=none, new=none, kept=zero.astype(bool), n=customers.num_rows)
+    return history.Changes(code=zero, time_us=zero, old=none, new=none, kept=zero.astype(bool), n=rows.num_rows)
 
 
 def merge(surveys: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -112,12 +140,14 @@ def merge(surveys: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
     dates = {}
     for date in first["dates"]:
-        days = [part["dates"][date] for part in surveys]
-        dates[date] = {
-            "rows": sum(day["rows"] for day in days),
-            "standing": sum(day["standing"] for day in days),
-            "covered": {column: sum(day["covered"][column] for day in days) for column in fields},
-        }
+        dates[date] = [
+            {
+                "rows": sum(of_group["rows"] for of_group in shards),
+                "standing": sum(of_group["standing"] for of_group in shards),
+                "covered": {column: sum(of_group["covered"][column] for of_group in shards) for column in fields},
+            }
+            for shards in zip(*(part["dates"][date] for part in surveys), strict=True)
+        ]
     return {"fields": fields, "dates": dates}
 
 
@@ -127,7 +157,8 @@ def plan(
     """What becomes of each attribute: column -> report, which `at` follows. JSON.
 
     {object, field, status, covered_from (ISO or null), covered_from_us, changes (number), known (ISO date -> share of
-    customers), dates (ISO, at which it is used), insisted, used: "as of" | "today's" | "kept out"}.
+    rows, of the group of which least is known), dates (ISO, at which it is used), insisted, used: "as of" | "today's" |
+    "kept out"}.
     """
     return {
         field.column: _one(counts, field, dates, has_modified=has_modified, insisted=field.name in insist)
@@ -143,10 +174,14 @@ def _one(
     if about["breaks"] > MAX_UNKNOWN * about["changes"]:
         covered_us = max(covered_us, about["break_us"])
     known = {}
-    for date, day in counts["dates"].items():
+    for date, groups in counts["dates"].items():
         covered = micros(datetime.fromisoformat(date)) >= covered_us
-        sure = day["covered"][field.column] if covered else day["standing"]
-        known[date] = round(sure / max(day["rows"], 1), 4)
+        shares = [
+            (of_group["covered"][field.column] if covered else of_group["standing"]) / of_group["rows"]
+            for of_group in groups
+            if of_group["rows"]
+        ]
+        known[date] = round(min(shares, default=0.0), 4)
     good = [date for date, share in known.items() if share >= 1 - MAX_UNKNOWN]
     unchecked = not about["changes"] and not has_modified
     if unchecked:
@@ -178,12 +213,12 @@ def _iso(moment_us: int) -> str | None:
 
 
 def histories(
-    customers: pa.Table, changes: pa.Table | None, plan: Mapping[str, Mapping[str, Any]]
+    rows: pa.Table, changes: pa.Table | None, plan: Mapping[str, Mapping[str, Any]], *, key: str = "entity_id"
 ) -> dict[str, history.Changes]:
-    """Column -> its changes, of the attributes that are used as of past dates."""
+    """Column -> its changes, of the attributes that are used as of past dates. key: as in `survey`."""
     past = pa.table({}) if changes is None else changes
     return {
-        column: _changes(past, Field(column=column, object=how["object"], field=how["field"]), customers)
+        column: _changes(past, Field(column=column, object=how["object"], field=how["field"]), rows, key)
         for column, how in plan.items()
         if how["used"] == "as of"
     }
@@ -195,7 +230,7 @@ def at(
     as_of: datetime | None,
     plan: Mapping[str, Mapping[str, Any]],
 ) -> pa.Table:
-    """The customers table as the examples may see it at a date; None: now. past: histories of these rows. Pure."""
+    """The table as the examples may see it at a date; None: now. past: histories of these rows. Pure."""
     rows = customers.drop_columns([column for column, how in plan.items() if how["used"] == "kept out"])
     if as_of is None:
         return rows

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crmray.data import asof_sentiment
 from crmray.data.asof_rows import Rows, View, micros_of, ratio, trend
 
 CHANNELS = ("case", "email", "call", "chat", "review", "task")
@@ -44,7 +45,7 @@ def engagement(view: View, table: pa.Table) -> dict:
 
 def interactions(view: View, table: pa.Table) -> dict:
     """Cases, e-mails, calls, chats, reviews and tasks; ratings; the length of what was written."""
-    names = ("channel", "direction", "subject", "text", "rating", "priority", "closed_at")
+    names = ("channel", "direction", "subject", "text", "rating", "priority", "closed_at", asof_sentiment.SCORE)
     rows = view.rows(table, "occurred_at", names)
     counts = rows.sums(LONG_DAYS)
     columns = {f"contact_num_{days}d": counts[:, i] for i, days in enumerate(LONG_DAYS)}
@@ -68,6 +69,8 @@ def interactions(view: View, table: pa.Table) -> dict:
     if rows.has("text"):
         length = pc.utf8_length(rows.table["text"]).cast(pa.float64()).to_numpy()
         columns["contact_text_mean_chars"] = rows.means(length)
+    if rows.has(asof_sentiment.SCORE):
+        columns |= asof_sentiment.features(rows)
     return columns
 
 

@@ -1,8 +1,8 @@
 """Purchases of one shard as product histories and targets: the rows of the recommendation task.
 
 A purchase is a transaction row with a product that `asof_purchases.is_purchase`: returns and free gifts are none. With
-`distinct`, each product counts once per customer: as of a date at its last purchase before it, in a sequence for
-leave-one-out at its first.
+`distinct`, targets are products that a customer never bought before, and a sequence for leave-one-out holds each
+product once, at its first purchase.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from crmray.data.splits import PARTS, micros
 
 ACTIVE, LAPSED, COLD = "active", "lapsed", "cold"
 """audience: bought in the lookback; before it only; never"""
+MAX_VIEWED = 100
 MIN_SEQUENCE = 3
 """items of a customer from which on leave-one-out evaluates"""
 
@@ -52,10 +53,6 @@ class Purchases:
     def first(self) -> Purchases:
         """The first row of every (customer, product)."""
         return self.take(np.sort(np.unique(self.key, return_index=True)[1]))
-
-    def last(self) -> Purchases:
-        """The last row of every (customer, product)."""
-        return self.take(np.sort(len(self.key) - 1 - np.unique(self.key[::-1], return_index=True)[1]))
 
     def from_end(self) -> np.ndarray:
         """(N,) distance of each row from its customer's newest, which is 0."""
@@ -105,6 +102,24 @@ def purchases(tables: Mapping[str, pa.Table], population: pa.Array, products_mat
     )
 
 
+def viewed(engagement: pa.Table | None, entities: pa.Array, as_of: datetime | None, lookback_days: float) -> pa.Array:
+    """(N,) list<string>: the products that each customer looked at in the lookback, the MAX_VIEWED latest, oldest
+    first; empty without a clock or products in `engagement` (sorted by customer and time)."""
+    lists: list[list[str]] = [[] for _ in range(len(entities))]
+    if engagement is None or as_of is None or "product_id" not in engagement.column_names:
+        return pa.array(lists, pa.list_(pa.string()))
+    time_us, end_us = micros_of(engagement["occurred_at"]), micros(as_of)
+    seen = (time_us < end_us) & (time_us >= end_us - int(lookback_days * DAY_US))
+    rows = engagement.select(["entity_id", "product_id"]).filter(
+        pc.and_(pa.array(seen), pc.is_valid(engagement["product_id"]))
+    )
+    places = pc.index_in(rows["entity_id"], value_set=entities).to_pylist()
+    for place, product in zip(places, rows["product_id"].to_pylist(), strict=True):
+        if place is not None:
+            lists[place].append(product)
+    return pa.array([found[-MAX_VIEWED:] for found in lists], pa.list_(pa.string()))
+
+
 def _codes(values: pa.ChunkedArray, ids: np.ndarray) -> np.ndarray:
     return pc.index_in(values, value_set=pa.array(ids, pa.string())).to_numpy().astype(np.int64)
 
@@ -121,22 +136,22 @@ def as_of_rows(
 ) -> pa.Table:
     """One row per customer of the population: history before `as_of`, and what they buy in the horizon after it.
 
-    horizon_days: None for no labels. distinct: the target holds products that the customer never bought before.
+    horizon_days: None for no labels. distinct: the target holds products that the customer never bought before. Targets
+    are sorted by id.
     """
     as_of_us = micros(as_of)
     keep = np.isin(bought.entities, population.to_numpy(zero_copy_only=False))
     before = bought.take(bought.time_us < as_of_us)
-    past = before.last() if distinct else before
     target, audience = None, None
     if horizon_days is not None:
         later = (bought.time_us >= as_of_us) & (bought.time_us < as_of_us + int(horizon_days * DAY_US))
         future = bought.take(later).first()
         if distinct:
-            future = future.take(~np.isin(future.key, past.key))
-        target = future.lists(keep)
-        active = past.newest_us() >= as_of_us - int(lookback_days * DAY_US)
-        audience = np.select([active, past.counts() > 0], [ACTIVE, LAPSED], COLD)[keep]
-    kept = past.take(past.from_end() < length)
+            future = future.take(~np.isin(future.key, before.key))
+        target = future.take(np.lexsort((future.product, future.entity))).lists(keep)
+        active = before.newest_us() >= as_of_us - int(lookback_days * DAY_US)
+        audience = np.select([active, before.counts() > 0], [ACTIVE, LAPSED], COLD)[keep]
+    kept = before.take(before.from_end() < length)
     return _table(kept, (as_of_us - kept.time_us) / DAY_US, keep, target, audience, distinct)
 
 

@@ -1,4 +1,4 @@
-"""The conditions of `drop:` in an org file, evaluated on the columns of a source.
+"""The conditions of an org file (`drop:` of a source, `where:` of a prediction of one's own), evaluated on columns.
 
 An operand that is a number compares as numbers, one that is a date or time as times, any other as text; a value that
 is missing or cannot be read so matches nothing but `missing: true`.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,17 +18,51 @@ import pyarrow.compute as pc
 from crmray.data import parse
 from crmray.errors import DataError
 
-if TYPE_CHECKING:
-    from crmray.data.clean import Plan
-
 _COMPARE: dict[str, Callable] = {
     "eq": pc.equal, "ne": pc.not_equal, "lt": pc.less, "le": pc.less_equal, "gt": pc.greater, "ge": pc.greater_equal,
 }  # fmt: skip
 _DATE = re.compile(r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?(Z|[+-]\d{2}:?\d{2})?$")
 
 
-def matches(data: pa.Table, entry: Mapping[str, Any], plan: Plan) -> pa.ChunkedArray:
-    """Boolean column: rows that meet all conditions of one entry, {source column: value | {condition: operand}}."""
+class Plan(Protocol):
+    """How the columns are to be read: clean.Plan for those of a source, Canonical for those of a canonical table."""
+
+    @property
+    def table(self) -> str:
+        """Canonical table, for messages."""
+
+    @property
+    def decimal(self) -> str:
+        """Decimal mark of numbers in text."""
+
+    @property
+    def time_zone(self) -> str:
+        """Zone of times that carry none."""
+
+    @property
+    def date_format(self) -> str | None:
+        """strptime format of times; None for ISO 8601."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canonical:
+    """The columns of a canonical table, which have their types already."""
+
+    table: str
+    """its name"""
+    decimal: str = "."
+    """of numbers in text"""
+    time_zone: str = "UTC"
+    """of times in conditions that carry none"""
+    date_format: str | None = None
+    """of times in text"""
+
+
+def matches(data: pa.Table, entry: Mapping[str, Any], plan: Plan, *, key: str = "drop") -> pa.ChunkedArray:
+    """Boolean column: rows that meet all conditions of one entry, {column: value | {condition: operand}}.
+
+    key: of the org file where the entry stands, for messages.
+    """
     masks = []
     for column, condition in entry.items():
         conditions = condition if isinstance(condition, Mapping) else {"eq": condition}
@@ -35,9 +70,9 @@ def matches(data: pa.Table, entry: Mapping[str, Any], plan: Plan) -> pa.ChunkedA
             try:
                 masks.append(pc.fill_null(_mask(data[column], name, operand, plan), name == "ne"))
             except DataError as error:
-                raise DataError(f"table {plan.table}: drop: column {column!r}: {name}: {error}") from None
+                raise DataError(f"table {plan.table}: {key}: column {column!r}: {name}: {error}") from None
     if not masks:
-        raise DataError(f"table {plan.table}: drop: got an entry without conditions, expected at least one")
+        raise DataError(f"table {plan.table}: {key}: got an entry without conditions, expected at least one")
     result = masks[0]
     for mask in masks[1:]:
         result = pc.and_(result, mask)

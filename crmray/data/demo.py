@@ -7,16 +7,27 @@ one block, and a run that died continues with the first part that is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta, timezone
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crmray import log
 from crmray.config import DemoSource
-from crmray.data import demo_sales, demo_service, demo_truth
+from crmray.data import (
+    demo_sales,
+    demo_service,
+    demo_truth,
+    demo_truth_forecast,
+    demo_truth_intent,
+    demo_truth_leads,
+    demo_truth_recommendation,
+    demo_truth_sentiment,
+    demo_truth_value,
+)
 from crmray.data import demo_world as dw
 from crmray.data.demo_catalogue import CATEGORIES
 from crmray.data.demo_simulate import simulate
@@ -26,7 +37,7 @@ from crmray.privacy import Pseudonyms
 from crmray.salesforce import ids
 from crmray.storage import Lake, Run, run_id
 
-FORMAT = 2
+FORMAT = 4
 SMALL: dict[str, Callable[[World], pa.Table]] = {"Product2": demo_sales.products, "Campaign": demo_service.campaigns}
 """objects that no customer owns: one part for all"""
 OBJECTS = (
@@ -36,6 +47,21 @@ OBJECTS = (
 """what `write` makes; Account is completed last"""
 HORIZON_DAYS = 90
 """of the probabilities in the truth run"""
+Truth = Callable[[World, Block, Sequence[datetime], int], pa.Table]
+"""(world, block, dates, horizon_days) -> a row per date and entity of the block: entity_id, as_of, the task's label
+columns (what came; null where the history ends earlier), and the raw predictions that are the best of all possible"""
+TRUTHS: dict[str, Truth] = {
+    "churn": demo_truth.of_block,
+    "leads": demo_truth_leads.of_block,
+    "recommendation": demo_truth_recommendation.of_month,
+    "value": demo_truth_value.of_block,
+    "sentiment": demo_truth_sentiment.of_block,
+    "intent": demo_truth_intent.of_block,
+    "forecast": demo_truth_forecast.of_block,
+}
+"""task -> what is known of its answers"""
+PERSONS = ("001", "003", "00Q")
+"""beginnings of the ids that become pseudonyms: accounts, contacts, leads"""
 
 
 def world(source: DemoSource, seed: int) -> World:
@@ -70,17 +96,30 @@ def write_truth(lake: Lake, source: DemoSource, seed: int, pseudonyms: Pseudonym
     settings = {**source.model_dump(), "pseudonyms": pseudonyms and pseudonyms.key_id}
     hidden = lake.run("truth", "demo", run_id("ingest", inputs={}, settings=settings, seed=seed, format=FORMAT))
 
-    def leaving(index: int) -> pa.Table:
-        rows = demo_truth.of_block(scene, simulate(scene, index), default_dates(scene), HORIZON_DAYS)
-        names = pseudonyms.of(rows["entity_id"]) if pseudonyms else rows["entity_id"]
-        return rows.set_column(rows.schema.get_field_index("entity_id"), "entity_id", names)
-
     with hidden.claim("ingest") as mine:
         if mine:
             for index in range(scene.num_blocks):
-                _keep(hidden, _leaving(index), partial(leaving, index))
+                if not all(hidden.has(_truth(task, index)) for task in TRUTHS):
+                    _write_truths(scene, simulate(scene, index), index, hidden, pseudonyms)
             _complete_truth(scene, hidden)
     return hidden
+
+
+def _write_truths(scene: World, block: Block, index: int, hidden: Run, pseudonyms: Pseudonyms | None) -> None:
+    def rows(truth: Truth) -> pa.Table:
+        table = truth(scene, block, default_dates(scene), HORIZON_DAYS)
+        known = table["entity_id"].combine_chunks()
+        if pseudonyms is None or not pc.any(_is_person(known)).as_py():
+            return table
+        names = pc.if_else(_is_person(known), pseudonyms.of(known), known)
+        return table.set_column(table.schema.get_field_index("entity_id"), "entity_id", names)
+
+    for task, truth in TRUTHS.items():
+        _keep(hidden, _truth(task, index), partial(rows, truth))
+
+
+def _is_person(names: pa.Array) -> pa.Array:
+    return pc.is_in(pc.utf8_slice_codeunits(names, 0, 3), value_set=pa.array(PERSONS))
 
 
 def _complete_truth(scene: World, hidden: Run) -> None:
@@ -109,22 +148,22 @@ def _write_all(scene: World, runs: dict[str, Run], hidden: Run) -> None:
 def _write_block(scene: World, index: int, runs: dict[str, Run], hidden: Run) -> None:
     """The parts of one block, unless they are all there from a run that died."""
     owned = [name for name in OBJECTS if name not in SMALL]
-    leaving = _leaving(index)
-    if hidden.has(leaving) and all(runs[name].has(_part(index)) for name in owned):
+    known = all(hidden.has(_truth(task, index)) for task in TRUTHS)
+    if known and all(runs[name].has(_part(index)) for name in owned):
         return
     block = simulate(scene, index)
     made = tables(scene, block, index)
     for name in owned:
         _keep(runs[name], _part(index), partial(made.__getitem__, name))
-    _keep(hidden, leaving, lambda: demo_truth.of_block(scene, block, default_dates(scene), HORIZON_DAYS))
+    _write_truths(scene, block, index, hidden, None)
 
 
 def _part(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
-def _leaving(index: int) -> str:
-    return f"leaving-{index:05d}.parquet"
+def _truth(task: str, index: int) -> str:
+    return f"{task}-{index:05d}.parquet"
 
 
 def _keep(run: Run, rel: str, make: Callable[[], pa.Table]) -> None:

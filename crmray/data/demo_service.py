@@ -15,10 +15,14 @@ from crmray.salesforce import ids
 
 P_RATED = 0.8
 """share of closed cases that were rated"""
-P_RATING = np.array([[0.5, 0.35, 0.12, 0.02, 0.01], [0.03, 0.17, 0.45, 0.25, 0.1], [0.0, 0.02, 0.08, 0.35, 0.55]])
+P_RATING = np.array([[0.5, 0.35, 0.12, 0.02, 0.01], [0.02, 0.13, 0.6, 0.2, 0.05], [0.0, 0.02, 0.08, 0.35, 0.55]])
 """P(rating 1..5 | tone)"""
+P_NO_REASON, P_WRONG_REASON = 0.1, 0.06
+"""share of cases without a reason, and of those with one that have another than that they are about"""
 P_FOLLOW_UP = 0.5
 """share of cases with a second mail of the customer"""
+PLANNED_WEEKS = 13
+"""weeks after the end of the history for which campaigns are planned already"""
 TASKS_PER_YEAR = 1.0
 HOUR_S = 3600.0
 
@@ -28,17 +32,17 @@ def _campaign_ids(count: int) -> pa.StringArray:
 
 
 def campaigns(world: World) -> pa.Table:
-    """Campaign: one mail every second week, a newsletter or a promotion in turn."""
-    weeks = np.arange(0, world.num_weeks, dw.MAIL_EVERY)
+    """Campaign: one mail every second week, a newsletter or a promotion in turn; the next PLANNED_WEEKS are planned."""
+    weeks = np.arange(0, world.num_weeks + PLANNED_WEEKS, dw.MAIL_EVERY)
     kinds = choose(["Newsletter", "Promotion"], np.arange(len(weeks)) % 2)
     number = pc.cast(pa.array(1 + np.arange(len(weeks))), pa.string())
-    made = moments(world, 7 * weeks - 3)
+    made = moments(world, np.minimum(7 * weeks - 3, world.num_days - 1))
     return with_system(
         {
             "Id": _campaign_ids(len(weeks)),
             "Name": pc.binary_join_element_wise(kinds, number, " "),
             "Type": kinds,
-            "Status": choose(["Completed"], np.zeros(len(weeks), int)),
+            "Status": choose(["Completed", "Planned"], (7 * weeks >= world.num_days).astype(int)),
             "StartDate": moments(world, 7 * weeks),
             "EndDate": moments(world, 7 * weeks + 7),
             "CreatedDate": made,
@@ -92,27 +96,33 @@ def visits(world: World, block: Block, rng: np.random.Generator) -> pa.Table:
 
 def service(world: World, block: Block, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
     """Case and EmailMessage: the org's reply to each case, and often a second mail of the customer in the same tone."""
+    cases, about = cases_of(world, block, rng)
+    return cases, _emails(world, block, rng, cases, about)
+
+
+def cases_of(world: World, block: Block, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+    """Case, and what lies behind each: customer (index into the block), day, kind, tone, reason (indices)."""
     kept = np.flatnonzero(block.case_day < world.num_days)
     customer, day, cell = block.case_customer[kept], block.case_day[kept], block.case_cell[kept]
     count = len(kept)
     kind, tone = cell // len(dw.TONES), cell % len(dw.TONES)
     opened_s = rng.uniform(7 * HOUR_S, 22 * HOUR_S, count)
-    subject, text = _texts(world, rng, kind, tone)
+    reason, subject, text = _texts(world, rng, kind, tone)
     closed_day = day + opened_s / 86_400 + rng.gamma(2.0, 1.5, count)
     closed = closed_day < world.num_days
     rated = closed & (rng.random(count) < P_RATED)
     rating = 1 + (rng.random((count, 1)) >= np.cumsum(P_RATING, 1)[tone][:, :-1]).sum(1)
-    own = ids.make("500", serials(block, count))
     made = moments(world, day, opened_s)
     closing = pc.if_else(pa.array(closed), moments(world, closed_day), None)
     cases = with_system(
         {
-            "Id": own,
+            "Id": ids.make("500", serials(block, count)),
             "AccountId": account_ids(block, customer),
             "ContactId": contact_ids(block, customer),
             "Subject": subject,
             "Description": text,
             "Type": choose(["Complaint", "Question"], kind),
+            "Reason": _reasons(rng, reason),
             "Priority": choose(
                 ["High", "Medium", "Low"], np.where(kind == 0, rng.integers(0, 2, count), 1 + rng.integers(0, 2, count))
             ),
@@ -124,33 +134,40 @@ def service(world: World, block: Block, rng: np.random.Generator) -> tuple[pa.Ta
         },
         pc.coalesce(closing, made),
     )
-    return cases, _emails(world, block, rng, own, subject, (customer, day + opened_s / 86_400, tone))
+    at = day + opened_s / 86_400
+    return cases, pa.table({"customer": customer, "day": at, "kind": kind, "tone": tone, "reason": reason})
 
 
-def _texts(world: World, rng: np.random.Generator, kind: np.ndarray, tone: np.ndarray) -> tuple[pa.Array, pa.Array]:
-    """Subject and text of each case, written cell by cell."""
+def _reasons(rng: np.random.Generator, reason: np.ndarray) -> pa.Array:
+    """What stands in the records: some cases have no reason, some a wrong one."""
+    num_reasons = len(demo_text.REASONS)
+    other = (reason + rng.integers(1, num_reasons, len(reason))) % num_reasons
+    given = np.where(rng.random(len(reason)) < P_WRONG_REASON, other, reason)
+    return pc.if_else(pa.array(rng.random(len(reason)) < P_NO_REASON), None, choose(demo_text.REASONS, given))
+
+
+def _texts(
+    world: World, rng: np.random.Generator, kind: np.ndarray, tone: np.ndarray
+) -> tuple[np.ndarray, pa.Array, pa.Array]:
+    """Reason, subject and text of each case, written cell by cell."""
     names = world.catalogue.names()
     product = rng.integers(0, len(names), len(kind))
-    order, parts = [], []
+    order, reasons, subjects, texts = [], [], [], []
     for k, kind_name in enumerate(dw.KINDS):
         for j, tone_name in enumerate(dw.TONES):
             rows = np.flatnonzero((kind == k) & (tone == j))
+            reason, subject, text = demo_text.case_texts(rng, kind_name, tone_name, names, product[rows])
             order.append(rows)
-            parts.append(demo_text.case_texts(rng, kind_name, tone_name, names, product[rows]))
-    place = pa.array(np.argsort(np.concatenate(order)))
-    subjects, texts = (pa.concat_arrays([part[i] for part in parts]).take(place) for i in (0, 1))
-    return subjects, texts
+            reasons.append(reason)
+            subjects.append(subject)
+            texts.append(text)
+    place = np.argsort(np.concatenate(order))
+    subject, text = (pa.concat_arrays(parts).take(pa.array(place)) for parts in (subjects, texts))
+    return np.concatenate(reasons)[place], subject, text
 
 
-def _emails(
-    world: World,
-    block: Block,
-    rng: np.random.Generator,
-    case_ids: pa.StringArray,
-    subject: pa.Array,
-    cases: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> pa.Table:
-    customer, at, tone = cases
+def _emails(world: World, block: Block, rng: np.random.Generator, cases: pa.Table, about: pa.Table) -> pa.Table:
+    customer, at, tone, reason = (about[name].to_numpy() for name in ("customer", "day", "tone", "reason"))
     answered = at + rng.uniform(0.05, 2.0, len(at))
     again = np.flatnonzero(rng.random(len(at)) < P_FOLLOW_UP)
     rows = np.concatenate([np.arange(len(at)), again])
@@ -159,10 +176,11 @@ def _emails(
     for j, name in enumerate(dw.TONES):
         mine = tone[again] == j
         written[mine] = demo_text.follow_ups(rng, name, int(mine.sum())).to_numpy(zero_copy_only=False)
-    text = pa.concat_arrays([demo_text.replies(rng, len(at)), pa.array(written, pa.string())])
+    text = pa.concat_arrays([demo_text.replies(rng, reason), pa.array(written, pa.string())])
     incoming = np.arange(len(rows)) >= len(at)
     kept = np.flatnonzero(day < world.num_days)
     rows, day, incoming, text = rows[kept], day[kept], incoming[kept], text.take(pa.array(kept))
+    case_ids, subject = cases["Id"].combine_chunks(), cases["Subject"].combine_chunks()
     made = moments(world, day)
     return with_system(
         {

@@ -10,7 +10,7 @@ Symbols as in demo_world; shapes: N customers, C = 12 classes, 3 engagement stat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
@@ -37,19 +37,19 @@ POPULATION_DAYS = 365
 def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days: int) -> pa.Table:
     """A row per (as_of, customer of the block that existed then).
 
-    entity_id string (18-character Account id), as_of timestamp, p_leave float64 = P(no order in [as_of, as_of +
-    horizon) | all before as_of), left bool (what came; null where the history ends earlier), in_population bool (an
-    order in the 365 days before), segment string and engagement string (both at as_of), taste int64, price_sensitive
-    bool. Raises DataError for an as_of that is not a midnight UTC within the history.
+    entity_id string (18-character Account id), as_of timestamp, score float64 = P(no order in [as_of, as_of +
+    horizon) | all before as_of), label int8 (1 = no order came; null where the history ends earlier), in_population
+    bool (an order in the 365 days before), segment string and engagement string (both at as_of), taste int64,
+    price_sensitive bool. Raises DataError for an as_of that is not a midnight UTC within the history.
     """
-    days = [_day(world, date) for date in as_of]
+    days = [day_of(world, date) for date in as_of]
     probabilities = p_leave(world, block, days, horizon_days)
     return pa.concat_tables(
         _rows(world, block, day, p, horizon_days) for day, p in zip(days, probabilities, strict=True)
     )
 
 
-def _day(world: World, as_of: datetime) -> int:
+def day_of(world: World, as_of: datetime) -> int:
     moment = as_of.replace(tzinfo=timezone.utc) if as_of.tzinfo is None else as_of.astimezone(timezone.utc)
     first, last = world.epoch + timedelta(days=1), world.end
     if moment.time() != datetime.min.time() or not first <= moment.date() <= last:
@@ -69,8 +69,8 @@ def _rows(world: World, block: Block, day: int, p: np.ndarray, horizon_days: int
         {
             "entity_id": ids.make("001", block.first + np.flatnonzero(kept)),
             "as_of": pa.array([moment], TIME).take(pa.array(np.zeros(count, np.int64))),
-            "p_leave": p[kept],
-            "left": pa.array(~after[kept]) if known else pa.nulls(count, pa.bool_()),
+            "score": p[kept],
+            "label": pa.array((~after[kept]).astype(np.int8)) if known else pa.nulls(count, pa.int8()),
             "in_population": before[kept],
             "segment": pa.array(dw.SEGMENTS).take(pa.array(dw.segments(block.v, block.s, z)[kept])),
             "taste": block.t[kept],
@@ -91,15 +91,23 @@ def _has_order(block: Block, first_day: int, end_day: int) -> np.ndarray:
 def p_leave(world: World, block: Block, days: Sequence[int], horizon_days: int) -> np.ndarray:
     """(len(days), N) P(no order in [day, day + horizon) | all before the day); NaN before a customer's first week."""
     result = np.full((len(days), len(block)), np.nan)
-    alpha = _prior(block)
     seasons = world.seasons(max(days) // 7 + horizon_days // 7 + 3)
-    counts = _weekly(block, world.num_weeks)
+    for k, live, posterior in posteriors(world, block, days):
+        result[k, live] = _no_order(block, posterior, days[k], horizon_days, seasons)[live]
+    return result
+
+
+def posteriors(world: World, block: Block, days: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Of each day: its place in `days`, the customers that exist (N,) bool, and P(class, engagement in the week of the
+    day | all before the day), (N, C, 3)."""
+    alpha = _prior(block)
+    seasons = world.seasons(max(days) // 7 + 1)
+    counts = weekly(block, world.num_weeks)
     for w in range(max(days) // 7 + 1):
         live = block.first_week <= w
         for k, day in enumerate(days):
             if day // 7 == w:
-                posterior = _posterior(world, block, alpha, day, seasons[w])
-                result[k, live] = _no_order(block, posterior, day, horizon_days, seasons)[live]
+                yield k, live, _posterior(world, block, alpha, day, seasons[w])
         if w >= world.num_weeks:
             break
         features = np.column_stack([columns[:, w] for columns in counts])
@@ -108,7 +116,6 @@ def p_leave(world: World, block: Block, days: Sequence[int], horizon_days: int) 
         bad = (features[:, 7] + features[:, 7 + len(dw.TONES)]) > 0
         moved = _move(alpha * likelihood, bad, block.rise[:, w])
         alpha = np.where(live[:, None, None], moved / moved.sum((1, 2), keepdims=True), alpha)
-    return result
 
 
 def _prior(block: Block) -> np.ndarray:
@@ -121,7 +128,7 @@ def _prior(block: Block) -> np.ndarray:
     return (weights / weights.sum(1, keepdims=True))[:, :, None] * dw.P_START
 
 
-def _weekly(block: Block, weeks: int, before_day: int | None = None) -> list[np.ndarray]:
+def weekly(block: Block, weeks: int, before_day: int | None = None) -> list[np.ndarray]:
     """What a week shows, (N, W) each: orders, orders when treated, treated, visits, opened, not opened, clicked, the
     six cells of cases, one. With `before_day`: only what came before that day, for its week alone (W = 1)."""
     only = None if before_day is None else before_day // 7
@@ -146,7 +153,7 @@ def _weekly(block: Block, weeks: int, before_day: int | None = None) -> list[np.
 
 
 def _log_likelihood(season: float, share: float, case_share: float) -> np.ndarray:
-    """(features, C · 3) weights by which the columns of `_weekly` add up to the log-likelihood of a week, or of the
+    """(features, C · 3) weights by which the columns of `weekly` add up to the log-likelihood of a week, or of the
     part of it that has these shares of its orders and visits and of its days."""
     uplift, opening, clicking = dw.UPLIFT[S][:, None], dw.P_OPEN[:, S].T, dw.P_CLICK[S][:, None]
     expected = (ORDER_RATES + VISIT_RATES) * season * share + dw.CASE_RATES.sum(0) * case_share
@@ -178,7 +185,7 @@ def _posterior(world: World, block: Block, alpha: np.ndarray, day: int, season: 
     logs = _log_for_life(world, block, day)[:, :, None] + np.log(np.maximum(alpha, np.finfo(float).tiny))
     cut = day % 7
     if cut:
-        features = np.column_stack(_weekly(block, world.num_weeks, before_day=day))
+        features = np.column_stack(weekly(block, world.num_weeks, before_day=day))
         logs += (features @ _log_likelihood(season, dw.DAYS_BEFORE[cut], cut / 7)).reshape(alpha.shape)
     weights = np.exp(logs - logs.max((1, 2), keepdims=True))
     return weights / weights.sum((1, 2), keepdims=True)
@@ -199,13 +206,19 @@ def _log_for_life(world: World, block: Block, day: int) -> np.ndarray:
     result = (lines - orders) * np.log(dw.EXTRA_LINES)[V] - orders * dw.EXTRA_LINES[V]
     result += (units - lines) * np.log(dw.EXTRA_UNITS)[V] - lines * dw.EXTRA_UNITS[V]
     result += cheap * np.log(dw.P_DISCOUNT)[S] + (orders - cheap) * np.log(1 - dw.P_DISCOUNT)[S]
-    products = np.zeros((count, NUM_TASTES * 2))
-    shown = (block.visit_day < day) & (block.viewed >= 0)
-    _add_rows(products, buyer[lined], np.log(_line_probabilities(world, block, lined)))
-    _add_rows(products, block.visit_customer[shown], np.log(_view_probabilities(world, block, shown)))
-    by_segment = products.reshape(count, NUM_TASTES, 2)[:, :, S] + np.log(dw.taste_prior())[2 * V + S].T
+    by_segment = taste_logs(world, block, day)
     peak = by_segment.max(1)
     return result + peak + np.log(np.exp(by_segment - peak[:, None]).sum(1))
+
+
+def taste_logs(world: World, block: Block, day: int) -> np.ndarray:
+    """(N, T, C) log of P(taste | class) times the likelihood of the products bought and viewed before the day."""
+    lined, shown = block.order_day[block.line_order] < day, (block.visit_day < day) & (block.viewed >= 0)
+    buyer = block.order_customer[block.line_order]
+    products = np.zeros((len(block), NUM_TASTES * 2))
+    _add_rows(products, buyer[lined], np.log(_line_probabilities(world, block, lined)))
+    _add_rows(products, block.visit_customer[shown], np.log(_view_probabilities(world, block, shown)))
+    return products.reshape(len(block), NUM_TASTES, 2)[:, :, S] + np.log(dw.taste_prior())[2 * V + S].T
 
 
 def _add_rows(totals: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
@@ -242,11 +255,11 @@ def _no_order(block: Block, posterior: np.ndarray, day: int, horizon_days: int, 
     opted = block.opted_in.astype(int)
     if cut == 0:  # nothing of this week is known yet: the same sum as for a week in the future
         return (posterior * _one_week(week, share, seasons[week], following)[opted]).sum((1, 2))
-    seen = _weekly(block, block.z.shape[1], before_day=day)
+    seen = weekly(block, block.z.shape[1], before_day=day)
     bad = ((seen[7] + seen[7 + len(dw.TONES)])[:, 0] > 0).astype(int)
     rise = block.rise[:, week].astype(int)
     quiet = np.exp(-BAD_RATES * (1 - cut / 7))
-    after = np.stack([[_after(following, np.array([r]), quiet * (1 - b)) for b in (0, 1)] for r in (0.0, 1.0)])
+    after = np.stack([[after_week(following, np.array([r]), quiet * (1 - b)) for b in (0, 1)] for r in (0.0, 1.0)])
     rates = ORDER_RATES[None] * (1 + dw.UPLIFT[S][:, None] * np.array([0, 1])[:, None, None]) * seasons[week] * share
     staying = np.exp(-rates)[seen[2][:, 0].astype(int)]
     return (posterior * staying * after[rise, bad, opted]).sum((1, 2))
@@ -268,10 +281,10 @@ def _one_week(week: int, share: float, season: float, following: np.ndarray) -> 
     staying = np.stack([control, mailed * treated + (1 - mailed) * control])
     rises = np.array([1 - dw.P_PRICE_RISE, dw.P_PRICE_RISE])
     quiet = np.exp(-BAD_RATES)
-    return staying * sum(p * _after(following, np.array([r]), quiet) for r, p in enumerate(rises))
+    return staying * sum(p * after_week(following, np.array([r]), quiet) for r, p in enumerate(rises))
 
 
-def _after(following: np.ndarray, rise: np.ndarray, quiet: np.ndarray) -> np.ndarray:
+def after_week(following: np.ndarray, rise: np.ndarray, quiet: np.ndarray) -> np.ndarray:
     """(2, C, 3) expectation of `following` (2, C, next z) over the transition, `quiet` (3,) = P(no bad case | z)."""
     result = np.empty_like(following)
     for s in range(2):

@@ -26,12 +26,18 @@ import pyarrow.dataset as pads
 
 from crmray import log, schema
 from crmray.config import Org
-from crmray.data import asof_attributes, leaks, splits
-from crmray.data.examples_shard import Held, gather_shard, make_shard, survey_shard, write_rows
-from crmray.data.ingest import origins
+from crmray.data import asof_attributes, attribute_plan, leaks, splits
+from crmray.data.examples_shard import (
+    Held,
+    attribute_table,
+    gather_shard,
+    make_shard,
+    write_rows,
+)
 from crmray.data.plans import inline
 from crmray.data.splits import PARTS, Snapshots
 from crmray.errors import DataError, NotEnoughDataError
+from crmray.evaluate.decide import Decided
 from crmray.privacy.consent import NAME as CONSENT
 from crmray.storage import Lake, Run, run_id
 
@@ -69,7 +75,7 @@ def examples(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callabl
     table, column or kind of row is missing.
     """
     content = _contents(lake, task, settings)
-    changes = _changes(lake, content)
+    changes = _changes(lake, task, content)
     consent = lake.latest("raw", CONSENT).run_id if lake.has("raw", CONSENT) else None
     run = lake.run("examples", task.NAME, _run_id(org, task, settings, content, changes, consent))
     with run.claim("examples") as mine:
@@ -78,9 +84,9 @@ def examples(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callabl
     return run
 
 
-def _changes(lake: Lake, content: Mapping[str, Content]) -> Held | None:
-    """The field history of the customers, whether the task reads it or not; None where the org has none."""
-    if "customers" not in content or not lake.has("tables", "changes"):
+def _changes(lake: Lake, task: Any, content: Mapping[str, Content]) -> Held | None:
+    """The field history of the attributes, whether the task reads it or not; None where the org has none."""
+    if attribute_table(task) not in content or not lake.has("tables", "changes"):
         return None
     found = content_of(lake.latest("tables", "changes"))
     return (found.run.run_id, found.columns) if found.rows else None
@@ -99,8 +105,9 @@ def _run_id(
     changes: Held | None,
     consent: str | None,
 ) -> str:
-    own = {"task": task.NAME, "features_version": task.FEATURES_VERSION, "settings": settings.model_dump(mode="json")}
-    own |= {"history": org.history.model_dump(mode="json")} if "customers" in content else {}
+    read = settings.model_dump(mode="json", exclude=set(Decided.model_fields))  # where to cut makes no other rows
+    own = {"task": task.NAME, "features_version": task.FEATURES_VERSION, "settings": read}
+    own |= {"history": org.history.model_dump(mode="json")} if attribute_table(task) in content else {}
     inputs = {name: table.run.run_id for name, table in content.items()}
     inputs |= {"changes": changes[0]} if changes else {}
     inputs |= {"consent": consent} if consent else {}
@@ -176,8 +183,8 @@ def attributes_of(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Ca
     {column: report of asof_attributes.plan}; leaks are found when the examples are made. DataError as in dates_of.
     """
     content = _contents(lake, task, settings)
-    held, past = _held(content), _changes(lake, content)
-    plan = _plan(org, lake, content, held, past, _dates(task, settings, content)[1], map_shards)
+    held, past = _held(content), _changes(lake, task, content)
+    plan = _plan(org, lake, task, content, held, past, _dates(task, settings, content)[1], map_shards)
     return asof_attributes.told(plan)
 
 
@@ -206,7 +213,7 @@ def _make(
     num_shards = max(table.num_shards for table in content.values())
     held = _held(content)
     spans = hasattr(task, "gather")
-    plan = {} if spans else _plan(org, lake, content, held, changes, dates, map_shards)
+    plan = {} if spans else _plan(org, lake, task, content, held, changes, dates, map_shards)
     for how in plan.values():
         if how["used"] == "kept out":
             name, known = f"{how['object']}.{how['field']}", min(how["known"].values())
@@ -255,31 +262,18 @@ def _make(
 def _plan(
     org: Org,
     lake: Lake,
+    task: Any,
     content: Mapping[str, Content],
     tables: Mapping[str, Held],
     changes: Held | None,
     dates: Snapshots,
     map_shards: Callable,
 ) -> dict[str, dict[str, Any]]:
-    """What becomes of the customers' attributes at the past dates; empty without customers or without time."""
-    if "customers" not in content or not dates.has_time:
+    """What becomes of the attributes of customers (of leads) at the past dates; empty without them or without time."""
+    table = attribute_table(task)
+    if table not in content or not dates.has_time:
         return {}
-    columns = content["customers"].columns
-    sources = [origin.source for origin in origins(org) if origin.table == "customers"]
-    fields = asof_attributes.fields_of(sources, columns)
-    asof_attributes.check_insisted(org.history.insist, sources, fields)
-    look = partial(
-        survey_shard,
-        root=lake.root,
-        customers=tables["customers"],
-        changes=changes,
-        fields=fields,
-        dates=dates.past,
-    )
-    seen = [result for _, result in map_shards(look, list(range(content["customers"].num_shards)), label="attributes")]
-    return asof_attributes.plan(
-        asof_attributes.merge(seen), fields, dates, has_modified="modified_at" in columns, insist=org.history.insist
-    )
+    return attribute_plan.make(org, lake, task, tables[table], content[table].num_shards, changes, dates, map_shards)
 
 
 def _shards(
@@ -294,10 +288,7 @@ def _shards(
             found |= leaks.found(leaks.total(shard["leaks"].get(label, {}) for shard in shards), label)
         if not found:
             return shards, plan
-        plan = asof_attributes.block(plan, found)
-        for column, evidence in found.items():
-            name = f"{plan[column]['object']}.{plan[column]['field']}"
-            log.warn("examples.leak", task=task.NAME, field=name, **evidence)
+        plan = attribute_plan.without_leaks(task, plan, found)
 
 
 def _whole(

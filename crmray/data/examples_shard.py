@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import schema
-from crmray.data import asof, asof_attributes, leaks
+from crmray.data import asof, asof_attributes, asof_leads, leaks
 from crmray.data.history import Changes, Field
 from crmray.data.splits import PARTS, Snapshots
 from crmray.privacy import Withheld
@@ -26,20 +26,34 @@ Held = tuple[str, tuple[str, ...]]
 """run_id of a canonical table, and the columns that the org has"""
 
 
+def attribute_table(task: Any) -> str:
+    """The table whose attributes the task's rows have as they stood at their dates."""
+    return "leads" if task.ENTITY == "lead" else "customers"
+
+
+def task_at(address: str) -> Any:
+    """The task with this `__name__`: a module, or `module:name` for one of several that a module makes (`named`)."""
+    module, _, name = address.partition(":")
+    task = importlib.import_module(module)
+    return task.named(name) if name else task
+
+
 def survey_shard(
     shard: int,
     *,
     root: str,
-    customers: Held,
+    table: str,
+    held: Held,
     changes: Held | None,
     fields: Sequence[Field],
     dates: Sequence[datetime],
 ) -> dict[str, Any]:
-    """asof_attributes.survey of one shard; tables as in make_shard."""
+    """asof_attributes.survey of one shard of a table with attributes; held and changes as in make_shard."""
     lake = Lake(root)
-    rows = _read(lake.run("tables", "customers", customers[0]), customers[1], shard)
+    rows = _read(lake.run("tables", table, held[0]), held[1], shard)
     past = _read(lake.run("tables", "changes", changes[0]), changes[1], shard) if changes else None
-    return asof_attributes.survey(rows, past, fields, dates)
+    groups = asof_leads.outcome_masks if table == "leads" else asof_attributes.created
+    return asof_attributes.survey(rows, past, fields, dates, key=schema.table(table).entity, groups=groups)
 
 
 def make_shard(
@@ -57,22 +71,25 @@ def make_shard(
 ) -> dict[str, Any]:
     """Write one shard of every split. Gives its counts by split and date, its columns, and the size of its `now` rows.
 
-    root: of the lake; task_module: its name; changes: the field history of the customers; consent: run_id of
+    root: of the lake; task_module: its name; changes: the field history; consent: run_id of
     raw/consent, whose customers are left out; plan: of asof_attributes; dates: Snapshots as JSON; run_id: of the
     examples.
     """
-    lake, task, when = Lake(root), importlib.import_module(task_module), Snapshots.of(dates)
+    lake, task, when = Lake(root), task_at(task_module), Snapshots.of(dates)
     own = task.Settings.model_validate(settings)
     run = lake.run("examples", task.NAME, run_id)
     rows, withdrew = read_shard(lake, shard, tables, consent)
     changed = _read(lake.run("tables", "changes", changes[0]), changes[1], shard) if changes and plan else None
-    past = asof_attributes.histories(rows["customers"], changed, plan) if plan else {}
+    described = attribute_table(task)
+    key = schema.table(described).entity
+    past = asof_attributes.histories(rows[described], changed, plan, key=key) if plan else {}
 
     def seen(as_of: datetime | None) -> dict[str, pa.Table]:
-        return {**rows, "customers": asof_attributes.at(rows["customers"], past, as_of, plan)} if plan else rows
+        return {**rows, described: asof_attributes.at(rows[described], past, as_of, plan)} if plan else rows
 
     made = write_rows(run, shard, task, own, when, seen, rows)
-    leaking = _leaking(rows["customers"], past, made.at_train, task, plan, when) if plan and when.has_time else {}
+    searched = plan and when.has_time and described == "customers"  # leads have theirs from all conversions at once
+    leaking = _leaking(rows["customers"], past, made.at_train, task, plan, when) if searched else {}
     return {**made.facts, "withdrew": withdrew, "leaks": leaking}
 
 
@@ -89,7 +106,7 @@ def gather_shard(
     consent: str | None,
 ) -> tuple[dict[str, pa.Table], int]:  # fmt: skip
     """What a task that spans customers takes of one shard, and how many of its entities withdrew; as in make_shard."""
-    task = importlib.import_module(task_module)
+    task = task_at(task_module)
     rows, withdrew = read_shard(Lake(root), shard, tables, consent)
     return task.gather(rows, task.Settings.model_validate(settings)), withdrew
 

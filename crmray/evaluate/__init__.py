@@ -1,1 +1,1 @@
-"""Figures, calibration, reasons, comparisons and model cards; arithmetic on arrays, no Ray, no files."""
+"""Figures, calibration, reasons, comparisons, model cards and pages; arithmetic on arrays, no Ray, no files."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 
 from crmray.evaluate.metrics import checked, f1_threshold, logloss
 
@@ -16,6 +17,7 @@ NUM_FOLDS = 5
 TILT = 1e-3  # share of the raw score in an isotonic probability: keeps apart what isotonic regression ties together
 LEAST_SLOPE = 1e-3  # of Platt's curve
 MAX_NEWTON_STEPS = 100
+MOST_SHIFT = 2 * 21.0  # of the log odds: from EDGE to 1 - EDGE
 EDGE = 1e-9  # scores are kept this far from 0 and 1 before their log odds are taken
 
 
@@ -41,8 +43,26 @@ def fit(y: np.ndarray, p: np.ndarray) -> dict[str, Any]:
     return {**FITTERS[best](y, p), "logloss": reached}
 
 
+def anchored(state: Mapping[str, Any], y: np.ndarray, p: np.ndarray) -> dict[str, Any]:
+    """The map for the same model refitted on more rows: its shape kept, its log odds shifted until the mean is right.
+
+    y (N,), p (N,) scores of the refitted model on rows that it has seen, the latest ones. What the map added to the
+    model's level for the gap between its rows and the validation rows, the refit has learned itself, and would be
+    added twice.
+    """
+    y, p = checked(y, p)
+    if state["method"] == "none" or not 0 < y.mean() < 1:
+        return dict(state)
+    odds = _logit(apply(state, p))
+    shift = brentq(lambda size: float(_curve(odds + size).mean() - y.mean()), -MOST_SHIFT, MOST_SHIFT)
+    return {**state, "shift": float(shift)}
+
+
 def apply(state: Mapping[str, Any], p: np.ndarray) -> np.ndarray:
     """Calibrated probabilities float64 (N,), in 0..1."""
+    if "shift" in state:
+        whole = {name: value for name, value in state.items() if name != "shift"}
+        return _curve(_logit(apply(whole, p)) + state["shift"])
     p = np.asarray(p, dtype=np.float64)
     if state["method"] == "none":
         return p
@@ -125,14 +145,14 @@ def _folds(y: np.ndarray) -> np.ndarray:
     return folds
 
 
-def fit_bands(y: np.ndarray, p: np.ndarray, missed_share: float = 0.1) -> dict[str, float]:
+def fit_bands(y: np.ndarray, p: np.ndarray, missed_share: float = 0.1, high: float | None = None) -> dict[str, float]:
     """Thresholds of the bands on calibrated probabilities of validation rows.
 
-    high: probability >= `high`, the threshold with the best F1. low: probability < `low`, the highest observed score
-    (not above `high`) below which at most `missed_share` of the positives lie. medium: between.
+    high: probability >= `high`, by default the threshold with the best F1. low: probability < `low`, the highest
+    observed score (not above `high`) below which at most `missed_share` of the positives lie. medium: between.
     """
     y, p = checked(y, p)
-    high = f1_threshold(y, p)
+    high = f1_threshold(y, p) if high is None else high
     values, group = np.unique(p, return_inverse=True)
     below = np.concatenate([[0.0], np.cumsum(np.bincount(group, y))[:-1]])
     allowed = values[below <= missed_share * y.sum()]

@@ -7,7 +7,7 @@ the rows once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -182,6 +182,88 @@ def top_share(y: np.ndarray, p: np.ndarray, share: float = 0.1) -> dict[str, flo
     return {"lift": rate / float(y.mean()) if y.any() else 0.0, "recall": float(y[top].sum() / max(y.sum(), 1.0))}
 
 
+def said_figure(y: np.ndarray, p: np.ndarray, threshold: float, name: str) -> Figure:
+    """accuracy, precision, recall or f1 with positive = score >= threshold; NaN where it is not defined."""
+    y, p = checked(y, p)
+    said = (p >= threshold).astype(np.float64)
+    over, under = {
+        "accuracy": ((said == y).astype(np.float64), np.ones(len(y))),
+        "precision": (y * said, said),
+        "recall": (y * said, y),
+        "f1": (2.0 * y * said, y + said),
+    }[name]
+
+    def figure(weights: np.ndarray) -> float:
+        total = weights @ under
+        return float(weights @ over / total) if total else float("nan")
+
+    return figure
+
+
+def checked_classes(label: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels int64 (N,) in 0..K-1 and probabilities float64 (N, K); DataError for anything else."""
+    label, probability = np.asarray(label), np.asarray(probability, dtype=np.float64)
+    if probability.ndim != 2 or label.shape != probability.shape[:1] or not len(label):
+        raise DataError(f"got labels {label.shape} and probabilities {probability.shape}, expected (N,) and (N, K)")
+    if not np.isin(label, np.arange(probability.shape[1])).all():
+        raise DataError(f"got a label outside 0..{probability.shape[1] - 1}, expected the number of a class")
+    if not np.isfinite(probability).all():
+        raise DataError("got probabilities that are not finite, expected finite numbers")
+    return label.astype(np.int64), probability
+
+
+def confusion_of(label: np.ndarray, said: np.ndarray, num_classes: int, weights: np.ndarray | None = None):
+    """Confusion matrix float64 (K, K): rows are the true classes, columns what was said."""
+    cells = np.bincount(label * num_classes + said, weights, num_classes**2)
+    return cells.reshape(num_classes, num_classes).astype(np.float64)
+
+
+def by_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """precision, recall, f1 of each class (K,), 0 where a denominator is 0, from a confusion matrix."""
+    hits, true, said = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+
+    def share(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+        return np.divide(over, under, out=np.zeros(len(over)), where=under > 0)
+
+    return {"precision": share(hits, said), "recall": share(hits, true), "f1": share(2 * hits, true + said)}
+
+
+def macro_f1_figure(label: np.ndarray, said: np.ndarray, num_classes: int) -> Figure:
+    """Mean F1 of the classes that occur among the true or said ones (as scikit-learn's macro average)."""
+
+    def figure(weights: np.ndarray) -> float:
+        confusion = confusion_of(label, said, num_classes, weights)
+        return float(by_class(confusion)["f1"][_occurring(confusion)].mean())
+
+    return figure
+
+
+def _occurring(confusion: np.ndarray) -> np.ndarray:
+    return confusion.sum(0) + confusion.sum(1) > 0
+
+
+def classes(label: np.ndarray, probability: np.ndarray) -> dict[str, float]:
+    """accuracy, macro_f1, macro_precision, macro_recall, logloss, ece, majority_share, rows.
+
+    The class said is the most probable one. Macro means are over the classes that occur among the true or said ones.
+    ece is that of the probability of the class said (Guo et al. 2017).
+    """
+    label, probability = checked_classes(label, probability)
+    num_classes, said = probability.shape[1], probability.argmax(1)
+    confusion = confusion_of(label, said, num_classes)
+    means = {name: float(values[_occurring(confusion)].mean()) for name, values in by_class(confusion).items()}
+    given = np.clip(probability[np.arange(len(label)), label], CLIP, 1.0)
+    right = (said == label).astype(np.float64)
+    return {
+        "accuracy": float(right.mean()),
+        **{f"macro_{name}": means[name] for name in ("f1", "precision", "recall")},
+        "logloss": float(-np.log(given).mean()),
+        "ece": expected_calibration_error(right, probability.max(1)),
+        "majority_share": float(np.bincount(label).max() / len(label)),
+        "rows": len(label),
+    }
+
+
 def ranking_rows(ranked: np.ndarray, truth: Sequence[Any], k: int = 10) -> dict[str, np.ndarray]:
     """hr, ndcg, recall, mrr at k of each row: float64 (N,).
 
@@ -253,9 +335,30 @@ def bootstrap_ci(
 
     NotEnoughDataError when all of them are.
     """
-    draws = np.array([figure(weights) for weights in resampled_weights(num_rows, num_resamples, seed, groups)])
-    draws = draws[np.isfinite(draws)]
-    if not len(draws):
+    found = bootstrap_cis(
+        {"": figure}, num_rows, level=level, num_resamples=num_resamples, seed=seed, groups=groups
+    )  # fmt: skip
+    if not found:
         raise NotEnoughDataError(f"got {num_rows} rows of one class, expected both for an interval")
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return found[""]
+
+
+def bootstrap_cis(
+    figures: Mapping[str, Figure],
+    num_rows: int,
+    *,
+    level: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of several figures over the same resamples; a figure that is never defined has none."""
+    every = resampled_weights(num_rows, num_resamples, seed, groups)
+    draws = np.array([[figure(weights) for figure in figures.values()] for weights in every])
+    found = {}
+    for name, values in zip(figures, draws.T, strict=True):
+        known = values[np.isfinite(values)]
+        if len(known):
+            low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+            found[name] = (float(low), float(high))
+    return found

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+MOST_NAMED = 4
+"""categories written into one question of a tree"""
+
 
 def _svg(width: float, height: float, draw: Callable[[Any], None]) -> bytes:
     """What `draw(axes)` draws on a figure of so many inches."""
@@ -45,16 +48,23 @@ def bar_chart(names: Sequence[str], series: Mapping[str, Sequence[float]], *, ti
     return _svg(9, 1.2 + 0.7 * len(names), draw)
 
 
-def tree(estimator: Any, names: Sequence[str], classes: Sequence[str] | None, *, max_depth: int = 4) -> bytes:
+def tree(
+    estimator: Any, names: Sequence[str], classes: Sequence[str] | None, *,
+    categories: Mapping[str, Sequence[str]] | None = None, max_depth: int = 4,
+) -> bytes:  # fmt: skip
     """A fitted scikit-learn tree: questions, rows and what each leaf says; deeper than max_depth it is cut off.
 
-    names: of the columns, in the order of the fit; classes: names of the classes, None for numbers.
+    names: of the columns, in the order of the fit; classes: names of the classes, None for numbers; categories: of the
+    columns that hold codes, what each code stands for.
     """
     from sklearn.tree import plot_tree
 
     def draw(axes: Any) -> None:
-        plot_tree(estimator, max_depth=max_depth, feature_names=list(names), class_names=classes, filled=True,
+        boxes = plot_tree(estimator, max_depth=max_depth, feature_names=list(names), class_names=classes, filled=True,
                   rounded=True, impurity=False, proportion=True, precision=3, fontsize=8, ax=axes)  # fmt: skip
+        for box in boxes:
+            question, *rest = box.get_text().split("\n")
+            box.set_text("\n".join([_question(question, categories or {}), *rest]))
 
     depth = min(max_depth, estimator.get_depth())
     return _svg(3.2 * 2**depth, 1.6 * (depth + 1), draw)
@@ -71,3 +81,12 @@ def dendrogram(linkage: np.ndarray, *, title: str, num_leaves: int = 30) -> byte
         axes.set_title(title)
 
     return _svg(11, 5, draw)
+
+
+def _question(text: str, categories: Mapping[str, Sequence[str]]) -> str:
+    """`plan <= 2.5` as `plan: (other), (missing), basic`, where plan holds codes; all other text as it is."""
+    name, _, limit = text.partition(" <= ")
+    if name not in categories:
+        return text
+    values = categories[name][: int(float(limit)) + 1]
+    return f"{name}: {', '.join(values[:MOST_NAMED])}{' …' if len(values) > MOST_NAMED else ''}"

@@ -18,7 +18,7 @@ NUM_REFERENCE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Blend:
-    """Average of members' "score". On the rank scale a score is its place among the reference rows, so that a row's
+    """Average of members' predictions. On the rank scale a score is its place among the reference rows, so that a row's
     answer does not depend on the rows beside it."""
 
     NAME: ClassVar[str] = "blend"
@@ -45,14 +45,14 @@ class Blend:
             raise ValueError(f"got scale={self.scale!r}, expected 'probability', or 'rank' with a reference")
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """{"score": float64 (N,)}."""
-        total = np.zeros(examples.num_rows)
+        """{"score": float64 (N,)}, or of classes the probability of each, as its members give them."""
+        total: dict[str, np.ndarray] = {}
         for name, member in self.members.items():
-            score = member.predict(examples)["score"]
-            if self.reference is not None:
-                score = _places(score, self.reference[name])
-            total += self.weights[name] * score
-        return {"score": total}
+            for key, score in member.predict(examples).items():
+                if self.reference is not None:
+                    score = _places(score, self.reference[name])
+                total[key] = total.get(key, np.zeros(examples.num_rows)) + self.weights[name] * score
+        return total
 
     def check(self, examples: pa.Table) -> None:
         """Each member's check."""

@@ -1,14 +1,14 @@
-"""Gradient-boosted trees for a binary label, by LightGBM.
+"""Gradient-boosted trees by LightGBM, for a label of any kind.
 
-Same contract as `crmray.models.tabular`. Numbers go in as they are, missing ones included, categories as codes. The
-model is stored in LightGBM's own text format.
+Same contract as `crmray.models.tabular`; `kind` says what the label is (crmray.models.labels). Numbers go in as they
+are, missing ones included, categories as codes. The model is stored in LightGBM's own text format.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -16,14 +16,30 @@ import pyarrow as pa
 
 from crmray import log
 from crmray.errors import CorruptError
-from crmray.models.labels import class_weights, labels_of, within_budget
+from crmray.models import focal
+from crmray.models.labels import Kind, Target, check_imbalance, class_weights, within_budget
 from crmray.models.preprocess import Preparation, Tabular
-from crmray.models.tabular import check_choice, check_positive, check_some_feature, file_of, needs_features, to_json
+from crmray.models.selection import fit_tabular
+from crmray.models.tabular import (
+    check_choice,
+    check_positive,
+    check_some_feature,
+    file_of,
+    needs_features,
+    sigmoid,
+    to_json,
+)
 
 if TYPE_CHECKING:
     import lightgbm
 
 SINGLE_THREAD_ROWS = 2000  # below this, starting threads costs more than the prediction
+OBJECTIVES: dict[Kind, tuple[str, str]] = {
+    "yes_no": ("binary", "binary_logloss"),
+    "number": ("regression", "l2"),
+    "class": ("multiclass", "multi_logloss"),
+}
+"""kind of label -> LightGBM's objective, and the validation figure of early stopping"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +75,18 @@ class LightGBM:
     """Rounds without a better validation figure before it stops."""
     stop_on: Literal["logloss", "auc"] = "logloss"
     """Validation figure of early stopping; AUC alone can stop after a few rounds, with useless probabilities."""
-    imbalance: Literal["none", "weights"] = "none"
-    """Treatment of unequal classes: none or class weights."""
+    imbalance: Literal["none", "weights", "focal"] = "none"
+    """Treatment of unequal classes: none, class weights, or focal loss with the probabilities corrected for it."""
+    focal_gamma: float = 2.0
+    """Exponent of the focal loss: how little easy rows weigh."""
     min_frequency: int = 10
     """Rows that a category needs for a code of its own."""
+    max_correlation: float = 1.0
+    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
+    eliminate: bool = False
+    """Whether recursive elimination leaves features out; see `selection`."""
+    kind: Kind = "yes_no"
+    """What the label is: yes or no, a number, or one of several classes."""
     num_threads: int = 1
     """Threads of the fit; the result is the same for any number."""
     memory_gib: float = 2.0
@@ -77,6 +101,7 @@ class LightGBM:
             patience=self.patience,
             num_threads=self.num_threads,
             memory_gib=self.memory_gib,
+            focal_gamma=self.focal_gamma,
         )
         if self.num_leaves < 2 or not 0 < self.feature_fraction <= 1 or not 0 < self.bagging_fraction <= 1:
             raise ValueError(
@@ -84,7 +109,9 @@ class LightGBM:
                 f"bagging_fraction={self.bagging_fraction}, expected at least 2 leaves and fractions in (0, 1]"
             )
         check_choice("stop_on", self.stop_on, ("logloss", "auc"))
-        check_choice("imbalance", self.imbalance, ("none", "weights"))
+        if self.stop_on == "auc" and (self.kind != "yes_no" or self.imbalance == "focal"):
+            raise ValueError(f"got stop_on='auc' with kind={self.kind}, imbalance={self.imbalance}, expected 'logloss'")
+        check_imbalance(self.kind, self.imbalance, ("none", "weights", "focal"))
 
     @classmethod
     def applies(cls, columns: Collection[str]) -> str | None:
@@ -97,43 +124,58 @@ class LightGBM:
         """Fit `rounds` rounds if given; else stop early on validation; else `num_rounds`."""
         import lightgbm
 
-        labels_of(train)
-        tabular = Tabular.fit(train, Preparation(scale="none", min_frequency=self.min_frequency))
+        target = Target.fit(train, self.kind)
+        train = target.known(train)
+        preparation = Preparation(
+            scale="none", min_frequency=self.min_frequency, max_correlation=self.max_correlation
+        )  # fmt: skip
+        tabular = fit_tabular(train, preparation, eliminate=self.eliminate, kind=self.kind, seed=seed)
         check_some_feature(tabular)
         width = len(tabular.numeric) + len(tabular.categorical)
         rows = within_budget(
             train, bytes_per_row=8 * 3 * width, memory_gib=self.memory_gib, candidate=self.NAME, seed=seed
         )
-        labels = labels_of(rows)
-        categorical = list(range(len(tabular.numeric), width))
+        labels = target.values(rows)
+        focused = Focal.start_of(labels, self.focal_gamma) if self.imbalance == "focal" else None
         data = lightgbm.Dataset(
             _lightgbm_matrix(tabular, rows),
             labels,
             weight=class_weights(labels) if self.imbalance == "weights" else None,
-            categorical_feature=categorical,
+            init_score=np.full(len(labels), focused.start) if focused else None,
+            categorical_feature=list(range(len(tabular.numeric), width)),
             params={"verbosity": -1, "min_data_in_leaf": self.min_rows_leaf, "num_threads": self.num_threads},
         )
         stop_early = rounds is None and validation is not None
         if stop_early:
-            held = [data.create_valid(_lightgbm_matrix(tabular, validation), labels_of(validation, part="validation"))]
+            held = [_held(data, tabular, target, validation, focused)]
             stop = lightgbm.early_stopping(self.patience, first_metric_only=True, verbose=False)
+        recorded: dict[str, dict[str, list[float]]] = {}
         booster = lightgbm.train(
-            self._parameters(seed),
+            self._parameters(seed, target, focused),
             data,
             num_boost_round=self.max_rounds if stop_early else rounds or self.num_rounds,
-            valid_sets=held if stop_early else None,
-            callbacks=[stop] if stop_early else None,
+            valid_sets=[data, *held] if stop_early else None,
+            valid_names=["train", "validation"] if stop_early else None,
+            feval=focused.logloss if focused and stop_early else None,
+            callbacks=[stop, lightgbm.record_evaluation(recorded)] if stop_early else None,
         )
         best = booster.best_iteration if stop_early else booster.current_iteration()
         log.event("train.boosted", rounds=best, features=width)
         return LightGBMModel(
-            tabular=tabular, booster=_reloaded(booster.model_to_string(num_iteration=best)), rounds=best
+            tabular=tabular,
+            target=target,
+            booster=_reloaded(booster.model_to_string(num_iteration=best)),
+            focal=focused,
+            rounds=best,
+            history=learning_of(recorded),
         )
 
-    def _parameters(self, seed: int) -> dict[str, Any]:
+    def _parameters(self, seed: int, target: Target, focused: Focal | None) -> dict[str, Any]:
+        objective, loss = OBJECTIVES[self.kind]
         return {
-            "objective": "binary",
-            "metric": "auc" if self.stop_on == "auc" else "binary_logloss",
+            "objective": focused.objective if focused else objective,
+            "metric": "None" if focused else "auc" if self.stop_on == "auc" else loss,
+            **({"num_class": len(target.classes)} if self.kind == "class" else {}),
             "learning_rate": self.learning_rate,
             "num_leaves": self.num_leaves,
             "min_data_in_leaf": self.min_rows_leaf,
@@ -151,9 +193,58 @@ class LightGBM:
     @staticmethod
     def load(files: Mapping[str, bytes]) -> LightGBMModel:
         """The model that `save` wrote."""
-        tabular = Tabular.from_state(json.loads(file_of(files, "tabular.json")))
+        state = json.loads(file_of(files, "tabular.json"))
         booster = _reloaded(file_of(files, "model.txt").decode())
-        return LightGBMModel(tabular=tabular, booster=booster, rounds=booster.current_iteration())
+        return LightGBMModel(
+            tabular=Tabular.from_state(state),
+            target=Target.from_state(state["target"]),
+            booster=booster,
+            focal=Focal(**state["focal"]) if state["focal"] else None,
+            rounds=booster.current_iteration(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Focal:
+    """Focal loss as LightGBM takes a loss of one's own; its trees add up to a logit above `start`."""
+
+    gamma: float
+    """Exponent."""
+    start: float
+    """Logit before the first tree: LightGBM finds none for a loss that it does not know, and keeps none."""
+
+    @classmethod
+    def start_of(cls, labels: np.ndarray, gamma: float) -> Focal:
+        """Starting from the log odds of the training labels (N,)."""
+        return cls(gamma=gamma, start=float(np.log(labels.mean() / (1.0 - labels.mean()))))
+
+    def objective(self, logits: np.ndarray, data: lightgbm.Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Gradient and Hessian (N,)."""
+        return focal.derivatives(logits, np.asarray(data.get_label()), self.gamma)
+
+    def logloss(self, logits: np.ndarray, data: lightgbm.Dataset) -> tuple[str, float, bool]:
+        """Name, log-loss of the recovered probabilities, and that more is not better."""
+        given = np.abs(1.0 - np.asarray(data.get_label()) - focal.recovered(sigmoid(logits), self.gamma))
+        return "binary_logloss", float(-np.log(np.clip(given, focal.EDGE, None)).mean()), False
+
+
+def _held(
+    data: lightgbm.Dataset, tabular: Tabular, target: Target, validation: pa.Table, focused: Focal | None
+) -> lightgbm.Dataset:
+    """The validation rows for early stopping; rows of a class that training did not have say nothing of a round."""
+    labels = target.values(validation, part="validation")
+    known = labels >= 0 if target.kind == "class" else np.ones(len(labels), bool)
+    start = np.full(int(known.sum()), focused.start) if focused else None
+    return data.create_valid(_lightgbm_matrix(tabular, validation)[known], labels[known], init_score=start)
+
+
+def learning_of(recorded: Mapping[str, Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    """What LightGBM's record_evaluation kept as figures per round: train_loss and validation_loss, or those of AUC."""
+    return {
+        f"{rows}_{'auc' if metric == 'auc' else 'loss'}": values
+        for rows, figures in recorded.items()
+        for metric, values in figures.items()
+    }
 
 
 def _reloaded(text: str) -> lightgbm.Booster:
@@ -176,17 +267,26 @@ class LightGBMModel:
 
     tabular: Tabular
     """Its preprocessing."""
+    target: Target
+    """What it predicts."""
     booster: lightgbm.Booster
     """Trees up to the best round."""
-    rounds: int | None
+    focal: Focal | None = None
+    """The focal loss that it was fitted with."""
+    rounds: int | None = None
     """Their number."""
+    history: Mapping[str, list[float]] = field(default_factory=dict)
+    """Figures of every round of a fit with early stopping; not saved."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """{"score": float64 (N,)}."""
+        """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""
         if not examples.num_rows:
-            return {"score": np.zeros(0)}
+            return self.target.empty()
         threads: dict[str, Any] = {"num_threads": 1} if examples.num_rows < SINGLE_THREAD_ROWS else {}
-        return {"score": np.asarray(self.booster.predict(_lightgbm_matrix(self.tabular, examples), **threads))}
+        raw = np.asarray(self.booster.predict(_lightgbm_matrix(self.tabular, examples), **threads))
+        if self.focal is not None:
+            raw = focal.recovered(sigmoid(raw + self.focal.start), self.focal.gamma)
+        return self.target.scores(raw)
 
     def check(self, examples: pa.Table) -> None:
         """As `Tabular.check`."""
@@ -194,4 +294,6 @@ class LightGBMModel:
 
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
-        return {"tabular.json": to_json(self.tabular.state()), "model.txt": self.booster.model_to_string().encode()}
+        state = {**self.tabular.state(), "target": self.target.state()}
+        state["focal"] = None if self.focal is None else asdict(self.focal)
+        return {"tabular.json": to_json(state), "model.txt": self.booster.model_to_string().encode()}

@@ -9,16 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
-from sklearn.feature_extraction.text import TfidfVectorizer
 
-from crmray.data.asof_rows import DAY_US
-from crmray.data.splits import micros
+from crmray.data.product_facts import Facts
 from crmray.models import histories
 from crmray.models.histories import Catalogue
 
@@ -41,7 +40,7 @@ def lifts(train: pa.Table) -> dict[str, Any]:
     """
     train = histories.training(train)
     catalogue = Catalogue.of(train)
-    bought = histories.encode(train, catalogue)
+    bought = histories.encode(train, catalogue).distinct()
     size = min(NUM_LIFTED, len(catalogue))
     share = catalogue.buyers / catalogue.buyers.sum()
     columns: dict[str, dict[str, list[float]]] = {}
@@ -88,51 +87,49 @@ def cold_scores(examples: pa.Table, catalogue: Catalogue, found: Mapping[str, An
 
 
 def new_products(
-    products: pa.Table, bought: sp.csr_matrix, as_of: datetime, *, new_days: float, top_k: int = NUM_NEW
+    facts: Facts, bought: sp.csr_matrix, as_of: datetime, *, new_days: float, top_k: int = NUM_NEW
 ) -> list[list[str]]:
     """For each customer the new products most like what was bought, best first, at most top_k; none without purchases.
 
-    products: the table, P rows. bought (B, P): weights of what each customer bought, columns in the table's order. New:
-    launched in the `new_days` before as_of, not inactive, not bought. Products are compared by the words of their name
-    and by their other text attributes.
+    bought (B, P): weights of what each customer bought, columns in the order of the facts. New: launched in the
+    `new_days` before as_of (the MAX_NEW latest), not bought.
     """
-    new = _new(products, as_of, new_days)
-    vectors = _vectors(products) if len(new) and bought.nnz else None
+    new = facts.launched_within(as_of, new_days)[:MAX_NEW]
+    vectors = product_vectors(facts) if len(new) and bought.nnz else None
     if vectors is None:
         return [[] for _ in range(bought.shape[0])]
-    ids = products["product_id"].to_pylist()
+    ids = facts.table["product_id"].to_pylist()
     scores_BN = (bought @ (vectors @ vectors[new].T)).toarray()
     scores_BN[bought[:, new].toarray() > 0] = 0.0
     order_BN = np.argsort(-scores_BN, axis=1, kind="stable")[:, :top_k]
     return [[ids[new[j]] for j in order if scores[j] > 0] for scores, order in zip(scores_BN, order_BN, strict=True)]
 
 
-def _new(products: pa.Table, as_of: datetime, new_days: float) -> np.ndarray:
-    """Positions of the MAX_NEW latest new products, the latest launched first; none without launch dates."""
-    if "launched_at" not in products.column_names:
-        return np.empty(0, np.int64)
-    age_us = micros(as_of) - products["launched_at"].cast(pa.int64()).fill_null(np.iinfo(np.int64).min // 2).to_numpy()
-    is_new = (age_us > 0) & (age_us <= new_days * DAY_US)
-    if "active" in products.column_names:
-        is_new &= products["active"].fill_null(True).to_numpy()
-    new = np.flatnonzero(is_new)
-    return new[np.argsort(age_us[new], kind="stable")][:MAX_NEW]
+@lru_cache(maxsize=8)
+def product_vectors(facts: Facts) -> sp.csr_matrix | None:
+    """(P, words) float64 TF-IDF vectors of length 1 of the words of the name, the category, the brand and the step of
+    the price; None where products have no text."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
-
-def _vectors(products: pa.Table) -> sp.csr_matrix | None:
-    """(P, words) TF-IDF vectors of length 1; None where products have no text."""
-    texts = [name for name in products.column_names if name != "product_id" and _is_text(products, name)]
-    if not texts:
+    if not facts.texts:
         return None
-    words = [_words(row) for row in products.select(texts).to_pylist()]
+    shown = [*facts.texts, *(name for name in ("price_amount",) if name in facts.table.column_names)]
+    words = [_words(row) for row in facts.table.select(shown).to_pylist()]
     return TfidfVectorizer(analyzer=lambda tokens: tokens).fit_transform(words) if any(words) else None
 
 
-def _is_text(products: pa.Table, name: str) -> bool:
-    return pa.types.is_string(products.schema.field(name).type)
-
-
 def _words(row: Mapping[str, Any]) -> list[str]:
-    """Words of the name, and every other attribute as one word with its column."""
-    words = re.findall(r"\w+", (row.get("name") or "").lower())
-    return words + [f"{name}={value}" for name, value in row.items() if name != "name" and value is not None]
+    """Words of the name, every other attribute as one word with its column, the price in steps of half an octave."""
+    words, price = re.findall(r"\w+", (row.get("name") or "").lower()), row.get("price_amount")
+    words += [f"{name}={value}" for name, value in row.items() if name not in ("name", "price_amount") and value]
+    return [*words, f"price={round(2 * np.log2(price))}"] if price and price > 0 else words
+
+
+def similar(facts: Facts, product: str, catalogue: Catalogue) -> np.ndarray | None:
+    """(I,) float32 likeness of the catalogue's products to one of the facts; None where products have no text."""
+    vectors = product_vectors(facts)
+    if vectors is None:
+        return None
+    like_P = (vectors @ vectors[facts.place_of[product]].T).toarray()[:, 0]
+    places = [facts.place_of.get(item, -1) for item in catalogue.items]
+    return np.append(like_P, 0.0)[places].astype(np.float32)

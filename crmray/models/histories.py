@@ -71,11 +71,35 @@ class Histories:
         return np.repeat(newest, self.lengths) - visits
 
     def matrix(self, num_items: int, decay: float) -> sp.csr_matrix:
-        """(rows, I) float32: each entry weighs decay ** (visits after it); decay 0 keeps the newest visit only."""
-        weights = np.power(np.float32(decay), self.visits_from_end(), dtype=np.float32)
-        matrix = sp.csr_matrix((weights, self.codes, self.offsets), shape=(len(self), num_items))
-        matrix.sum_duplicates()
+        """(rows, I) float32: each product weighs decay ** (visits after its newest entry); decay 0 keeps the newest
+        visit only."""
+        once = self.distinct()
+        weights = np.power(np.float32(decay), once.visits_from_end(), dtype=np.float32)
+        matrix = sp.csr_matrix((weights, once.codes, once.offsets), shape=(len(self), num_items))
+        matrix.sort_indices()
         return matrix
+
+    def distinct(self) -> Histories:
+        """Each product once per row, at its newest entry."""
+        keys = self.rows * (int(self.codes.max(initial=0)) + 1) + self.codes
+        newest = np.sort(len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1])
+        if len(newest) == len(keys):
+            return self
+        return self._kept(newest, np.bincount(self.rows[newest], minlength=len(self)))
+
+    def take(self, rows: np.ndarray) -> Histories:
+        """These rows, ascending."""
+        chosen = np.zeros(len(self), bool)
+        chosen[rows] = True
+        return self._kept(np.flatnonzero(chosen[self.rows]), self.lengths[rows])
+
+    def where(self, entries: np.ndarray) -> Histories:
+        """All rows, with the entries of a mask (M,)."""
+        return self._kept(np.flatnonzero(entries), np.bincount(self.rows[entries], minlength=len(self)))
+
+    def _kept(self, entries: np.ndarray, lengths: np.ndarray) -> Histories:
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return Histories(offsets=offsets, codes=self.codes[entries], days_before=self.days_before[entries])
 
     def slice(self, start: int, stop: int) -> Histories:
         """Rows start:stop."""
@@ -172,10 +196,12 @@ class Catalogue:
         them where that is None, where rows have no date (leave-one-out), or where nothing was bought in the window.
         NotEnoughDataError when there are fewer than two products.
         """
-        _, values = flatten(column_of(train, "history"))
-        counts = pc.value_counts(values)
-        ids = counts.field("values").to_numpy(zero_copy_only=False).astype(object)
-        buyers = counts.field("counts").to_numpy(zero_copy_only=False).astype(np.int64)
+        offsets, values = flatten(column_of(train, "history"))
+        encoded = values.dictionary_encode()
+        ids = encoded.dictionary.to_numpy(zero_copy_only=False).astype(object)
+        rows = np.repeat(np.arange(train.num_rows), np.diff(offsets))
+        pairs = np.unique(rows * max(1, len(ids)) + encoded.indices.to_numpy(zero_copy_only=False))
+        buyers = np.bincount(pairs % max(1, len(ids)), minlength=len(ids))
         if len(ids) < 2:
             raise NotEnoughDataError(
                 f"got {len(ids)} different products in the purchases of {train.num_rows} customers, expected some: "
@@ -186,7 +212,7 @@ class Catalogue:
         known = Catalogue(items=items, buyers=buyers, popularity=_shares(buyers))
         if window_days is None or train["as_of"].null_count:
             return known
-        bought = encode(train, known)
+        bought = encode(train, known).distinct()
         recent = np.bincount(bought.codes[bought.days_before <= window_days], minlength=len(items))
         return replace(known, popularity=_shares(recent)) if recent.any() else known
 
@@ -244,7 +270,7 @@ def encode(examples: pa.Table, catalogue: Catalogue) -> Histories:
 
 
 def cooccurrence(histories: Histories, num_items: int, closeness: float) -> sp.csr_matrix:
-    """(I, I) symmetric float32: sum over customers of closeness ** |visits between the two purchases|.
+    """(I, I) symmetric float32: sum over customers of closeness ** |visits between their newest purchases of the two|.
 
     closeness 1 counts the customers who bought both. The diagonal is the number of buyers. With closeness below 1 the
     matrix stays positive semi-definite (an exponential kernel on the line), so that EASE can be solved on it.
@@ -252,6 +278,7 @@ def cooccurrence(histories: Histories, num_items: int, closeness: float) -> sp.c
     if closeness == 1.0:
         bought = histories.matrix(num_items, 1.0)
         return (bought.T @ bought).tocsr()
+    histories = histories.distinct()
     longest = int(np.ceil(np.log(NEGLIGIBLE) / np.log(closeness))) if closeness > 0 else 0
     total = sp.csr_matrix((num_items, num_items), dtype=np.float32)
     step = max(1, int(BLOCK_PAIRS / max(1.0, len(histories.codes) * (longest + 1) / max(1, len(histories)))))

@@ -1,17 +1,141 @@
-"""What the candidates for a binary label do with their training rows: labels, classes of unequal size, memory."""
+"""What candidates do with their training rows: labels, classes of unequal size, memory.
+
+A label is yes or no (0 and 1), a number, or one of several classes (text). N rows, K classes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crmray import log
 from crmray.errors import DataError, NotEnoughDataError, SchemaError
-from crmray.models.preprocess import numbers_of
+from crmray.models.preprocess import numbers_of, texts_of
 
 LABEL = "label"
 GIB = 2**30
 IMBALANCE = ("none", "weights", "smote")
+LEAST_CLASS_ROWS, MAX_CLASSES = 10, 100
+CLASS_SCORE = "score="
+"""beginning of the names of the arrays of probabilities that a model of classes predicts, one for each class"""
+
+Kind = Literal["yes_no", "number", "class"]
+KINDS: tuple[Kind, ...] = ("yes_no", "number", "class")
+"""of a label: 0 and 1, a number, or one of several classes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a model predicts, as learned from its training rows."""
+
+    kind: Kind
+    """Yes or no, a number, or one of several classes."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, sorted; empty for the other kinds."""
+
+    @classmethod
+    def fit(cls, train: pa.Table, kind: Kind) -> Target:
+        """From training rows. Classes with fewer than LEAST_CLASS_ROWS rows are not learned, which an event says.
+
+        NotEnoughDataError when fewer than two classes are left, or for numbers that are all the same; DataError for
+        more than MAX_CLASSES classes.
+        """
+        if kind != "class":
+            target = cls(kind=kind)
+            values = target.values(train)
+            if kind == "number" and np.ptp(values) == 0:
+                raise NotEnoughDataError(
+                    f"column {LABEL!r}: got {values[0]:g} in all {len(values)} rows, expected numbers that differ"
+                )
+            return target
+        counts = pc.value_counts(_label_texts(train, f"column {LABEL!r}").drop_null()).to_pylist()
+        common = sorted(pair["values"] for pair in counts if pair["counts"] >= LEAST_CLASS_ROWS)
+        if len(common) < 2:
+            raise NotEnoughDataError(
+                f"column {LABEL!r}: got {len(common)} of {len(counts)} classes with {LEAST_CLASS_ROWS} rows or more, "
+                "expected at least 2; give more history or another definition of the label"
+            )
+        if len(common) > MAX_CLASSES:
+            raise DataError(
+                f"column {LABEL!r}: got {len(common)} classes, expected at most {MAX_CLASSES}; predict a column with "
+                "fewer values"
+            )
+        if len(common) < len(counts):
+            log.warn("train.rare_classes", learned=len(common), left_out=len(counts) - len(common))
+        return cls(kind=kind, classes=tuple(common))
+
+    def known(self, train: pa.Table) -> pa.Table:
+        """The training rows without those of classes that are not learned."""
+        if self.kind != "class":
+            return train
+        kept = pc.is_in(_label_texts(train, f"column {LABEL!r}"), value_set=pa.array(self.classes, pa.string()))
+        return train.filter(pc.or_(kept, train[LABEL].is_null()))
+
+    def values(self, table: pa.Table, *, part: str = "") -> np.ndarray:
+        """(N,): int64 of 0 and 1, float64, or int64 places in `classes` (-1 for a class that training did not have).
+
+        DataError for a missing value, a number that is not finite, or another value than 0 and 1; labels_of's errors.
+        """
+        if self.kind == "yes_no":
+            return labels_of(table, part=part)
+        where = f"column {LABEL!r} of the {part} rows" if part else f"column {LABEL!r}"
+        if self.kind == "number":
+            if LABEL not in table.column_names:
+                raise SchemaError(f"{where} is missing; expected it as the label of training rows")
+            values = numbers_of(table, LABEL)
+            missing = int(np.isnan(values).sum())
+        else:
+            texts = _label_texts(table, where)
+            known = pc.index_in(texts, value_set=pa.array(self.classes, pa.string())).fill_null(-1)
+            values, missing = known.to_numpy(zero_copy_only=False).astype(np.int64), texts.null_count
+        if missing or not len(values):
+            raise DataError(f"{where}: got {missing} of {len(values)} rows without a value, expected one in each")
+        return values
+
+    def scores(self, raw: np.ndarray) -> dict[str, np.ndarray]:
+        """What a model predicts: {"score": (N,)}; for classes, raw (N, K), {"score=<class>": (N,)} each."""
+        if self.kind != "class":
+            return {"score": np.asarray(raw, dtype=np.float64)}
+        return {f"{CLASS_SCORE}{name}": np.asarray(raw[:, k], np.float64) for k, name in enumerate(self.classes)}
+
+    def empty(self) -> dict[str, np.ndarray]:
+        """What is predicted for no rows."""
+        return self.scores(np.zeros((0, len(self.classes))) if self.kind == "class" else np.zeros(0))
+
+    def state(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"kind": self.kind, "classes": list(self.classes)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Target:
+        """The inverse of `state`."""
+        return cls(kind=state["kind"], classes=tuple(state["classes"]))
+
+
+def _label_texts(table: pa.Table, where: str) -> pa.Array:
+    if LABEL not in table.column_names:
+        raise SchemaError(f"{where} is missing; expected it as the label of training rows")
+    return texts_of(table, LABEL)
+
+
+def class_scores(predictions: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
+    """Names of the classes (K,) and probabilities (N, K) of what a model of classes predicted."""
+    found = {name: values for name, values in predictions.items() if name.startswith(CLASS_SCORE)}
+    return [name.removeprefix(CLASS_SCORE) for name in found], np.stack(list(found.values()), axis=1)
+
+
+def check_imbalance(kind: Kind, imbalance: str, allowed: Sequence[str] = IMBALANCE) -> None:
+    """ValueError for an unknown treatment of unequal classes, or one that a label of this kind cannot have."""
+    if kind not in KINDS:
+        raise ValueError(f"got kind={kind!r}, expected one of {', '.join(KINDS)}")
+    fits = {"yes_no": allowed, "class": [name for name in allowed if name != "focal"], "number": ("none",)}[kind]
+    if imbalance not in fits:
+        raise ValueError(f"got imbalance={imbalance!r} for a label of kind {kind}, expected one of {', '.join(fits)}")
 
 
 def labels_of(table: pa.Table, name: str = LABEL, *, part: str = "") -> np.ndarray:
@@ -50,15 +174,15 @@ def within_budget(table: pa.Table, *, bytes_per_row: float, memory_gib: float, c
 
 
 def class_weights(labels: np.ndarray) -> np.ndarray:
-    """Weight per row that gives both classes the same total, N / 2: float64 (N,)."""
+    """Weight per row that gives every class the same total, N / K: float64 (N,). Labels int64 (N,) from 0."""
     counts = np.bincount(labels, minlength=2)
-    return (len(labels) / (2.0 * counts))[labels]
+    return (len(labels) / (len(counts) * np.maximum(counts, 1.0)))[labels]
 
 
 def smote(
     numbers: np.ndarray, codes: np.ndarray, labels: np.ndarray, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of the rarer class added by SMOTE until both are even; the given rows come first, unchanged.
+    """Rows of the rarer classes added by SMOTE until all are even; the given rows come first, unchanged.
 
     numbers float64 (N, F), finite; codes int64 (N, C); labels int64 (N,). SMOTE-NC where there are categories
     (Chawla et al. 2002). For training rows only.

@@ -27,8 +27,10 @@ from torch import nn
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models import events
 from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
+from crmray.models.focal import recovered
 from crmray.models.labels import LABEL, labels_of
 from crmray.models.preprocess import Preparation, Tabular, feature_columns
+from crmray.models.selection import fit_tabular
 from crmray.models.tabular import check_choice, check_positive, file_of, to_json
 from crmray.schema import KEYS
 
@@ -44,6 +46,7 @@ class LSTM:
     NAME: ClassVar[str] = "lstm"
     KIND: ClassVar[str] = "torch"
     NEURAL: ClassVar[bool] = True
+    ARCHITECTURE: ClassVar[str] = "recurrent"
     GRID: ClassVar[dict[str, tuple]] = {"scale": ("standard", "quantile"), "lr": (1e-3, 3e-3), "dropout": (0.1, 0.3)}
 
     hidden: int = 32
@@ -70,8 +73,10 @@ class LSTM:
     """Epochs at most."""
     patience: int = 3
     """Epochs without improvement on validation before training ends."""
-    imbalance: Literal["none", "weights"] = "none"
-    """Weights give both classes the same total; the probabilities are corrected for it."""
+    imbalance: Literal["none", "weights", "focal"] = "none"
+    """Weights give both classes the same total; focal loss gives easy rows less. Probabilities are corrected for it."""
+    focal_gamma: float = 2.0
+    """Exponent of the focal loss."""
     missing: Literal["mean", "median", "mode"] = "median"
     """What a missing number becomes; see `Preparation`."""
     outliers: Literal["none", "clip"] = "none"
@@ -82,18 +87,23 @@ class LSTM:
     """Scaling of numbers; see `Preparation`. Scaled numbers are kept within FURTHEST of 0."""
     min_frequency: int = 10
     """Rows that a category needs for a code of its own."""
+    max_correlation: float = 1.0
+    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
+    eliminate: bool = False
+    """Whether recursive elimination leaves features out; see `selection`."""
 
     def __post_init__(self) -> None:
         check_positive(
             hidden=self.hidden, num_layers=self.num_layers, max_events=self.max_events, kind_width=self.kind_width,
             lr=self.lr, batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience,
+            focal_gamma=self.focal_gamma,
         )  # fmt: skip
         if not 0 <= self.dropout < 1 or not 0 <= self.warmup_share < 1 or self.weight_decay < 0:
             raise ValueError(
                 f"got dropout={self.dropout}, warmup_share={self.warmup_share}, weight_decay={self.weight_decay}, "
                 "expected shares within [0, 1) and a decay of 0 or more"
             )
-        check_choice("imbalance", self.imbalance, ("none", "weights"))
+        check_choice("imbalance", self.imbalance, ("none", "weights", "focal"))
         check_choice("schedule", self.schedule, ("constant", "cosine"))
         self._preparation()
 
@@ -116,6 +126,7 @@ class LSTM:
             iqr_k=self.iqr_k,
             scale=self.scale,
             min_frequency=self.min_frequency,
+            max_correlation=self.max_correlation,
         )
 
     # -- what the training loop asks for ---------------------------------------------------------------------------
@@ -123,7 +134,9 @@ class LSTM:
     def prepare(self, train: pa.Table) -> dict[str, Any]:
         """Preprocessing learned on training rows, as JSON. NotEnoughDataError when there is nothing to learn from."""
         labels = labels_of(train)
-        tabular = Tabular.fit(train, self._preparation()) if any(feature_columns(train.schema)) else None
+        tabular = None
+        if any(feature_columns(train.schema)):
+            tabular = fit_tabular(train, self._preparation(), eliminate=self.eliminate, kind="yes_no", seed=0)
         vocabulary = events.vocabulary(train)
         if not vocabulary["kinds"] and (tabular is None or not (tabular.numeric or tabular.categorical)):
             raise NotEnoughDataError(
@@ -183,15 +196,20 @@ class LSTM:
         return out
 
     def loss(self, module: ChurnLSTM, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """(B,) log loss, positives times the class weight."""
+        """(B,) log loss: positives times the class weight, or times (1 - probability of the truth)^focal_gamma."""
         positive_weight = module.log_positive_weight.exp()
-        return nn.functional.binary_cross_entropy_with_logits(
+        loss_B = nn.functional.binary_cross_entropy_with_logits(
             module(batch).float(), batch["label_B"], reduction="none", pos_weight=positive_weight
         )
+        if self.imbalance != "focal":
+            return loss_B
+        # exp(-loss) is the probability of the truth; clamped, since the slope of 0 to a power below 1 is infinite
+        return (1.0 - torch.exp(-loss_B)).clamp(min=1e-6) ** self.focal_gamma * loss_B
 
     def outputs(self, module: ChurnLSTM, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """{"score": (B,)}, corrected for the class weight."""
-        return {"score": torch.sigmoid(module(batch).float() - module.log_positive_weight)}
+        """{"score": (B,)}, corrected for class weight or focal loss."""
+        score_B = torch.sigmoid(module(batch).float() - module.log_positive_weight)
+        return {"score": recovered(score_B, self.focal_gamma).float() if self.imbalance == "focal" else score_B}
 
     def fitted(self, state: Mapping[str, Any], weights: Mapping[str, torch.Tensor], rounds: int) -> LSTMModel:
         """The model with trained weights."""

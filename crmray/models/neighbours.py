@@ -8,7 +8,7 @@ Shape suffixes as in `histories`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -156,9 +156,45 @@ def strongest(votes: sp.csr_matrix, num_neighbours: int) -> sp.csr_matrix:
     return result
 
 
+def between(votes: sp.csr_matrix) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Of a matrix (I, I) the dense part at some rows and columns."""
+    return lambda rows, columns: votes[rows][:, columns].toarray()
+
+
+def reasons_by_share(
+    catalogue: Catalogue,
+    bought: sp.csr_matrix,
+    votes: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    products: Sequence[Sequence[str]],
+    num_reasons: int = 2,
+) -> list[list[list[str]]]:
+    """For each row and each of its products: the owned products with the largest part in its score, best first.
+
+    bought (rows, I): weight of what each row owns; votes: codes of owned products (O,) and of candidates (C,) -> (O, C)
+    how much each owned one speaks for each candidate.
+    """
+    code_of, items = catalogue.code_of, catalogue.items
+    answer = []
+    for row, shown in enumerate(products):
+        start, stop = bought.indptr[row : row + 2]
+        owned, weights = bought.indices[start:stop], bought.data[start:stop]
+        asked = [code_of.get(product, -1) for product in shown]
+        shares = votes(owned, np.maximum(asked, 0)) * weights[:, None]
+        order = np.argsort(-shares, axis=0, kind="stable")[:num_reasons]
+        answer.append(
+            [
+                [items[owned[i]] for i in order[:, place] if shares[i, place] > 0] if code >= 0 else []
+                for place, code in enumerate(asked)
+            ]
+        )
+    return answer
+
+
 @dataclass(frozen=True, kw_only=True)
 class ItemToItem:
     """A fitted linear item model: scores = decayed history x votes. Products without a vote follow by popularity."""
+
+    BECAUSE: ClassVar[str] = "bought with {}"
 
     catalogue: Catalogue
     """the products"""
@@ -181,22 +217,8 @@ class ItemToItem:
         self, examples: pa.Table, products: Sequence[Sequence[str]], num_reasons: int = 2
     ) -> list[list[list[str]]]:
         """For each row and each of its products: the owned products that vote most for it, best first."""
-        code_of, items = self.catalogue.code_of, self.catalogue.items
-        bought = histories.encode(examples, self.catalogue).matrix(len(items), self.decay)
-        answer = []
-        for row, shown in enumerate(products):
-            start, stop = bought.indptr[row : row + 2]
-            owned, weights = bought.indices[start:stop], bought.data[start:stop]
-            asked = [code_of.get(product, -1) for product in shown]
-            shares = self.votes[owned][:, np.maximum(asked, 0)].toarray() * weights[:, None]
-            order = np.argsort(-shares, axis=0, kind="stable")[:num_reasons]
-            answer.append(
-                [
-                    [items[owned[i]] for i in order[:, place] if shares[i, place] > 0] if code >= 0 else []
-                    for place, code in enumerate(asked)
-                ]
-            )
-        return answer
+        bought = histories.encode(examples, self.catalogue).matrix(len(self.catalogue), self.decay)
+        return reasons_by_share(self.catalogue, bought, between(self.votes), products, num_reasons)
 
     def save(self) -> dict[str, bytes]:
         """The catalogue's files, model.json, votes.safetensors."""

@@ -24,8 +24,10 @@ from crmray.schema import KEYS
 
 UNKNOWN, MISSING, FIRST_KNOWN = 0, 1, 2  # codes: unseen or rare, missing, then the vocabulary
 NUM_QUANTILES = 256
-NO_FEATURES, NO_FEATURE = ("label", "text"), ("label_", "text_")
-"""names, and beginnings of names, of labels and of free text, which has models of its own"""
+NO_FEATURES, NO_FEATURE = ("label", "text", "customer_id"), ("label_", "text_")
+"""names, and beginnings of names, of labels, of whose row it is, and of free text, which has models of its own"""
+MAX_CORRELATED_ROWS = 50_000
+LARGEST_SQUARED = 1e150  # squares of larger numbers, or their sums, may overflow
 MAX_CATEGORIES = 200
 """most frequent categories kept per column"""
 CHOICES = {
@@ -49,15 +51,17 @@ class Preparation:
     """Numbers as they are, in 0..1, with mean 0 and standard deviation 1, or as normal scores of their rank."""
     min_frequency: int = 10
     """Training rows that a category needs for a code of its own; rarer ones share the unknown code."""
+    max_correlation: float = 1.0
+    """Of two numeric columns whose |correlation| is above this the later one is left out; 1 keeps all."""
 
     def __post_init__(self):
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"got {field}={getattr(self, field)!r}, expected one of {', '.join(allowed)}")
-        if self.iqr_k <= 0 or self.min_frequency < 1:
+        if self.iqr_k <= 0 or self.min_frequency < 1 or not 0 < self.max_correlation <= 1:
             raise ValueError(
-                f"got iqr_k={self.iqr_k}, min_frequency={self.min_frequency}, expected iqr_k above 0 and "
-                "min_frequency at least 1"
+                f"got iqr_k={self.iqr_k}, min_frequency={self.min_frequency}, max_correlation={self.max_correlation}, "
+                "expected iqr_k above 0, min_frequency at least 1 and max_correlation above 0, at most 1"
             )
 
 
@@ -188,6 +192,9 @@ class Tabular:
                 dropped[name] = "constant"
             else:
                 numeric.append(number)
+        alike = _alike(numeric, table, preparation.max_correlation)
+        numeric = [column for column in numeric if column.name not in alike]
+        dropped |= alike
         for name in texts:
             category, reason = _fit_categorical(name, texts_of(table, name), preparation)
             if category is None:
@@ -312,9 +319,42 @@ def _fit_numeric(name: str, values: np.ndarray, preparation: Preparation) -> Num
     if preparation.scale == "minmax":
         centre, spread = float(filled.min()), float(filled.max() - filled.min())
     else:
-        centre, spread = float(filled.mean()), float(filled.std())
+        centre, spread = _centre_spread(filled)
     # A column that is constant once filled has spread 0: only its missing flag tells rows apart.
     return replace(column, centre=centre, spread=spread if spread > 0 and np.isfinite(spread) else 1.0)
+
+
+def _centre_spread(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation, also of numbers whose squares overflow."""
+    most = float(np.abs(values).max())
+    if most < LARGEST_SQUARED:
+        return float(values.mean()), float(values.std())
+    shares = values / most
+    return float(shares.mean()) * most, float(shares.std()) * most
+
+
+def _alike(columns: list[Numeric], table: pa.Table, limit: float) -> dict[str, str]:
+    """Columns that correlate with an earlier one that is kept by more than `limit` -> with which; from a row sample."""
+    if limit >= 1 or len(columns) < 2:
+        return {}
+    rows = np.linspace(0, table.num_rows - 1, min(table.num_rows, MAX_CORRELATED_ROWS)).astype(np.int64)
+    centred = np.empty((len(rows), len(columns)))
+    for j, column in enumerate(columns):
+        values = numbers_of(table, column.name)[rows]
+        values = np.clip(np.where(np.isnan(values), column.fill, values), column.low, column.high)
+        values = values / (np.abs(values).max() or 1.0)  # squares of the largest numbers must not overflow
+        spread = float((values - values.mean()).std())
+        centred[:, j] = (values - values.mean()) / (spread or 1.0)
+    correlation = centred.T @ centred / len(rows)
+    kept: list[int] = []
+    found: dict[str, str] = {}
+    for j, column in enumerate(columns):
+        nearest = max(kept, key=lambda k: abs(correlation[j, k]), default=None)
+        if nearest is not None and abs(correlation[j, nearest]) > limit:
+            found[column.name] = f"correlation {correlation[j, nearest]:+.3f} with {columns[nearest].name!r}"
+        else:
+            kept.append(j)
+    return found
 
 
 def _bounds(present: np.ndarray, preparation: Preparation) -> tuple[float | None, float | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crmray.data.product_facts import Facts
 from crmray.errors import CorruptError
 from crmray.models import histories
 from crmray.models.histories import Catalogue
+from crmray.models.rules import Rules
 from crmray.models.tabular import file_of, to_json
 
 BLOCK_CELLS = 16_000_000
@@ -78,6 +80,58 @@ def rank_block(
     products_BK[:, :width] = np.where(shown_BK, catalogue.items[best_BK], None)
     scores_BK[:, :width] = np.where(shown_BK, values_BK, np.nan)
     return products_BK, scores_BK
+
+
+def lists(
+    scores: Callable[[pa.Table], np.ndarray],
+    catalogue: Catalogue,
+    examples: pa.Table,
+    top_k: int,
+    rules: Rules,
+    facts: Facts,
+    hidden: Collection[str],
+    *,
+    pool: int,
+) -> list[tuple[list[str], list[float]]]:
+    """Products and scores that each row is shown under the rules, best first; shorter where fewer are left.
+
+    Rules that reorder choose among the `pool` best products, and among all where these are not enough.
+    """
+    for depth in [min(pool, len(catalogue)), len(catalogue)] if rules.reorders else [top_k]:
+        best = rank(scores, catalogue, examples, top_k=depth, exclude=sorted(hidden))
+        found = []
+        for names, values in zip(best["products"], best["scores"], strict=True):
+            size = int(np.isfinite(values).sum())
+            chosen = rules.choose(names[:size].tolist(), values[:size], top_k, facts)
+            found.append((names[chosen].tolist(), values[chosen].astype(float).tolist()))
+        if all(len(names) == top_k for names, _ in found):
+            break
+    return found
+
+
+def places(
+    scores: Callable[[pa.Table], np.ndarray],
+    catalogue: Catalogue,
+    examples: pa.Table,
+    product: str,
+    *,
+    exclude: Sequence[str],
+) -> np.ndarray:
+    """(rows,) int64 place of one product, from 1, among the products that each row may be shown; 0 where it may not be
+    shown, or where the model does not know it."""
+    found = np.zeros(examples.num_rows, np.int64)
+    code = catalogue.code_of.get(product)
+    if code is None:
+        return found
+    barred = [catalogue.code_of[other] for other in exclude if other in catalogue.code_of]
+    for block in blocks(examples.num_rows, len(catalogue)):
+        part = examples.slice(block.start, block.stop - block.start)
+        allowed_BI = np.array(scores(part), dtype=np.float32)
+        allowed_BI[owned(part, catalogue)] = -np.inf
+        allowed_BI[:, barred] = -np.inf
+        own_B1 = allowed_BI[:, [code]]
+        found[block] = np.where(np.isfinite(own_B1[:, 0]), 1 + (allowed_BI > own_B1).sum(1), 0)
+    return found
 
 
 def owned(examples: pa.Table, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
@@ -173,13 +227,6 @@ class RankingBlend:
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """The ten best products of each row; see `rank`."""
         return rank(self.scores, self.catalogue, examples)
-
-    def because(self, examples: pa.Table, products: Sequence[Sequence[str]]) -> list[list[list[str]]]:
-        """As the first member that gives reasons; none where no member does."""
-        for member in self.members.values():
-            if hasattr(member, "because"):
-                return member.because(examples, products)
-        return [[[] for _ in row] for row in products]
 
     def with_members(self, members: Mapping[str, Any]) -> RankingBlend:
         """The same blend of the same candidates fitted again (on more rows)."""

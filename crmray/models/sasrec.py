@@ -46,6 +46,7 @@ class SASRec:
     NAME: ClassVar[str] = "sasrec"
     KIND: ClassVar[str] = "torch"
     NEURAL: ClassVar[bool] = True
+    ARCHITECTURE: ClassVar[str] = "Transformer"
     GRID: ClassVar[dict[str, tuple]] = {"dropout": (0.2, 0.5)}
 
     dim: int = 64
@@ -92,7 +93,7 @@ class SASRec:
         """The catalogue, and the mean number of supervised places per customer, which scales the loss."""
         train = histories.training(train)
         catalogue = Catalogue.of(train)
-        lengths = np.minimum(histories.encode(train, catalogue).lengths, self.max_length)
+        lengths = np.minimum(histories.encode(train, catalogue).distinct().lengths, self.max_length)
         return {"catalogue": catalogue, "labels_per_row": max(1.0, float(np.maximum(lengths - 1, 0).mean()))}
 
     def encode(self, state: Mapping[str, Any], examples: pa.Table) -> dict[str, np.ndarray]:
@@ -100,7 +101,7 @@ class SASRec:
         padded with -1; `first` (N,) place of the first entry to train on: an older row of the customer has the rest.
         """
         catalogue = state["catalogue"]
-        bought = histories.encode(examples, catalogue)
+        bought = histories.encode(examples, catalogue).distinct()
         arrays = sequences(bought, len(catalogue), self.max_length)
         fresh = bought.days_before <= histories.days_since_previous(examples)[bought.rows]
         num_fresh = np.bincount(bought.rows[fresh], minlength=len(bought))
@@ -336,7 +337,7 @@ class FittedSASRec:
     @torch.inference_mode()
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32 logits; popularity for customers without history."""
-        bought = histories.encode(examples, self.catalogue)
+        bought = histories.encode(examples, self.catalogue).distinct()
         arrays = sequences(bought, len(self.catalogue), self.module.sizes.max_length)
         known = arrays["length"] > 0
         result = np.tile(self.catalogue.popularity, (examples.num_rows, 1))

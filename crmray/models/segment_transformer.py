@@ -191,6 +191,11 @@ class FittedTransformer:
     rounds: int | None
     """epochs that it was trained for"""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The features that the teacher groups customers by."""
+        return self.state["teacher"].columns
+
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """As Segments.predict, with the segment by the events, and `teacher` int64 (N,), that by the features."""
         teacher: Segments = self.state["teacher"]

@@ -17,6 +17,7 @@ import pyarrow as pa
 from crmray.errors import CorruptError, NotEnoughDataError, TrainingError
 from crmray.models.labels import IMBALANCE, LABEL, labels_of, rebalanced, within_budget
 from crmray.models.preprocess import Preparation, Tabular, numbers_of
+from crmray.models.selection import fit_tabular
 from crmray.schema import KEYS
 
 
@@ -163,6 +164,10 @@ class Logistic:
     """Interquartile ranges allowed beyond the quartiles."""
     min_frequency: int = 10
     """Rows that a category needs for a column of its own."""
+    max_correlation: float = 1.0
+    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
+    eliminate: bool = False
+    """Whether recursive elimination leaves features out; see `selection`."""
     max_iterations: int = 2000
     """Of the solver (L-BFGS)."""
     memory_gib: float = 2.0
@@ -185,6 +190,7 @@ class Logistic:
             iqr_k=self.iqr_k,
             scale=self.scale,
             min_frequency=self.min_frequency,
+            max_correlation=self.max_correlation,
         )
 
     def fit(
@@ -194,7 +200,7 @@ class Logistic:
         from sklearn.linear_model import LogisticRegression
 
         labels_of(train)
-        tabular = Tabular.fit(train, self._preparation())
+        tabular = fit_tabular(train, self._preparation(), eliminate=self.eliminate, kind="yes_no", seed=seed)
         width = len(tabular.names)
         check_some_feature(tabular)
         rows = within_budget(

@@ -1,7 +1,7 @@
-"""Tree candidates for a binary label from scikit-learn: decision tree and random forest.
+"""Tree candidates from scikit-learn: decision tree and random forest, for a label of any kind.
 
-Same contract as `crmray.models.tabular`. Trees take unscaled numbers, and categories as codes; the fitted estimator is
-stored through skops, never as a pickle.
+Same contract as `crmray.models.tabular`; `kind` says what the label is (crmray.models.labels). Trees take unscaled
+numbers, and categories as codes; the fitted estimator is stored through skops, never as a pickle.
 """
 
 from __future__ import annotations
@@ -16,16 +16,10 @@ import pyarrow as pa
 
 from crmray import log
 from crmray.errors import CorruptError
-from crmray.models.labels import IMBALANCE, labels_of, rebalanced, within_budget
+from crmray.models.labels import Kind, Target, check_imbalance, rebalanced, within_budget
 from crmray.models.preprocess import Preparation, Tabular
-from crmray.models.tabular import (
-    check_choice,
-    check_positive,
-    check_some_feature,
-    file_of,
-    needs_features,
-    to_json,
-)
+from crmray.models.selection import fit_tabular
+from crmray.models.tabular import check_positive, check_some_feature, file_of, needs_features, to_json
 
 # What a skops file may hold beside numpy and scikit-learn's estimators; never taken from the file itself.
 TRUSTED = ("sklearn.tree._tree.Tree",)
@@ -52,12 +46,18 @@ class DecisionTree:
     """Bounds on numbers; see `Preparation`."""
     min_frequency: int = 10
     """Rows that a category needs for a code of its own."""
+    max_correlation: float = 1.0
+    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
+    eliminate: bool = False
+    """Whether recursive elimination leaves features out; see `selection`."""
+    kind: Kind = "yes_no"
+    """What the label is: yes or no, a number, or one of several classes."""
     memory_gib: float = 2.0
     """Training rows are sampled beyond this."""
 
     def __post_init__(self):
         check_positive(max_depth=self.max_depth, min_rows_leaf=self.min_rows_leaf, memory_gib=self.memory_gib)
-        check_choice("imbalance", self.imbalance, IMBALANCE)
+        check_imbalance(self.kind, self.imbalance)
 
     @classmethod
     def applies(cls, columns: Collection[str]) -> str | None:
@@ -68,11 +68,10 @@ class DecisionTree:
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
     ) -> SklearnModel:
         """Fit on training rows; validation and rounds change nothing."""
-        from sklearn.tree import DecisionTreeClassifier
+        from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-        estimator = DecisionTreeClassifier(
-            max_depth=self.max_depth, min_samples_leaf=self.min_rows_leaf, random_state=seed
-        )
+        family = DecisionTreeRegressor if self.kind == "number" else DecisionTreeClassifier
+        estimator = family(max_depth=self.max_depth, min_samples_leaf=self.min_rows_leaf, random_state=seed)
         return _fit_sklearn(self, estimator, train, seed)
 
     @staticmethod
@@ -110,6 +109,12 @@ class RandomForest:
     """Rows that a category needs for a code of its own."""
     num_threads: int = 1
     """Threads of the fit; the result is the same for any number."""
+    max_correlation: float = 1.0
+    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
+    eliminate: bool = False
+    """Whether recursive elimination leaves features out; see `selection`."""
+    kind: Kind = "yes_no"
+    """What the label is: yes or no, a number, or one of several classes."""
     memory_gib: float = 2.0
     """Training rows are sampled beyond this."""
 
@@ -124,7 +129,7 @@ class RandomForest:
         )
         if self.max_features != "sqrt" and not 0 < float(self.max_features) <= 1:
             raise ValueError(f"got max_features={self.max_features!r}, expected 'sqrt' or a share above 0, at most 1")
-        check_choice("imbalance", self.imbalance, IMBALANCE)
+        check_imbalance(self.kind, self.imbalance)
 
     @classmethod
     def applies(cls, columns: Collection[str]) -> str | None:
@@ -135,9 +140,10 @@ class RandomForest:
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
     ) -> SklearnModel:
         """Fit on training rows; validation and rounds change nothing."""
-        from sklearn.ensemble import RandomForestClassifier
+        from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-        estimator = RandomForestClassifier(
+        family = RandomForestRegressor if self.kind == "number" else RandomForestClassifier
+        estimator = family(
             n_estimators=self.num_trees,
             min_samples_leaf=self.min_rows_leaf,
             max_features=self.max_features,
@@ -156,29 +162,35 @@ class RandomForest:
 def _fit_sklearn(
     candidate: Any, estimator: Any, train: pa.Table, seed: int, max_rows_tree: int | None = None
 ) -> SklearnModel:
-    labels_of(train)
-    tabular = Tabular.fit(
-        train,
-        Preparation(
-            missing=candidate.missing,
-            outliers=candidate.outliers,
-            scale="none",
-            min_frequency=candidate.min_frequency,
-        ),
+    target = Target.fit(train, candidate.kind)
+    train = target.known(train)
+    preparation = Preparation(
+        missing=candidate.missing,
+        outliers=candidate.outliers,
+        scale="none",
+        min_frequency=candidate.min_frequency,
+        max_correlation=candidate.max_correlation,
     )
+    tabular = fit_tabular(train, preparation, eliminate=candidate.eliminate, kind=candidate.kind, seed=seed)
     check_some_feature(tabular)
     width = len(tabular.number_names) + len(tabular.code_names)
     rows = within_budget(
         train, bytes_per_row=8 * 4 * width, memory_gib=candidate.memory_gib, candidate=candidate.NAME, seed=seed
     )
     numbers, codes, labels, weights = rebalanced(
-        tabular.numbers(rows), tabular.codes(rows), labels_of(rows), candidate.imbalance, seed
+        tabular.numbers(rows), tabular.codes(rows), target.values(rows), candidate.imbalance, seed
     )
     if max_rows_tree is not None and len(labels) > max_rows_tree:
         log.event("train.rows_per_tree", candidate=candidate.NAME, rows=len(labels), per_tree=max_rows_tree)
         estimator.set_params(max_samples=max_rows_tree)
-    estimator.fit(np.concatenate([numbers, codes], axis=1), labels, sample_weight=weights)
-    return SklearnModel(tabular=tabular, estimator=estimator)
+    estimator.fit(_within_float32(np.concatenate([numbers, codes], axis=1)), labels, sample_weight=weights)
+    return SklearnModel(tabular=tabular, target=target, estimator=estimator)
+
+
+def _within_float32(matrix: np.ndarray) -> np.ndarray:
+    """scikit-learn's trees compare in float32 and refuse what lies beyond it."""
+    most = float(np.finfo(np.float32).max)
+    return np.clip(matrix, -most, most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,17 +199,33 @@ class SklearnModel:
 
     tabular: Tabular
     """Its preprocessing."""
+    target: Target
+    """What it predicts."""
     estimator: Any
-    """scikit-learn classifier of classes 0 and 1."""
+    """scikit-learn classifier of classes 0, 1, …, or regressor."""
     rounds: int | None = None
     """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """{"score": float64 (N,)}."""
+        """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""
         if not examples.num_rows:
-            return {"score": np.zeros(0)}
-        x = np.concatenate([self.tabular.numbers(examples), self.tabular.codes(examples)], axis=1)
-        return {"score": self.estimator.predict_proba(x)[:, 1].astype(np.float64)}
+            return self.target.empty()
+        x = _within_float32(np.concatenate([self.tabular.numbers(examples), self.tabular.codes(examples)], axis=1))
+        if self.target.kind == "number":
+            return self.target.scores(self.estimator.predict(x))
+        probability = self.estimator.predict_proba(x)
+        return self.target.scores(probability if self.target.kind == "class" else probability[:, 1])
+
+    def pictures(self) -> dict[str, bytes]:
+        """A single tree drawn as SVG; nothing for a forest."""
+        from crmray.evaluate import plots
+
+        if not hasattr(self.estimator, "tree_"):
+            return {}
+        names = [*self.tabular.number_names, *self.tabular.code_names]
+        classes = {"yes_no": ["no", "yes"], "number": None, "class": list(self.target.classes)}[self.target.kind]
+        categories = {c.name: ("(other)", "(missing)", *c.values) for c in self.tabular.categorical}
+        return {"tree.svg": plots.tree(self.estimator, names, classes, categories=categories)}
 
     def check(self, examples: pa.Table) -> None:
         """As `Tabular.check`."""
@@ -207,7 +235,8 @@ class SklearnModel:
         """Files of the model."""
         from skops import io
 
-        return {"tabular.json": to_json(self.tabular.state()), "model.skops": io.dumps(self.estimator)}
+        state = {**self.tabular.state(), "target": self.target.state()}
+        return {"tabular.json": to_json(state), "model.skops": io.dumps(self.estimator)}
 
 
 def _load_sklearn(files: Mapping[str, bytes]) -> SklearnModel:
@@ -218,4 +247,6 @@ def _load_sklearn(files: Mapping[str, bytes]) -> SklearnModel:
         estimator = io.loads(file_of(files, "model.skops"), trusted=list(TRUSTED))
     except UntrustedTypesFoundException as error:
         raise CorruptError(f"model.skops: {error}; expected none but {', '.join(TRUSTED)}; do not use it") from None
-    return SklearnModel(tabular=Tabular.from_state(json.loads(file_of(files, "tabular.json"))), estimator=estimator)
+    state = json.loads(file_of(files, "tabular.json"))
+    target = Target.from_state(state["target"])
+    return SklearnModel(tabular=Tabular.from_state(state), target=target, estimator=estimator)

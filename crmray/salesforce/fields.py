@@ -77,9 +77,10 @@ def targets(task: str, answer: type[BaseModel], settings: Writeback) -> list[Tar
 
 
 def default_name(task: str, column: str) -> str:
-    """Crmray_Churn_Score__c for probability of churn."""
+    """Crmray_Churn_Score__c for probability of churn; of custom.repeat_case Crmray_Repeat_Case_Score__c."""
     word = _WORDS.get(column) or "_".join(part.capitalize() for part in column.split("_"))
-    return f"Crmray_{task.capitalize()}_{word}__c"
+    own = "_".join(part.capitalize() for part in task.split(".")[-1].split("_"))
+    return f"Crmray_{own}_{word}__c"
 
 
 def _kind(annotation: Any) -> Kind:

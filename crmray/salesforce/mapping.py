@@ -65,8 +65,8 @@ STANDARD: dict[str, list[TableSource]] = {
             "Case",
             {
                 "entity_id": "AccountId", "occurred_at": "CreatedDate", "interaction_id": "Id", "subject": "Subject",
-                "text": "Description", "rating": "Rating__c", "status": "Status", "priority": "Priority",
-                "closed_at": "ClosedDate",
+                "text": "Description", "reason": "Reason", "rating": "Rating__c", "status": "Status",
+                "priority": "Priority", "closed_at": "ClosedDate",
             },
             {"AccountId": {"missing": True}},
             values={"channel": "case", "direction": "inbound"},

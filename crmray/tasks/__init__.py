@@ -8,14 +8,32 @@ from pydantic import BaseModel, ValidationError
 
 from crmray.config import Org, explain
 from crmray.errors import ConfigError
-from crmray.tasks import churn, recommendation, segmentation
+from crmray.tasks import (
+    churn,
+    custom,
+    forecast,
+    intent,
+    recommendation,
+    response,
+    segmentation,
+    sentiment,
+    value,
+)
 from crmray.tasks.contract import Task
 
-TASKS: dict[str, Task] = {module.NAME: cast(Task, module) for module in (churn, segmentation, recommendation)}
+TASKS: dict[str, Task] = {
+    module.NAME: cast(Task, module)
+    for module in (churn, segmentation, recommendation, response, custom, value, forecast, sentiment, intent)
+}
 
 
 def task(name: str) -> Task:
-    """The task of this name; ConfigError when there is none."""
+    """The task of this name, or one of those that `family.name` asks of a family; ConfigError when there is none."""
+    family = TASKS.get(name.split(".")[0])
+    if name not in TASKS and family is not None and hasattr(family, "named"):
+        if (own := name.split(".")[-1]) in TASKS:  # fields in Salesforce are named by it
+            raise ConfigError(f"got task {name!r}, but {own} is a task of its own; choose another name")
+        return cast(Task, family.named(name))
     if name not in TASKS:
         raise ConfigError(f"got task {name!r}, expected one of {', '.join(TASKS)}")
     return TASKS[name]

@@ -20,7 +20,8 @@ from pydantic import BaseModel, Field
 from crmray import schema
 from crmray.data import asof, splits
 from crmray.errors import DataError
-from crmray.evaluate import calibration, metrics, reasons
+from crmray.evaluate import calibration, decide, judge, metrics, reasons
+from crmray.evaluate.decide import Decided
 from crmray.models.blend import Blend, best_blend
 from crmray.models.boosting import LightGBM
 from crmray.models.labels import labels_of
@@ -59,7 +60,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """words for reasons -> beginnings of feature names; attributes and the order of events stand for themselves"""
 
 
-class Settings(splits.TimeSettings):
+class Settings(splits.TimeSettings, Decided):
     """Business facts of churn."""
 
     label: Annotated[str, Field(pattern=r"^(no_purchase|cancelled|outcome:.+)$")] = "no_purchase"
@@ -70,7 +71,7 @@ class Request(EntityRequest):
     """Body of POST /v1/churn."""
 
     threshold: float | None = Field(
-        None, ge=0, le=1, description="probability from which on will_churn is true; default: the best F1 on validation"
+        None, ge=0, le=1, description="probability from which on will_churn is true; default: as chosen on validation"
     )
 
 
@@ -198,18 +199,25 @@ def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
 
 
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
-    """Calibration, F1 threshold and bands from validation rows; what reasons compare with, from training rows."""
+    """Calibration, threshold and bands from validation rows; what reasons compare with, from training rows."""
     label, raw = labels_of(validation), model.predict(validation)["score"]
     curve = calibration.fit(label, raw)
     probability = calibration.apply(curve, raw)
+    threshold = decide.threshold(label, probability, settings.threshold)
     groups = reasons.groups_of(train.schema, _groups(train.schema), LABELS)
     return {
         "calibration": curve,
-        "threshold": metrics.f1_threshold(label, probability),
-        "bands": calibration.fit_bands(label, probability),
+        "threshold": threshold,
+        "bands": calibration.fit_bands(label, probability, high=threshold),
         "groups": {words: list(columns) for words, columns in groups.items()},
         "reference": reasons.reference(train, groups),
     }
+
+
+def shipped(model: Fitted, decision: Mapping[str, Any], validation: pa.Table) -> dict[str, Any]:
+    """The decision with its calibration anchored at the level of the refitted model."""
+    curve = calibration.anchored(decision["calibration"], labels_of(validation), model.predict(validation)["score"])
+    return {**decision, "calibration": curve}
 
 
 def _groups(columns: pa.Schema) -> dict[str, tuple[str, ...]]:
@@ -246,18 +254,17 @@ def predict(
 
 
 def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
-    """Test figures of the calibrated probabilities: at the threshold, by band, the top tenth, young customers."""
+    """Test figures of the calibrated probabilities: as judge.binary, by band, and of young customers and segments."""
     label = labels_of(test)
     answers = predict(model, decision, test)
     probability = answers["probability"].to_numpy()
     band = answers["band"].to_numpy(zero_copy_only=False)
-    young = test["is_young"].to_numpy()
+    groups = {"younger than the lookback": test["is_young"].to_numpy(), **judge.segments(test, LABELS)}
+    figures = judge.binary(label, probability, decision["threshold"], groups=groups)
     return {
-        **metrics.binary(label, probability, decision["threshold"]),
-        "auc_interval": metrics.bootstrap_ci(metrics.auc_figure(label, probability), len(label)),
+        **figures,
+        "auc_interval": figures["intervals"]["auc"],
         "bands": {name: _group(label, probability, band == name) for name in BANDS},
-        "top_tenth": metrics.top_share(label, probability, 0.1),
-        "young": _group(label, probability, young),
     }
 
 

@@ -33,7 +33,10 @@ class Needs:
 
 
 class Fitted(Protocol):
-    """A fitted model: predicts, and is saved as named byte strings (never pickle)."""
+    """A fitted model: predicts, and is saved as named byte strings (never pickle).
+
+    Optional beside these: pictures() -> {file name: SVG}, drawn into the bundle by the report.
+    """
 
     @property
     def rounds(self) -> int | None:
@@ -52,6 +55,7 @@ class Candidate(Protocol):
     NAME: ClassVar[str]
     KIND: ClassVar[Literal["memory", "torch", "shards"]]
     NEURAL: ClassVar[bool]
+    """whether it is a neural network; ARCHITECTURE says of which kind: recurrent, convolutional, Transformer, …"""
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]]
     """field -> values that a grid search tries"""
 
@@ -71,8 +75,13 @@ class Task(Protocol):
     dates(settings, span) -> Snapshots            other dates than those of crmray.data.splits
     fixed(settings) -> dict                       hyper-parameters that the org file sets, as `candidate.field`
     files(decision, figures) -> dict[str, bytes]  further files of the bundle
+    shipped(model, decision, validation) -> dict  the decision for the refitted model, which has seen these rows too
+    AGREES                                        other task -> function that holds the answers against the other's:
+                                                  see crmray.train.agreement
     gather(tables, settings) -> dict              for rows that span customers: one shard's part of what is read,
     combine(parts, settings) -> dict              and all parts together; `examples` then sees what it gave, once
+    together(model, decision, rows) -> Table      the `now` rows with what follows from all of them at once
+    named(name) -> Task                           one of several tasks that an org file defines, `<NAME>.<name>`
     """
 
     NAME: str

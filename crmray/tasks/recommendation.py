@@ -6,15 +6,16 @@ exclude_owned, never before. Every fit sees all customers' whole history before 
 products are ranked, never a sample of them.
 
 Answers say where they come from (`source`): personal, from the customer's purchases; content, from the attributes of a
-customer without any; popular, for one of whom nothing is known. New products stand apart in `new_products`.
+customer without any; popular, for one of whom nothing is known. New products stand apart in `new_products`. The same
+model says what goes with one product (`similar_to`) and how well one product fits each customer (`for_product`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,29 +23,38 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, field_validator
 
 from crmray import schema
-from crmray.data import asof, baskets, splits
+from crmray.data import asof, baskets, product_facts, splits
 from crmray.data.asof_contacts import attributes
 from crmray.data.baskets import ACTIVE, COLD, LAPSED
+from crmray.data.product_facts import Facts
 from crmray.data.splits import Snapshots
-from crmray.errors import DataError, NotEnoughDataError
-from crmray.evaluate import metrics
-from crmray.models import content, histories, ranking
+from crmray.errors import DataError
+from crmray.evaluate import metrics, next_items
+from crmray.models import content, histories, ranking, recommending
+from crmray.models.content_based import DESCRIBED, ContentBased
 from crmray.models.ease import Ease
+from crmray.models.factorization import ALS
+from crmray.models.markov import Markov
 from crmray.models.neighbours import ItemKNN, Popularity
 from crmray.models.ranking import RankingBlend, Recommender
+from crmray.models.rules import Rules
 from crmray.models.sasrec import SASRec
+from crmray.models.user_neighbours import UserKNN
 from crmray.tasks.contract import EntityRequest, Needs
 
 NAME, ROUTE, ENTITY = "recommendation", "/v1/recommend", "customer"
-FEATURES_VERSION = f"1.{asof.FEATURES_VERSION}"
+FEATURES_VERSION = f"2.{asof.FEATURES_VERSION}"
 LABELS = ("target", "audience")
 METRIC: str = "ndcg10"
 MODE: Literal["max", "min"] = "max"
-CANDIDATES = {candidate.NAME: candidate for candidate in (SASRec, Ease, ItemKNN, Popularity)}
+CANDIDATES = {
+    candidate.NAME: candidate for candidate in (SASRec, Markov, Ease, ItemKNN, UserKNN, ALS, ContentBased, Popularity)
+}
 BLEND = RankingBlend
-PERSONAL, CONTENT, POPULAR = "personal", "content", "popular"
-TOP_K, MAX_TOP_K = 10, 100
+TOP_K, MAX_TOP_K = next_items.TOP_K, 100
 CONTENT_ROWS = 4_000
+LONG_AGO = "1970-01-02T00:00:00Z"
+"""moment of the purchase that stands for a product: before any other"""
 NEW_DECAY = 0.7
 """weight of a purchase one visit earlier in what new products are compared with"""
 
@@ -64,6 +74,14 @@ class Settings(splits.TimeSettings):
     """newest products of a history that are kept"""
     new_product_days: Annotated[int, Field(ge=1, le=3650)] = 90
     """a product is new so long after its launch, in days"""
+    exclude_products: list[str] = Field(default_factory=list, max_length=100_000)
+    """product ids that are never recommended"""
+    stock_column: str | None = None
+    """column of the products table: shown is only what is true or above 0 there; inactive products never are"""
+    max_per_category: Annotated[int, Field(ge=1)] | None = None
+    """products of one category in a list, at most; default: any number"""
+    diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """0: the best products; towards 1: products more unlike each other"""
 
     @field_validator("train_as_of")
     @classmethod
@@ -91,12 +109,31 @@ class Settings(splits.TimeSettings):
 class Request(EntityRequest):
     """Body of POST /v1/recommend."""
 
+    SUBJECTS: ClassVar[tuple[str, ...]] = (*EntityRequest.SUBJECTS, "similar_to")
+
+    similar_to: str | None = Field(None, max_length=255, description="a product id: what goes with it")
     num_products: int = Field(TOP_K, ge=1, le=MAX_TOP_K, description="how many products")
     exclude: list[str] = Field(default_factory=list, max_length=10_000, description="product ids not to show")
+    max_per_category: int | None = Field(None, ge=1, description="products of one category, at most")
+    diversity: float | None = Field(None, ge=0, le=1, description="0: the best; towards 1: the more unlike each other")
+    for_product: str | None = Field(
+        None, max_length=255, description="a product id: its `place` among all products, for each customer"
+    )
+
+    @property
+    def described(self) -> dict[str, list[dict[str, Any]]] | None:
+        """For a product: somebody who bought it, and nothing else."""
+        if self.similar_to is None:
+            return self.customer
+        return {"transactions": [{"product_id": self.similar_to, "occurred_at": LONG_AGO}]}
+
+    def options(self) -> dict[str, Any]:
+        """What `predict` takes beside the rows."""
+        return {**super().options(), "similar_to": self.similar_to}
 
 
 class Prediction(BaseModel):
-    """One customer's products, best first."""
+    """One customer's products (or those that go with one), best first."""
 
     entity_id: str
     as_of: datetime | None
@@ -104,6 +141,7 @@ class Prediction(BaseModel):
     scores: list[float]
     source: Literal["personal", "content", "popular"]
     new_products: list[str]
+    place: int | None = Field(None, description="of the product asked about, from 1; null for what is owned")
     reasons: list[str] | None = None
 
 
@@ -119,6 +157,7 @@ def needs(settings: Settings) -> Needs:
     useful = {
         "transactions": ("num_units", "net_amount"),
         "products": ("name", "category", "brand", "launched_at", "active"),
+        "engagement": ("product_id",),
         "customers": ("country", "region", "industry", "segment"),
     }
     return Needs(required={"transactions": ("entity_id", "occurred_at", "product_id")}, useful=useful)
@@ -165,67 +204,45 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
         "part": part,
     }
     body = {name: rows[name] for name in rows.column_names if name not in head}
-    told = {"new_products": _new_products(rows, tables.get("products"), as_of, settings)}
+    body["viewed"] = baskets.viewed(tables.get("engagement"), entities, as_of, settings.lookback_days)
     if "customers" in tables:
         found = attributes(entities, tables["customers"], None)
-        told |= {name: values for name, values in found.items() if isinstance(values, pa.StringArray)}
-    return pa.table({**head, **body, **told}).combine_chunks()
-
-
-def _new_products(rows: pa.Table, products: pa.Table | None, as_of: datetime | None, settings: Settings) -> pa.Array:
-    """(N,) list<string>: new products like those each customer bought; empty without products, dates or launches."""
-    if products is None or as_of is None:
-        return pa.array([[]] * rows.num_rows, pa.list_(pa.string()))
-    known = histories.Catalogue.named(products["product_id"].to_pylist())
-    bought = histories.encode(rows, known).matrix(len(known), NEW_DECAY)
-    return pa.array(
-        content.new_products(products, bought, as_of, new_days=settings.new_product_days), pa.list_(pa.string())
+        body |= {name: values for name, values in found.items() if isinstance(values, pa.StringArray)}
+    table = product_facts.attach(
+        pa.table({**head, **body}), tables.get("products"), as_of, stock_column=settings.stock_column, is_now=not labels
     )
+    told = _about_products(table, as_of, settings)
+    return pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **told}).replace_schema_metadata(
+        table.schema.metadata
+    ).combine_chunks()  # fmt: skip
 
 
-def _rows_with_target(examples: pa.Table, audience: Sequence[str]) -> np.ndarray:
-    """Positions of the rows of these audiences that have something to be found."""
-    lengths = pc.fill_null(pc.list_value_length(histories.column_of(examples, "target")), 0)
-    asked = pc.is_in(histories.column_of(examples, "audience"), value_set=pa.array(audience, pa.string()))
-    return np.flatnonzero(pc.and_(pc.greater(lengths, 0), asked).to_numpy())
+def _about_products(rows: pa.Table, as_of: datetime | None, settings: Settings) -> dict[str, pa.Array]:
+    """`new_products` list<string>: those like what each customer bought, without dates or launches none; where products
+    have texts also `described_share` float32, of the history's products, null without any."""
+    facts = Facts.of(rows)
+    bought = histories.encode(rows, histories.Catalogue.named(list(facts.place_of)))
+    new: list[list[str]] = [[] for _ in range(rows.num_rows)]
+    if as_of is not None:
+        days, weights = settings.new_product_days, bought.matrix(len(facts), NEW_DECAY)
+        new = content.new_products(facts, weights, as_of, new_days=days)
+    told = {"new_products": pa.array(new, pa.list_(pa.string()))}
+    if facts.texts:
+        size = histories.flatten(rows["history"])[0]
+        size = size[1:] - size[:-1]
+        share = np.divide(bought.lengths, size, out=np.zeros(len(size)), where=size > 0)
+        told[DESCRIBED] = pa.array(share.astype(np.float32), mask=size == 0)
+    return told
 
 
 def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """hr10, ndcg10, recall10, mrr10 over customers who bought in the lookback and buy something to be found; rows.
-
-    predictions: "products" (N, 10), or "hits" (N, 10) where a training loop tells only which of them are right.
-    NotEnoughDataError when there is no such customer.
-    """
-    rows = _rows_with_target(examples, (ACTIVE,))
-    if not len(rows):
-        raise NotEnoughDataError(
-            f"got {examples.num_rows} customers of whom none bought in the lookback and buys something new in the"
-            " horizon, expected some; choose a longer horizon_days, or exclude_owned: false where people buy the same"
-            " again"
-        )
-    truth = examples["target"].take(pa.array(rows)).to_pylist()
-    if "hits" in predictions:
-        ranked, truth = _as_places(predictions["hits"][rows], truth)
-    else:
-        ranked = predictions["products"][rows]
-    found = metrics.ranking_rows(ranked, truth)
-    return {**{f"{name}10": float(values.mean()) for name, values in found.items()}, "rows": float(len(rows))}
-
-
-def _as_places(hits: np.ndarray, truth: list[list[str]]) -> tuple[np.ndarray, list[list[int]]]:
-    """Rankings and truths as numbers: a hit at place k is item k, what was missed is items beyond the ranking."""
-    width = hits.shape[1]
-    ranked = np.where(hits > 0, np.arange(width), -1)
-    named = []
-    for row, target in zip(ranked, truth, strict=True):
-        found = row[row >= 0].tolist()
-        named.append(found + list(range(width, width + len(target) - len(found))))
-    return ranked, named
+    """hr10, ndcg10, recall10, mrr10, rows: see `next_items.score`."""
+    return next_items.score(examples, predictions)
 
 
 def blend(models: Mapping[str, Recommender], validation: pa.Table) -> RankingBlend | None:
     """The best weighted sum of the families' reciprocal ranks."""
-    rows = _rows_with_target(validation, (ACTIVE,))
+    rows = next_items.rows_with_target(validation, (ACTIVE,))
     if len(rows) > ranking.BLEND_ROWS:
         rows = np.sort(np.random.default_rng(0).permutation(rows)[: ranking.BLEND_ROWS])
     part = validation.take(pa.array(rows))
@@ -235,14 +252,20 @@ def blend(models: Mapping[str, Recommender], validation: pa.Table) -> RankingBle
 
 
 def finalize(model: Recommender, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
-    """{"lifts": …}: what customers' attributes say about their first purchases; empty unless it helps on validation.
+    """{"lifts": …}: what customers' attributes say about their first purchases, empty unless it helps on validation.
 
-    Tried on validation customers as if nothing were known of their purchases.
+    Tried on validation customers as if nothing were known of their purchases. {"rules": …}: of the settings.
     """
-    rows = _rows_with_target(validation, (ACTIVE, LAPSED, COLD))[:CONTENT_ROWS]
+    rules = Rules(
+        exclude=tuple(settings.exclude_products), max_per_category=settings.max_per_category,
+        diversity=settings.diversity,
+    )  # fmt: skip
+    rules.check(Facts.of(train))
+    decision: dict[str, Any] = {"lifts": {}, "rules": asdict(rules)}
+    rows = next_items.rows_with_target(validation, (ACTIVE, LAPSED, COLD))[:CONTENT_ROWS]
     found = content.lifts(train)
     if not found["columns"] or not len(rows):
-        return {"lifts": {}}
+        return decision
     part = validation.take(pa.array(rows))
     truth, catalogue = part["target"].to_pylist(), model.catalogue
 
@@ -250,7 +273,7 @@ def finalize(model: Recommender, train: pa.Table, validation: pa.Table, settings
         answer = ranking.rank(lambda block: content.cold_scores(block, catalogue, lifted)[0], catalogue, part)
         return float(metrics.ranking_rows(answer["products"], truth)["ndcg"].mean())
 
-    return {"lifts": found if reached(found) > reached({}) else {}}
+    return {**decision, "lifts": found if reached(found) > reached({}) else {}}
 
 
 def predict(
@@ -260,54 +283,31 @@ def predict(
     *,
     explain: bool = False,
     num_products: int = TOP_K,
-    exclude: Sequence[str] = (),
+    similar_to: str | None = None,
+    for_product: str | None = None,
+    **options: Any,
 ) -> pa.Table:
-    """entity_id, as_of, products and scores (lists, best first), source, new_products, reasons (null without explain).
+    """entity_id, as_of, products and scores (lists, best first), source, new_products, reasons (null without explain);
+    with for_product its `place` (int64, from 1) among the products that each customer may be shown.
 
-    Scores are comparable within a row only. A list is shorter than num_products when fewer products are left.
+    options: exclude, max_per_category, diversity, as in Request. Scores are comparable within a row only. A list is
+    shorter than num_products when fewer products are left. DataError for an unknown product, and for a rule that needs
+    what is not known of products.
     """
-    catalogue = model.catalogue
-    known = np.diff(catalogue.codes(histories.column_of(examples, "history"))[0]) > 0
-    source = np.full(examples.num_rows, PERSONAL, dtype=object)
-    products = np.full((examples.num_rows, num_products), None, dtype=object)
-    scores = np.full((examples.num_rows, num_products), np.nan)
-    informed = content.cold_scores(examples.filter(pa.array(~known)), catalogue, decision["lifts"])[1]
-    source[~known] = np.where(informed, CONTENT, POPULAR)
-    for mask, scorer in (
-        (known, model.scores),
-        (~known, lambda block: content.cold_scores(block, catalogue, decision["lifts"])[0]),
-    ):
-        if mask.any():
-            part = examples.filter(pa.array(mask))
-            best = ranking.rank(scorer, catalogue, part, top_k=num_products, exclude=exclude)
-            products[mask], scores[mask] = best["products"], best["scores"]
-    shown = [[product for product in row if product is not None] for row in products]
-    kept = [values[: len(row)].tolist() for values, row in zip(scores, shown, strict=True)]
-    new = [[p for p in row if p not in exclude] for row in examples["new_products"].to_pylist()]
-    return pa.table(
-        {
-            "entity_id": examples["entity_id"],
-            "as_of": examples["as_of"],
-            "products": pa.array(shown, pa.list_(pa.string())),
-            "scores": pa.array(kept, pa.list_(pa.float64())),
-            "source": pa.array(source, pa.string()),
-            "new_products": pa.array(new, pa.list_(pa.string())),
-            "reasons": pa.array(
-                _reasons(model, examples, shown, source) if explain else [None] * examples.num_rows,
-                pa.list_(pa.string()),
-            ),
-        }
-    )
+    return recommending.answer(
+        model, decision, examples, explain=explain, num_products=num_products, similar_to=similar_to,
+        for_product=for_product, options=options,
+    )  # fmt: skip
 
 
-def _reasons(model: Recommender, examples: pa.Table, shown: list[list[str]], source: np.ndarray) -> list[list[str]]:
-    """A few words for each product."""
-    words = {CONTENT: "bought by similar customers", POPULAR: "popular now", PERSONAL: "fits what was bought"}
-    because = model.because(examples, shown) if hasattr(model, "because") else [[[] for _ in row] for row in shown]
-    return [
-        [f"bought with {' and '.join(owned)}" if owned else words[kind] for owned in row]
-        for row, kind in zip(because, source, strict=True)
-    ]
+def customers_for(
+    model: Recommender, decision: Mapping[str, Any], examples: pa.Table, product: str, *, num_customers: int = 100
+) -> pa.Table:
+    """entity_id and place of the customers whom the product fits best: it stands highest among all products that they
+    may be shown. Who owns it is left out, unless people buy the same again."""
+    answers = predict(model, decision, examples, num_products=1, for_product=product)
+    found = answers.select(["entity_id", "place"]).filter(pc.is_valid(answers["place"]))
+    return found.sort_by([("place", "ascending"), ("entity_id", "ascending")]).slice(0, num_customers)
 
 
 def evaluate(model: Recommender, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
@@ -318,22 +318,16 @@ def evaluate(model: Recommender, decision: Mapping[str, Any], test: pa.Table, se
         ranked[row, : len(products)] = products
     truth = test["target"].to_pylist()
     items = set(model.catalogue.items.tolist()).union(*(target or () for target in truth))
-    rows = _rows_with_target(test, (ACTIVE,))
+    rows = next_items.rows_with_target(test, (ACTIVE,))
     by_row = metrics.ranking_rows(ranked[rows], [truth[i] for i in rows]) if len(rows) else {}
     return {
         **score(test, {"products": ranked}),
         "ndcg10_interval": metrics.bootstrap_ci(metrics.mean_figure(by_row["ndcg"]), len(rows)),
         "cov10": metrics.coverage(ranked[rows], len(items)),
         "num_items": len(items),
-        "lapsed": _figures(ranked, truth, _rows_with_target(test, (LAPSED,))),
-        "cold": _figures(ranked, truth, _rows_with_target(test, (COLD,))),
+        "lapsed": next_items.figures(ranked, truth, next_items.rows_with_target(test, (LAPSED,))),
+        "cold": next_items.figures(ranked, truth, next_items.rows_with_target(test, (COLD,))),
+        "new_products": next_items.of_new_products(answers, test, settings.new_product_days),
+        "targets_unknown": next_items.share_unknown(truth, model.catalogue.code_of),
         "sources": {str(pair["values"]): pair["counts"] for pair in pc.value_counts(answers["source"]).to_pylist()},
     }
-
-
-def _figures(ranked: np.ndarray, truth: list[list[str]], rows: np.ndarray) -> dict[str, float | int | None]:
-    """hr10 and ndcg10 of these rows; null without any."""
-    if not len(rows):
-        return {"rows": 0, "hr10": None, "ndcg10": None}
-    found = metrics.ranking_rows(ranked[rows], [truth[i] for i in rows])
-    return {"rows": len(rows), "hr10": float(found["hr"].mean()), "ndcg10": float(found["ndcg"].mean())}

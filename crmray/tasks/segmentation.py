@@ -86,7 +86,7 @@ class Prediction(BaseModel):
     subsegment: int
     subsegment_name: str
     distance: float
-    previous_segment_name: str | None = None
+    previous_segment: str | None = None
     movement: Literal["new", "stays", "climbs", "falls"]
     anomaly: float | None = None
     unlike: bool
@@ -279,7 +279,7 @@ def predict(
             entries[k]["subsegments"][j]["name"] for k, j in zip(segment.tolist(), subsegment.tolist(), strict=True)
         ],
         "distance": predictions["distance"],
-        "previous_segment_name": pa.array(
+        "previous_segment": pa.array(
             [entries[k]["name"] if k >= 0 else None for k in previous.tolist()], pa.string()
         ),
         "movement": _movement(segment, previous).tolist(),

@@ -18,8 +18,7 @@ from pydantic import BaseModel
 
 from crmray import cluster, log, storage
 from crmray.config import Org
-from crmray.errors import BundleError, ConfigError, PrivacyError, TrainingError
-from crmray.privacy import Withheld
+from crmray.errors import BundleError, ConfigError, TrainingError
 from crmray.storage import Lake, Run
 from crmray.tasks.contract import Fitted, Task
 from crmray.train import points, refit, report, rows, shards
@@ -49,7 +48,7 @@ def fit(
         raise ConfigError("a scheduler or search needs a grid: use the 'tune' job")
     examples = lake.latest("examples", task.NAME)
     _check_features(examples, task)
-    _check_consent(examples, lake)
+    rows.check_consent(examples, lake)
     fixed = task.fixed(settings) if hasattr(task, "fixed") else {}
     asked = {key: value for key, value in fixed.items() if not candidates or key.split(".")[0] in candidates}
     overrides = {**asked, **(overrides or {})}
@@ -71,14 +70,6 @@ def _check_features(examples: Run, task: Task) -> None:
         raise BundleError(
             f"{examples!r} has features_version {version!r}, this code makes {task.FEATURES_VERSION!r}; "
             "run the 'examples' job again"
-        )
-
-
-def _check_consent(examples: Run, lake: Lake) -> None:
-    """PrivacyError when somebody may have withdrawn since the rows were made."""
-    if examples.manifest().get("consent") != (Withheld.of(lake).run_id or None):
-        raise PrivacyError(
-            f"{examples!r} was made before the present wishes of persons were read; run the 'examples' job again"
         )
 
 

@@ -68,6 +68,14 @@ class Outcome:
     history: list[dict[str, Any]]
     """figures of all epochs"""
 
+    def curve(self, metric: str) -> dict[str, list[float]]:
+        """train_loss, and where there was validation validation_loss and the task's metric, of each epoch.
+
+        The loss of training is the mean over the epoch, dropout included; that of validation is taken after it.
+        """
+        names = [name for name in ("train_loss", "validation_loss", metric) if name in self.figures]
+        return {name: [figures[name] for figures in self.history] for name in names}
+
 
 @dataclass
 class _Progress:

@@ -23,7 +23,9 @@ from crmray.storage import Lake
 from crmray.tasks.contract import Candidate, Fitted, Task
 from crmray.train.engine import EngineSettings
 
-FORMAT = 1
+FORMAT = 2
+MAX_STEPS = 100
+"""points of a learning curve that are kept"""
 OWN_FAULT = (ConfigError, DataError, TrainingError, ValueError)
 """errors that a fit meets again whenever it is run: they are kept as its result; all others are tried again"""
 ENGINE = "engine."
@@ -91,6 +93,18 @@ class Result:
     """of training"""
     failed: str | None = None
     """why there is no model: it diverged, was refused, crashed, or was stopped by the scheduler"""
+    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """learning curve: `step` (epoch or boosting round) and figures at it, as `curve` gives them; empty without steps"""
+
+
+def curve(history: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """A learning curve from figures of every step, step 1 first; of many steps MAX_STEPS, the first and last too."""
+    num_steps = min((len(values) for values in history.values()), default=0)
+    if not num_steps:
+        return {}
+    kept = sorted({round(1 + i * (num_steps - 1) / (MAX_STEPS - 1)) for i in range(MAX_STEPS)})
+    figures = {name: [float(f"{values[step - 1]:.6g}") for step in kept] for name, values in history.items()}
+    return {"step": [float(step) for step in kept], **figures}
 
 
 def reason(error: Exception) -> str:
@@ -103,6 +117,9 @@ def reason(error: Exception) -> str:
         return f"{kind}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
     return f"{kind} at {'/'.join(Path(frames[-1].filename).parts[-2:])}:{frames[-1].lineno}" if frames else kind
+
+
+_KEPT = ("figures", "rounds", "seconds", "failed", "history")
 
 
 class Results:
@@ -127,7 +144,7 @@ class Results:
             about = json.loads(self.lake.read(f"{self.folder}/{fit.key}/result.json"))
         except NotFoundError:
             return None
-        return Result(fit=fit, **{name: about[name] for name in ("figures", "rounds", "seconds", "failed")})
+        return Result(fit=fit, **{name: about[name] for name in _KEPT})
 
     def of(self, fit: Fit) -> Result:
         """The result of a fit that is known to be finished."""

@@ -44,10 +44,11 @@ def _refit_in_tasks(shared: Search, fits: Sequence[tuple[Fit, pa.Table]]) -> Non
 
     def run(fit: Fit) -> None:
         started = time.perf_counter()
-        model, rounds = fit_here(
+        model, rounds, history = fit_here(
             shared.task, fit, ray.get(refs[fit.key]), None, seed=shared.seed, settings=shared.engine, device="cpu"
         )
-        result = Result(fit=fit, rounds=rounds, seconds=round(time.perf_counter() - started, 3))
+        seconds = round(time.perf_counter() - started, 3)
+        result = Result(fit=fit, rounds=rounds, seconds=seconds, history=history)
         shared.results.write(result, model)
 
     for fit, _ in cluster.map_shards(run, [fit for fit, _ in fits], label="refit"):

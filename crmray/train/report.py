@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
@@ -14,6 +15,8 @@ from pydantic import BaseModel
 from crmray import log
 from crmray.errors import CrmrayError
 from crmray.evaluate import card
+from crmray.evaluate.words import is_figure
+from crmray.models import selection
 from crmray.registry import write_bundle
 from crmray.storage import Lake, Run
 from crmray.tasks.contract import Fitted, Task
@@ -57,10 +60,9 @@ def write(outcome: Outcome, run: Run, lake: Lake) -> None:
     """Evaluate on the test rows, write the bundle's files and complete the run."""
     started = time.perf_counter()
     task, seen = outcome.task, outcome.seen
-    decision = task.finalize(outcome.selected, seen.selection, seen.validation, outcome.settings)
+    decision = _decision(outcome, outcome.selected, outcome.champion)
     test = rows.test(outcome.examples)
     figures = _metrics(outcome, test)
-    # The decision was fitted on validation with the model that had not seen it, and is applied with the refitted one.
     evaluated = task.evaluate(outcome.champion, decision, test, outcome.settings)
     facts: dict[str, Any] = {
         "metrics": figures["validation"],
@@ -69,6 +71,11 @@ def write(outcome: Outcome, run: Run, lake: Lake) -> None:
         "test_candidates": figures["test"],
         "test_baselines": {name: figures["test"][name]["plain"] for name in baselines(task, outcome.best)},
         "test_by_customer": _by_customer(outcome, test),
+        "test_neural": _neural(outcome, test, evaluated),
+        "families": {name: family(task, name) for name in outcome.best},
+        "learning": {name: learning(task, result) for name, result in outcome.best.items() if result.history},
+        "removed": {name or outcome.winner: why for name, why in selection.removed_of(outcome.champion).items()},
+        "suspects": selection.suspects(seen.selection, seen.validation, task.LABELS),
         "best_possible": best_possible(lake, task, test),
         "hyperparameters": {name: dict(result.fit.point.settings) for name, result in outcome.best.items()},
         "trials": [_trial(outcome.task, result) for result in outcome.results],
@@ -82,13 +89,18 @@ def write(outcome: Outcome, run: Run, lake: Lake) -> None:
         "features_version": task.FEATURES_VERSION,
         "version": run.run_id,
     }
-    shown = {**head, **facts, "metrics": _shown(figures["test"]), "baselines": {}}
+    if facts["suspects"]:
+        log.warn("report.suspects", task=task.NAME, features=list(facts["suspects"]))
+    shown = {**head, **facts, "metrics": _shown(figures["test"]), "baselines": {}, "about": about(task)}
+    shown |= {"entity": task.ENTITY}
     text = card.render({**shown, "settings": outcome.settings.model_dump(mode="json"), "decision": None})
     write_bundle(
         run, task, candidate=outcome.winner, model=outcome.champion, settings=outcome.settings, decision=decision,
         examples=seen.selection, card=text, **facts,
     )  # fmt: skip
     for name, content in (task.files(decision, evaluated) if hasattr(task, "files") else {}).items():
+        run.write_bytes(name, content)
+    for name, content in pictures({**outcome.models, **outcome.refitted}).items():
         run.write_bytes(name, content)
     seconds = {"report": round(time.perf_counter() - started, 2), "trials": sum(r.seconds for r in outcome.results)}
     run.commit(
@@ -99,9 +111,55 @@ def write(outcome: Outcome, run: Run, lake: Lake) -> None:
     log.event("bundle", task=task.NAME, metric=task.METRIC, **told)
 
 
+def _decision(outcome: Outcome, selected: Fitted, last: Fitted) -> dict[str, Any]:
+    """What validation says of the model that had not seen it, for the one that is shipped, which may have."""
+    task, seen = outcome.task, outcome.seen
+    decision = task.finalize(selected, seen.selection, seen.validation, outcome.settings)
+    if last is not selected and hasattr(task, "shipped"):
+        return task.shipped(last, decision, seen.validation)
+    return decision
+
+
 def baselines(task: Task, best: Mapping[str, Result]) -> list[str]:
     """Families that have nothing to tune: rules of thumb."""
     return [name for name in best if not task.CANDIDATES[name].GRID]
+
+
+def pictures(models: Mapping[str, Fitted]) -> dict[str, bytes]:
+    """pictures/<family>-<name> -> content, of the families that can be drawn (a fitted model's `pictures`)."""
+    drawn = {name: model.pictures() for name, model in models.items() if hasattr(model, "pictures")}
+    return {f"pictures/{name}-{file}": content for name, files in drawn.items() for file, content in files.items()}
+
+
+def about(task: Task) -> str:
+    """What a task is, from the first paragraph of its module."""
+    return " ".join((task.__doc__ or "").split("\n\n")[0].split())
+
+
+def family(task: Task, name: str) -> dict[str, Any]:
+    """Whether a family is a neural network, and of which kind (its ARCHITECTURE), for the comparison of them."""
+    candidate = task.CANDIDATES[name]
+    return {"neural": candidate.NEURAL, "architecture": getattr(candidate, "ARCHITECTURE", None)}
+
+
+def learning(task: Task, result: Result) -> dict[str, Any]:
+    """The learning curve of a fit, and what its steps are."""
+    unit = "epoch" if task.CANDIDATES[result.fit.point.candidate].KIND == "torch" else "round"
+    return {"unit": unit, **result.history}
+
+
+def _neural(outcome: Outcome, test: pa.Table, champion: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Figures of the neural families as they would be shipped: each with the decision of its own validation rows."""
+    task, found = outcome.task, {}
+    for name, model in outcome.models.items():
+        if not task.CANDIDATES[name].NEURAL:
+            continue
+        figures = champion
+        if name != outcome.winner:
+            last = outcome.refitted.get(name, model)
+            figures = task.evaluate(last, _decision(outcome, model, last), test, outcome.settings)
+        found[name] = {figure: value for figure, value in figures.items() if is_figure(value)}
+    return found
 
 
 def _score(task: Task, table: pa.Table, model: Fitted) -> dict[str, float]:
@@ -138,24 +196,50 @@ def _by_customer(outcome: Outcome, test: pa.Table) -> dict[str, Any] | None:
 
 
 def best_possible(lake: Lake, task: Task, test: pa.Table) -> dict[str, float] | None:
-    """Figures of the true probabilities `p_leave`, where the generator of the org is known (truth/); None elsewhere.
+    """Figures of the best predictions there can be, where the generator of the org is known (truth/); None elsewhere.
 
     The truth may be about something else than the task's label, or other dates: it counts only if it covers the test
-    rows and what came (`left`) is their label.
+    rows and what came is their label.
     """
-    if task.LABELS != ("label",) or not lake.has("truth", "demo"):
+    if not lake.has("truth", "demo"):
         return None
-    keys, date = ["entity_id", "as_of"], pc.min(test["as_of"])
-    truth = lake.latest("truth", "demo").read_table(
-        "leaving-*.parquet", columns=[*keys, "p_leave", "left"], filters=pc.field("as_of") == date
-    )
-    numbered = test.select([*keys, "label"]).append_column("row", pa.array(range(test.num_rows)))
-    both = numbered.join(truth, keys, join_type="inner").sort_by("row")
-    same = pc.equal(both["label"].cast(pa.bool_()), both["left"])
-    if both.num_rows != test.num_rows or not pc.all(same).as_py():
-        log.event("report.no_ceiling", task=task.NAME, rows=test.num_rows, known=both.num_rows)
+    hidden, pattern = lake.latest("truth", "demo"), f"{task.NAME}-*.parquet"
+    if not hidden.files(pattern):
         return None
-    return {name: float(value) for name, value in task.score(test, {"score": both["p_leave"].to_numpy()}).items()}
+    keys = ["entity_id", "as_of"]
+    truth = hidden.read_table(pattern, filters=pc.field("as_of").isin(pc.unique(test["as_of"])))
+    ours, theirs = (rows.select(keys).append_column(name, pa.array(range(rows.num_rows)))
+                    for name, rows in (("row", test), ("place", truth)))  # fmt: skip
+    both = ours.join(theirs, keys, join_type="inner").sort_by("row")
+    found = truth.take(both["place"])
+    if found.num_rows != test.num_rows or not all(_same(test[name], found[name]) for name in task.LABELS):
+        log.event("report.no_ceiling", task=task.NAME, rows=test.num_rows, known=found.num_rows)
+        return None
+    answers = {name: _array(found[name]) for name in found.column_names if name not in (*keys, *task.LABELS)}
+    return {name: float(value) for name, value in task.score(test, answers).items()}
+
+
+def _same(ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> bool:
+    """Whether two columns hold the same values, numbers within 1e-6 of each other, whatever their types."""
+    left, right = _array(ours), _array(theirs)
+    if left.shape != right.shape:
+        return False
+    if left.dtype == object or right.dtype == object:
+        return left.tolist() == right.tolist()
+    return bool(np.isclose(left, right, rtol=1e-6, atol=1e-6, equal_nan=True).all())
+
+
+def _array(column: pa.ChunkedArray) -> np.ndarray:
+    """A column as an array: lists of one length as further axes, text and lists of several lengths as objects."""
+    if not pa.types.is_list(column.type) and not pa.types.is_fixed_size_list(column.type):
+        return column.to_numpy()
+    rows = column.to_pylist()
+    try:
+        stacked = np.array(rows)
+    except ValueError:  # lists of several lengths
+        stacked = np.empty(len(rows), dtype=object)
+        stacked[:] = rows
+    return stacked.astype(object) if stacked.dtype.kind in "US" else stacked
 
 
 def _trial(task: Task, result: Result) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 
 from crmray import log
 from crmray.data import splits
-from crmray.errors import NotEnoughDataError
-from crmray.storage import Run
+from crmray.errors import NotEnoughDataError, PrivacyError
+from crmray.privacy import Withheld
+from crmray.storage import Lake, Run
 
 GIB = 2**30
 
@@ -63,6 +64,14 @@ def _refit(train: pa.Table, validation: pa.Table, dates: splits.Snapshots) -> pa
     else:
         both = pa.concat_tables([train, validation], promote_options="permissive")
     return both.filter(pa.array(splits.refit(both["as_of"], dates)))
+
+
+def check_consent(examples: Run, lake: Lake) -> None:
+    """PrivacyError when somebody may have withdrawn since the rows were made."""
+    if examples.manifest().get("consent") != (Withheld.of(lake).run_id or None):
+        raise PrivacyError(
+            f"{examples!r} was made before the present wishes of persons were read; run the 'examples' job again"
+        )
 
 
 def dates_of(examples: Run) -> splits.Snapshots:

@@ -22,7 +22,7 @@ from crmray.errors import ConfigError, TrainingError
 from crmray.tasks.contract import Fitted, Task
 from crmray.train import engine, loop, trainer
 from crmray.train.engine import EngineSettings
-from crmray.train.points import OWN_FAULT, Fit, Point, Result, Results, Rows, reason
+from crmray.train.points import OWN_FAULT, Fit, Point, Result, Results, Rows, curve, reason
 from crmray.train.trials import TrialTable
 
 MAX_SAMPLES = 30
@@ -103,19 +103,22 @@ def _is_continuous(values: Sequence[Any]) -> bool:
 def fit_here(
     task: Task, fit: Fit, train: pa.Table, validation: pa.Table | None, *, seed: int, settings: EngineSettings,
     device: str, report: loop.Report | None = None,
-) -> tuple[Fitted, int | None]:  # fmt: skip
-    """Fit in this process, and the number of rounds; torch candidates through the engine in a process group of one."""
+) -> tuple[Fitted, int | None, dict[str, list[float]]]:  # fmt: skip
+    """Fit in this process: the model, its number of rounds and its learning curve.
+
+    Torch candidates go through the engine in a process group of one.
+    """
     candidate: Any = fit.point.make(task)
     if candidate.KIND != "torch":
         model = candidate.fit(train, validation, seed=seed, rounds=fit.rounds)
-        return model, model.rounds
+        return model, model.rounds, curve(getattr(model, "history", {}))
     state = candidate.prepare(train)
     data = trainer.encoded(task, candidate, state, train, validation)
     with engine.single_process_group(device):
         outcome = loop.train(
             candidate, state, data, seed=seed, device=device, rounds=fit.rounds, settings=settings, report=report
         )
-    return candidate.fitted(state, outcome.weights, outcome.rounds), outcome.rounds
+    return candidate.fitted(state, outcome.weights, outcome.rounds), outcome.rounds, curve(outcome.curve(task.METRIC))
 
 
 def _trial(config: Mapping[str, Any], shared: Search, train: pa.Table, validation: pa.Table) -> None:
@@ -140,9 +143,9 @@ def _trial(config: Mapping[str, Any], shared: Search, train: pa.Table, validatio
         started = time.perf_counter()
         try:
             if shared.over_workers(fit):
-                model, rounds = _over_workers(shared, fit, train, validation)
+                model, rounds, history = _over_workers(shared, fit, train, validation)
             else:
-                model, rounds = fit_here(
+                model, rounds, history = fit_here(
                     task, fit, train, validation, seed=shared.seed, settings=shared.engine, device=shared.device,
                     report=report,
                 )  # fmt: skip
@@ -154,7 +157,7 @@ def _trial(config: Mapping[str, Any], shared: Search, train: pa.Table, validatio
             result = Result(fit=fit, seconds=_since(started), failed=reason(error))
             shared.results.write(result, None)
         else:
-            result = Result(fit=fit, figures=figures, rounds=rounds, seconds=_since(started))
+            result = Result(fit=fit, figures=figures, rounds=rounds, seconds=_since(started), history=history)
             shared.results.write(result, model)
     final = {
         "epoch": epochs,
@@ -166,12 +169,15 @@ def _trial(config: Mapping[str, Any], shared: Search, train: pa.Table, validatio
     tune.report({task.METRIC: worst, **result.figures, **final})
 
 
-def _over_workers(shared: Search, fit: Fit, train: pa.Table, validation: pa.Table) -> tuple[Fitted, int | None]:
+def _over_workers(
+    shared: Search, fit: Fit, train: pa.Table, validation: pa.Table
+) -> tuple[Fitted, int | None, Mapping[str, Sequence[float]]]:
     """A TorchTrainer inside the trial. Its fit has a key of its own: the trial's is finished when it is scored."""
     inner = replace(fit, key=f"{fit.key}-workers")
     num_workers = shared.engine.workers_per_trial
     trainer.train(shared, [(inner, train, validation)], name=inner.key, num_workers=num_workers)
-    return shared.results.model(shared.task, inner), shared.results.of(inner).rounds
+    found = shared.results.of(inner)
+    return shared.results.model(shared.task, inner), found.rounds, found.history
 
 
 def _since(started: float) -> float:

@@ -26,7 +26,7 @@ from crmray import cluster, log
 from crmray.errors import ClusterError, TrainingError, WatchdogError
 from crmray.tasks.contract import Task
 from crmray.train import loop
-from crmray.train.points import OWN_FAULT, Fit, Result
+from crmray.train.points import OWN_FAULT, Fit, Result, curve
 
 if TYPE_CHECKING:
     from crmray.train.search import Search
@@ -175,7 +175,8 @@ def _train_one(shared: Search, job: Mapping[str, Any], resume: str | None, check
         shared.results.write(Result(fit=fit, failed=f"{type(error).__name__}: {error}"), None)
         raise
     if rank == 0:
-        result = Result(fit=fit, rounds=outcome.rounds, seconds=round(time.monotonic() - started, 3))
+        seconds, history = round(time.monotonic() - started, 3), curve(outcome.curve(shared.task.METRIC))
+        result = Result(fit=fit, rounds=outcome.rounds, seconds=seconds, history=history)
         shared.results.write(result, candidate.fitted(state, outcome.weights, outcome.rounds))
     dist.barrier()
 

@@ -155,9 +155,12 @@ def test_a_trial_may_train_on_workers_of_its_own(ray_session, tmp_path):
     [result] = search.search(shared, seen.selection, seen.validation, name="wide")
     assert result.failed is None
     alone = Fit.of(point, "selection", examples="here", seed=0, engine=engine.EngineSettings())
-    model, rounds = search.fit_here(
+    model, rounds, history = search.fit_here(
         mini_task, alone, seen.selection, seen.validation, seed=0, settings=engine.EngineSettings(), device="cpu"
     )
     assert result.rounds == rounds
+    assert list(result.history) == ["step", "train_loss", "validation_loss", "auc"]
+    assert result.history["step"] == history["step"] == [1, 2]
+    assert result.history["train_loss"] == pytest.approx(history["train_loss"], rel=1e-3)
     expected = mini_task.score(seen.validation, model.predict(seen.validation))["auc"]
     assert result.figures["auc"] == pytest.approx(expected, abs=1e-3)

@@ -3,8 +3,9 @@
 The planted org: 240 customers buy about every 12 days and go through the products in a fixed order, so the next product
 follows from the last one. After some purchases a case is opened; most of those customers then stay away for months. A
 third of the customers buys for ten times as much as the others. What a case says goes by its rating and its reason. Of
-360 leads those from a fair convert most often, those from a list hardly ever. So there is something to find for every
-task, and more than a rule on recency, RFM bands, popularity or the commonest class can see.
+360 leads those from a fair convert most often, those from a list hardly ever. Every two weeks half of the customers get
+an offer, by lot; the French ones who have not gone away then buy within two days. So there is something to find for
+every task, and more than a rule on recency, RFM bands, popularity or the commonest class can see.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SOURCES = {"fair": 0.8, "web": 0.4, "list": 0.05}
 """where a lead comes from -> share that converts"""
 QUICK = {
     "max_epochs": 6, "hidden": 16, "num_trees": 30, "max_rounds": 100, "num_rounds": 40, "batch_size": 64,
-    "dropout": 0.0, "num_layers": 1, "num_threads": 1, "lr": 5e-3,
+    "dropout": 0.0, "num_layers": 1, "num_threads": 1, "lr": 5e-3, "num_segments": 3,
 }  # fmt: skip
 """hyper-parameters of small fits, where a candidate has them"""
 
@@ -47,13 +48,16 @@ QUICK = {
 def planted() -> dict[str, pa.Table]:
     """Canonical tables of the planted org, sorted as the shard stage sorts them."""
     rng, words = np.random.default_rng(5), np.random.default_rng(6)
-    lines, cases, visits = [], [], []
+    lines, cases, visits, offers = [], [], [], _offers(np.random.default_rng(8))
     for number in range(NUM_CUSTOMERS):
         entity, price = f"c{number:04d}", 100.0 if number % 3 == 0 else 10.0
-        day, product = float(rng.uniform(0, 12)), number
+        day, product, before = float(rng.uniform(0, 12)), number, 0.0
+        won = [offer[1] + 1.5 for offer in offers[entity] if offer[2] == "treatment" and number % 2 == 0]
         while day < NUM_DAYS:
-            product = (product + 1) % NUM_PRODUCTS
-            lines.append((entity, day, f"{entity}-{len(lines)}", f"p{product:02d}", 1.0, price))
+            for own in [*(at for at in won if before < at < day and day - before < 20), day]:
+                product = (product + 1) % NUM_PRODUCTS
+                lines.append((entity, own, f"{entity}-{len(lines)}", f"p{product:02d}", 1.0, price))
+            before = day
             visits.append((entity, max(0.0, day - 0.5), "visit", float(rng.uniform(10, 99))))
             if rng.random() < 0.08:
                 cases.append((entity, day + 1, f"i{len(cases):05d}", "case", "inbound", *_case(words)))
@@ -80,7 +84,18 @@ def planted() -> dict[str, pa.Table]:
     people = [(f"c{i:04d}", "UK" if i % 2 else "FR", START) for i in range(NUM_CUSTOMERS)]
     tables["customers"] = _table("customers", ("entity_id", "country", "created_at"), people)
     tables["leads"] = _leads(np.random.default_rng(7))
+    sent = [offer for own in offers.values() for offer in own]
+    tables["exposures"] = _table("exposures", ("entity_id", "occurred_at", "arm", "campaign_id"), sent)
     return tables
+
+
+def _offers(rng: np.random.Generator) -> dict[str, list[tuple]]:
+    """Customer -> an offer every two weeks, as (customer, day, arm, campaign)."""
+    days = range(3, NUM_DAYS - 1, 14)
+    return {
+        entity: [(entity, float(day), ("treatment", "control")[rng.integers(2)], "offer") for day in days]
+        for entity in (f"c{number:04d}" for number in range(NUM_CUSTOMERS))
+    }
 
 
 def _case(rng: np.random.Generator) -> tuple[str, float, str]:

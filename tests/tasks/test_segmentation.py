@@ -145,7 +145,7 @@ def test_movements_are_counted_from_the_features_one_horizon_earlier():
     decision = segmentation.finalize(model, table, table, Settings())
     answers = segmentation.predict(model, decision, table)
     assert answers["movement"].to_pylist()[:10] == ["new"] * 10
-    assert answers["previous_segment_name"].to_pylist()[:10] == [None] * 10
+    assert answers["previous_segment"].to_pylist()[:10] == [None] * 10
     known = np.arange(table.num_rows) >= 10
     falls = known & (np.take(order, group) > np.take(order, then))
     assert [move == "falls" for move in answers["movement"].to_pylist()] == falls.tolist()

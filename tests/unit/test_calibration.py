@@ -75,3 +75,19 @@ def test_bands_by_hand():
     names = calibration.bands(np.array([0.1, 0.3, 0.69, 0.7]), thresholds)
     assert names.tolist() == ["low", "medium", "medium", "high"]
     assert calibration.fit_bands(y, p, missed_share=0.25)["low"] == 0.7
+
+
+def test_a_refitted_model_keeps_the_shape_and_has_its_own_level():
+    rng = np.random.default_rng(5)
+    odds = rng.normal(size=4000)
+    y = (rng.random(4000) < 1 / (1 + np.exp(-odds))).astype(int)
+    before = 1 / (1 + np.exp(-(0.5 * odds - 1.0)))  # too timid, and too low, as a model of older rows may be
+    refitted = 1 / (1 + np.exp(-0.5 * odds))  # has learned the level
+    state = calibration.fit(y, before)
+    assert calibration.apply(state, refitted).mean() > y.mean() + 0.1  # the level would be added twice
+    moved = calibration.anchored(state, y, refitted)
+    p = calibration.apply(moved, refitted)
+    assert p.mean() == pytest.approx(y.mean(), abs=1e-6)
+    assert metrics.logloss(y, p) < metrics.logloss(y, refitted)
+    assert np.array_equal(np.argsort(p), np.argsort(refitted))
+    assert calibration.anchored({"method": "none"}, y, refitted) == {"method": "none"}

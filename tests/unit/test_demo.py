@@ -126,15 +126,15 @@ def test_nothing_happens_after_the_end_or_before_its_customer(written):
 
 def test_truth_beside_the_data_agrees_with_it(written):
     lake, runs = written
-    table = lake.latest("truth", "demo").read_table("leaving-*.parquet")
+    table = lake.latest("truth", "demo").read_table("churn-*.parquet")
     as_of = datetime(2026, 7, 3, tzinfo=timezone.utc)
     rows = table.filter(pc.equal(table["as_of"], as_of))
     items = runs["OrderItem"].read_table().filter(pc.field("Quantity") > 0)
     later = items.filter(pc.field("Order.EffectiveDate") >= as_of)["Order.AccountId"].unique()
-    assert rows["left"].to_pylist() == pc.invert(pc.is_in(rows["entity_id"], later)).to_pylist()
+    assert rows["label"].to_pylist() == pc.invert(pc.is_in(rows["entity_id"], later)).cast("int8").to_pylist()
     assert set(rows["segment"].to_pylist()) <= set(dw.SEGMENTS)
     final = table.filter(pc.equal(table["as_of"], datetime(2026, 10, 1, tzinfo=timezone.utc)))
-    assert final["left"].null_count == final.num_rows
+    assert final["label"].null_count == final.num_rows
 
 
 def test_truth_refuses_other_dates():

@@ -1,0 +1,105 @@
+"""What the figures are called and what they say, for people who do not know their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+Shown = Literal["number", "share", "count"]
+
+FIGURES: dict[str, tuple[str, Shown, str]] = {
+    "auc": ("ROC-AUC", "number", "how often a positive is ranked above a negative; 0.5 is chance, 1 is perfect"),
+    "ap": ("average precision", "number", "mean precision over all recalls; chance is the base rate, 1 is perfect"),
+    "logloss": ("log-loss", "number", "how far probabilities are from what came; lower is better, 0 is perfect"),
+    "brier": ("Brier score", "number", "mean squared error of the probabilities; lower is better, 0 is perfect"),
+    "ece": ("calibration error", "share", "how far probabilities are from the shares that came true, on average"),
+    "accuracy": ("accuracy", "share", "right answers among all"),
+    "precision": ("precision", "share", "right among those called positive"),
+    "recall": ("recall", "share", "found among the positives"),
+    "f1": ("F1", "number", "harmonic mean of precision and recall; 1 is perfect"),
+    "macro_f1": ("macro F1", "number", "mean F1 of the classes, each counting the same"),
+    "macro_precision": ("macro precision", "share", "mean precision of the classes"),
+    "macro_recall": ("macro recall", "share", "mean recall of the classes"),
+    "majority_share": ("largest class", "share", "accuracy of always saying the most frequent class"),
+    "threshold": ("threshold", "number", "the probability from which on the answer is yes"),
+    "base_rate": ("base rate", "share", "positives among all rows"),
+    "rate": ("rate", "share", "positives among the rows"),
+    "mean_probability": ("mean probability", "share", "that the model gives to the rows"),
+    "rows": ("rows", "count", "rows that the figures rest on"),
+    "spearman": ("Spearman correlation", "number", "agreement of the two orders; 0 is none, 1 is perfect"),
+    "ngini": ("normalised Gini", "number", "how much of the best possible order is reached; 0 is chance, 1 is perfect"),
+    "decile_lift": (
+        "lift of the top tenth",
+        "number",
+        "mean of the highest-ranked tenth, as a multiple of the average",
+    ),
+    "rmse": ("root mean squared error", "number", "ruled by the largest errors; lower is better"),
+    "mae": ("mean absolute error", "number", "lower is better"),
+    "bias": ("bias", "share", "predicted total against the true one: above 0 too much, below too little"),
+    "mean_truth": ("mean", "number", "of what came"),
+    "pinball": ("pinball loss", "number", "error of the quantiles; lower is better"),
+    "wape": ("WAPE", "share", "sum of the absolute errors over the sum of what came; lower is better"),
+    "wmae": ("WMAE", "number", "weighted mean absolute error; lower is better"),
+    "mase": ("MASE", "number", "error against that of the naive forecast; below 1 is better than it"),
+    "hr10": ("hit rate at 10", "share", "customers with at least one right item among ten"),
+    "ndcg10": ("NDCG at 10", "number", "right items among ten, the upper places counting more; 1 is perfect"),
+    "recall10": ("recall at 10", "share", "of the items that were bought, found among ten"),
+    "mrr10": ("MRR at 10", "number", "mean of 1 / place of the first right item"),
+    "cov10": ("coverage at 10", "share", "of the catalogue that is recommended to somebody"),
+    "silhouette": (
+        "silhouette",
+        "number",
+        "how much closer a customer is to its own segment than to the next; up to 1",
+    ),
+    "stability": ("stability", "number", "agreement of segments fitted on other samples; 1 is the same"),
+    "stable_silhouette": ("stable silhouette", "number", "silhouette, less where the segments are not stable"),
+    "skill": ("skill", "number", "ROC-AUC of a yes or no, Spearman correlation of a number, macro F1 of classes"),
+    "wql": ("weighted quantile loss", "number", "error of the quantiles over what came; lower is better"),
+    "coverage_80": (
+        "coverage of the 80\u202f% interval",
+        "share",
+        "of what came, within the interval; 80\u202f% is right",
+    ),
+    "churn_rate": ("churn rate", "share", "customers that left"),
+    "share_of_customers": ("share of customers", "share", ""),
+    "share_of_sales": ("share of sales", "share", ""),
+    "qini": ("Qini", "number", "gain over treating at random; 0 is none"),
+}
+"""name -> what it is called, how it is written, what it says"""
+
+
+def name_of(figure: str) -> str:
+    """What a figure is called."""
+    return FIGURES[figure][0] if figure in FIGURES else figure.replace("_", " ")
+
+
+def meaning_of(figure: str) -> str:
+    """What it says, in plain words; empty for one that is not known here."""
+    return FIGURES[figure][2] if figure in FIGURES else ""
+
+
+def text_of(value: Any, figure: str = "") -> str:
+    """A value as people read it: 12,345; 0.8534; 41.2 %; an empty text for None."""
+    shown = FIGURES[figure][1] if figure in FIGURES else "number"
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, (int, float)):
+        return str(value)
+    if shown == "share":
+        return f"{100 * value:.1f}\u202f%"  # a space at which no line breaks
+    if isinstance(value, int) or shown == "count" or (abs(value) >= 1000 and float(value).is_integer()):
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def intervals_of(test: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+    """Figure -> its interval, from `intervals` or from fields such as auc_interval."""
+    apart = {name.removesuffix("_interval"): ends for name, ends in test.items() if name.endswith("_interval")}
+    return {**apart, **(test.get("intervals") or {})}
+
+
+def is_figure(value: Any) -> bool:
+    """Whether a value is a number to show."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,115 @@
+"""An average of forecasters, quantile by quantile (Vincentization: Ratcliff 1979), as one more contender.
+
+What forecasts a total well need not forecast a product well: each level has members of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from crmray.errors import CorruptError
+from crmray.models.forecast_panel import COLUMNS
+from crmray.models.tabular import file_of, to_json
+
+Metric = Callable[[pa.Table, Mapping[str, np.ndarray]], float]
+"""the selection figure of rows and their forecasts"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastBlend:
+    """The plain average of each level's members; averages of ordered quantiles are in order."""
+
+    NAME: ClassVar[str] = "blend"
+
+    members: Mapping[str, Any]
+    """Fitted forecasters by candidate name."""
+    of_level: Mapping[str, Sequence[str]]
+    """Level -> the members that are averaged; all of them for a level that is not named."""
+    rounds: int | None = None
+    """Its members have theirs."""
+
+    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """Quantiles, each (N, H)."""
+        levels = np.array(examples["level"].to_pylist(), dtype=object)
+        asked = {name: np.flatnonzero(self._wanted(levels, name)) for name in self.members}
+        sums: dict[str, np.ndarray] = {}
+        for name, rows in asked.items():
+            told = self.members[name].predict(examples.take(pa.array(rows))) if len(rows) else {}
+            for column, values in told.items():
+                total = sums.setdefault(column, np.zeros((len(levels), values.shape[1])))
+                total[rows] += values / self._count(levels[rows])[:, None]
+        return sums
+
+    def _wanted(self, levels: np.ndarray, name: str) -> np.ndarray:
+        return np.array([name in self.of_level.get(level, self.members) for level in levels], bool)
+
+    def _count(self, levels: np.ndarray) -> np.ndarray:
+        return np.array([len(self.of_level.get(level, self.members)) for level in levels])
+
+    def with_members(self, members: Mapping[str, Any]) -> ForecastBlend:
+        """The same blend of the same candidates fitted again (on more rows)."""
+        return replace(self, members={name: members[name] for name in self.members})
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model: blend.json, and each member's under `<name>/`."""
+        of_level = {level: list(names) for level, names in self.of_level.items()}
+        files = {"blend.json": to_json({"members": list(self.members), "of_level": of_level})}
+        for name, member in self.members.items():
+            files |= {f"{name}/{path}": content for path, content in member.save().items()}
+        return files
+
+    @staticmethod
+    def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> ForecastBlend:
+        """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
+        state, members = json.loads(file_of(files, "blend.json")), {}
+        for name in state["members"]:
+            if name not in candidates:
+                raise CorruptError(f"blend.json: got member {name!r}, expected one of {sorted(candidates)}")
+            own = {path.removeprefix(f"{name}/"): data for path, data in files.items() if path.startswith(f"{name}/")}
+            members[name] = candidates[name].load(own)
+        return ForecastBlend(members=members, of_level=state["of_level"])
+
+
+def best_blend(
+    models: Mapping[str, Any], validation: pa.Table, metric: Metric, *, mode: Literal["max", "min"], most: int = 3
+) -> ForecastBlend | None:
+    """For each level the best forecaster, or the average of the best two, … `most`, whichever validation prefers.
+
+    Levels in which nothing can be measured (nothing was sold) take all members. None for one and the same forecaster
+    everywhere: that is no blend.
+    """
+    told = {name: model.predict(validation) for name, model in models.items()}
+    levels = np.array(validation["level"].to_pylist(), dtype=object)
+    sold = np.array([any(values) for values in validation["label"].to_pylist()], bool)
+    sign, of_level = 1.0 if mode == "max" else -1.0, {}
+    for level in sorted(set(levels[sold])):
+        rows = np.flatnonzero(levels == level)
+        own = {name: {column: values[rows] for column, values in one.items()} for name, one in told.items()}
+        of_level[level] = _best(own, partial(metric, validation.take(pa.array(rows))), sign, most)
+    used = sorted({name for names in of_level.values() for name in names})
+    if len(used) < 2:
+        return None
+    return ForecastBlend(members={name: models[name] for name in used}, of_level=of_level)
+
+
+def _best(
+    told: Mapping[str, Mapping[str, np.ndarray]], metric: Callable[[Mapping[str, np.ndarray]], float], sign: float,
+    most: int,
+) -> list[str]:  # fmt: skip
+    """The forecasters whose average is best, among the best one, two, … `most`."""
+    figures = {name: sign * metric(one) for name, one in told.items()}
+    ranked = sorted(figures, key=lambda name: (-figures[name], name))
+    best, found = figures[ranked[0]], ranked[:1]
+    for size in range(2, min(most, len(ranked)) + 1):
+        names = ranked[:size]
+        figure = sign * metric({column: np.mean([told[name][column] for name in names], axis=0) for column in COLUMNS})
+        if figure > best:
+            best, found = figure, names
+    return found

@@ -1,0 +1,177 @@
+"""Dynamic harmonic regression: a smooth season and the effects of events by regression, the rest by ETS.
+
+Hyndman & Athanasopoulos, FPP3, 10.5. Sales that are always above 0 are taken as logarithms, others as shares of the
+series' mean, so that effects are relative. A trend that may bend twice a year stands beside them while they are
+estimated; then ETS, fitted when a series is forecast, takes its place. The effects are those of all series of a level
+together, or each series' own.
+
+Shapes: L weeks of history, H to forecast, E effects (sines and cosines, then events).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from crmray.models.forecast_ets import flat, is_short, smoothed, within_reach
+from crmray.models.forecast_naive import needs_history
+from crmray.models.forecast_panel import QUANTILES, SEASON_WEEKS, YEAR_WEEKS, Panel, finish, labelled, newest
+from crmray.models.tabular import check_positive, file_of, to_json
+
+BEND_WEEKS = 26
+"""weeks between two bends of the trend"""
+MIN_EVENTS = 3
+"""weeks with and without an event that its effect is estimated from"""
+BEND_PENALTY = 1.0
+"""ridge penalty on the bends, in variances of the series"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harmonic:
+    """Fourier terms and events beside ETS."""
+
+    NAME: ClassVar[str] = "harmonic_ets"
+    KIND: ClassVar[str] = "memory"
+    NEURAL: ClassVar[bool] = False
+    GRID: ClassVar[dict[str, tuple]] = {"num_harmonics": (1, 2), "shared": (True, False)}
+
+    num_harmonics: int = 1
+    """Pairs of sine and cosine in a year."""
+    shared: bool = True
+    """Whether all series of a level have the same effects, their mean by precision; else each has its own."""
+
+    def __post_init__(self) -> None:
+        check_positive(num_harmonics=self.num_harmonics)
+
+    @classmethod
+    def applies(cls, columns: Collection[str]) -> str | None:
+        """Why it cannot run on examples with these columns, or None."""
+        return needs_history(columns)
+
+    def fit(
+        self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
+    ) -> HarmonicModel:
+        """The effects of each level from all that is known of its series; validation, seed, rounds change nothing."""
+        panel, label_NH, _ = labelled(newest(train))
+        model = HarmonicModel(
+            num_harmonics=self.num_harmonics, horizon=label_NH.shape[1], kinds=list(panel.kinds), effects=None
+        )
+        if not self.shared:
+            return model
+        sums: dict[str, np.ndarray] = {}
+        for level, series in zip(panel.level, model.series(panel, label_NH), strict=True):
+            if not is_short(series.known):
+                found_E, precision_E = series.estimate()
+                total = sums.setdefault(level, np.zeros((2, len(found_E))))
+                total += [found_E * precision_E, precision_E]
+        effects = {level: (total / np.maximum(precision, 1e-12)).tolist() for level, (total, precision) in sums.items()}
+        return replace(model, effects=effects)
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> HarmonicModel:
+        """The model that `save` wrote."""
+        return HarmonicModel(**json.loads(file_of(files, "harmonic.json")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarmonicModel:
+    """The effects of each level; fits the rest of each series that it is asked about."""
+
+    num_harmonics: int
+    """As in Harmonic."""
+    horizon: int
+    """Weeks to forecast."""
+    kinds: list[str]
+    """Event columns."""
+    effects: dict[str, list[float]] | None
+    """Level -> (E,) shared effects; None: each series has its own"""
+    rounds: int | None = None
+    """It has none."""
+
+    def series(self, panel: Panel, label_NH: np.ndarray | None = None) -> Iterator[_Series]:
+        """Each row's series from its first known week on; with labels, what came is known too."""
+        came_NH = np.zeros((len(panel), 0)) if label_NH is None else label_NH
+        for row, values in enumerate(np.concatenate([panel.values, came_NH], axis=1)):
+            known = np.flatnonzero(np.isfinite(values))
+            first = int(known[0]) if len(known) else panel.values.shape[1]
+            week = int(panel.week[row]) + np.arange(first, panel.values.shape[1] + self.horizon) - panel.values.shape[1]
+            angles = 2 * np.pi * np.arange(1, self.num_harmonics + 1) * week[:, None] / SEASON_WEEKS
+            flags = panel.events[row, first:] if len(panel.kinds) else np.zeros((len(week), 0))
+            columns = np.concatenate([np.sin(angles), np.cos(angles), flags], axis=1)
+            yield _Series(known=values[first:], columns=columns, num_seasonal=2 * self.num_harmonics)
+
+    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """Quantiles, each (N, H)."""
+        panel = Panel.of(examples)
+        panel.expect(self.kinds)
+        panel.event_weeks(self.horizon)  # refuses another horizon
+        found = np.zeros((len(panel), self.horizon, len(QUANTILES)))
+        for row, series in enumerate(self.series(panel)):
+            if is_short(series.known):
+                found[row] = flat(series.known[np.isfinite(series.known)], self.horizon)
+            elif self.effects is None:
+                found[row] = series.forecast(series.estimate()[0], self.horizon)
+            else:
+                shared = self.effects.get(panel.level[row], [0.0] * series.columns.shape[1])
+                found[row] = series.forecast(np.array(shared), self.horizon)
+        return finish(panel, found)
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model."""
+        return {"harmonic.json": to_json(asdict(self))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Series:
+    """One series from its first known week on."""
+
+    known: np.ndarray
+    """(L,) sales, NaN where not known"""
+    columns: np.ndarray
+    """(L + H, E) sines, cosines, events; more rows than `known` where weeks lie ahead"""
+    num_seasonal: int
+    """Columns before the events"""
+
+    def _values(self) -> tuple[np.ndarray, bool, float]:
+        """(L,) logarithms or shares, whether they are logarithms, and of what they are shares."""
+        some = np.isfinite(self.known)
+        filled = np.interp(np.arange(len(self.known)), np.flatnonzero(some), self.known[some])
+        scale = float(np.abs(filled).mean())
+        return (np.log(filled), True, 1.0) if filled.min() > 0 else (filled / scale, False, scale)
+
+    def estimate(self) -> tuple[np.ndarray, np.ndarray]:
+        """(E,) effects by least squares beside a trend with bends, and their precision; 0 for what cannot be told."""
+        values, length = self._values()[0], len(self.known)
+        wanted = self.columns[:length]
+        count = wanted.sum(0)
+        is_event = np.arange(len(count)) >= self.num_seasonal
+        told = np.where(is_event, (count >= MIN_EVENTS) & (count <= length - MIN_EVENTS), length >= 1.5 * YEAR_WEEKS)
+        found, precision = np.zeros(len(told)), np.zeros(len(told))
+        if told.any():
+            time = np.arange(length)
+            bends = [
+                np.maximum(time - start, 0) / BEND_WEEKS for start in range(BEND_WEEKS, length - BEND_WEEKS, BEND_WEEKS)
+            ]
+            design = np.column_stack([wanted[:, told], np.ones(length), time / length, *bends])
+            penalty = np.zeros(design.shape[1])
+            penalty[design.shape[1] - len(bends) :] = np.sqrt(BEND_PENALTY)
+            # As rows of a least-squares problem, the penalty needs no inverse.
+            rows, target = np.concatenate([design, np.diag(penalty)]), np.concatenate([values, np.zeros(len(penalty))])
+            solved = np.linalg.lstsq(rows, target, rcond=None)[0]
+            found[told] = solved[: told.sum()]
+            precision[told] = length / max(float(np.var(values - design @ solved)), 1e-6)
+        return found, precision
+
+    def forecast(self, effects_E: np.ndarray, horizon: int) -> np.ndarray:
+        """(H, Q): the effects, and ETS of the rest."""
+        values, logarithmic, scale = self._values()
+        effects = self.columns @ effects_E
+        rest = smoothed(values - effects[: len(values)], horizon, season=False)
+        found = rest + effects[len(values) :, None]
+        sales = np.exp(np.minimum(found, values.max() + 3)) if logarithmic else found * scale
+        return within_reach(sales, self.known[np.isfinite(self.known)])

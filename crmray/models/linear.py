@@ -1,0 +1,157 @@
+"""A linear model for a label of any kind: logistic regression for yes or no and for classes, ridge for numbers.
+
+Same contract as `crmray.models.tabular`; `kind` says what the label is (crmray.models.labels). Shapes: N rows, D
+columns of Tabular.matrix, K outputs (1, or one for each class).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from crmray.errors import TrainingError
+from crmray.models.labels import Kind, Target, check_imbalance, rebalanced, within_budget
+from crmray.models.preprocess import Preparation, Tabular
+from crmray.models.selection import fit_tabular
+from crmray.models.tabular import check_positive, check_some_feature, file_of, needs_features, sigmoid, to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """L2-regularised linear model on scaled numbers and one-hot categories."""
+
+    NAME: ClassVar[str] = "linear"
+    KIND: ClassVar[str] = "memory"
+    NEURAL: ClassVar[bool] = False
+    GRID: ClassVar[dict[str, tuple]] = {"scale": ("standard", "quantile"), "C": (0.01, 0.1, 1.0, 10.0)}
+
+    C: float = 1.0
+    """Inverse strength of the L2 penalty."""
+    scale: Literal["minmax", "standard", "quantile"] = "standard"
+    """Scaling of numbers; see `Preparation`."""
+    imbalance: Literal["none", "weights", "smote"] = "none"
+    """Treatment of unequal classes on training rows: none, class weights, or SMOTE."""
+    missing: Literal["mean", "median", "mode"] = "median"
+    """What a missing number becomes; see `Preparation`."""
+    outliers: Literal["none", "clip"] = "none"
+    """Bounds on numbers; see `Preparation`."""
+    iqr_k: float = 3.0
+    """Interquartile ranges allowed beyond the quartiles."""
+    min_frequency: int = 10
+    """Rows that a category needs for a column of its own."""
+    max_correlation: float = 1.0
+    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
+    eliminate: bool = False
+    """Whether recursive elimination leaves features out; see `selection`."""
+    kind: Kind = "yes_no"
+    """What the label is: yes or no, a number, or one of several classes."""
+    max_iterations: int = 2000
+    """Of the solver (L-BFGS)."""
+    memory_gib: float = 2.0
+    """Training rows are sampled beyond this."""
+
+    def __post_init__(self):
+        check_positive(C=self.C, max_iterations=self.max_iterations, memory_gib=self.memory_gib)
+        check_imbalance(self.kind, self.imbalance)
+        self._preparation()
+
+    @classmethod
+    def applies(cls, columns: Collection[str]) -> str | None:
+        """Why it cannot run on examples with these columns, or None."""
+        return needs_features(columns)
+
+    def _preparation(self) -> Preparation:
+        return Preparation(
+            missing=self.missing,
+            outliers=self.outliers,
+            iqr_k=self.iqr_k,
+            scale=self.scale,
+            min_frequency=self.min_frequency,
+            max_correlation=self.max_correlation,
+        )
+
+    def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> LinearModel:
+        """Fit on training rows; validation and rounds change nothing."""
+        target = Target.fit(train, self.kind)
+        train = target.known(train)
+        tabular = fit_tabular(train, self._preparation(), eliminate=self.eliminate, kind=self.kind, seed=seed)
+        check_some_feature(tabular)
+        rows = within_budget(
+            train, bytes_per_row=8 * 4 * len(tabular.names), memory_gib=self.memory_gib, candidate=self.NAME, seed=seed
+        )
+        numbers, codes, labels, weights = rebalanced(
+            tabular.numbers(rows), tabular.codes(rows), target.values(rows), self.imbalance, seed
+        )
+        solver = self._solver()
+        solver.fit(np.concatenate([numbers, tabular.one_hot(codes)], axis=1), labels, sample_weight=weights)
+        coefficients = np.atleast_2d(solver.coef_)
+        if not np.isfinite(coefficients).all():
+            raise TrainingError("linear: got a coefficient that is not finite; look for extreme values in the data")
+        if self.kind == "class" and len(target.classes) == 2:  # scikit-learn gives two classes one row of coefficients
+            coefficients = np.concatenate([-coefficients / 2, coefficients / 2])
+            intercept = np.array([-0.5, 0.5]) * float(solver.intercept_[0])
+        else:
+            intercept = np.atleast_1d(solver.intercept_)
+        return LinearModel(tabular=tabular, target=target, coefficients_KD=coefficients, intercept_K=intercept)
+
+    def _solver(self) -> Any:
+        from sklearn.linear_model import LogisticRegression, Ridge
+
+        if self.kind == "number":
+            return Ridge(alpha=1.0 / self.C)
+        return LogisticRegression(C=self.C, max_iter=self.max_iterations)
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> LinearModel:
+        """The model that `save` wrote."""
+        state = json.loads(file_of(files, "linear.json"))
+        return LinearModel(
+            tabular=Tabular.from_state(state["tabular"]),
+            target=Target.from_state(state["target"]),
+            coefficients_KD=np.asarray(state["coefficients"], dtype=np.float64),
+            intercept_K=np.asarray(state["intercept"], dtype=np.float64),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearModel:
+    """A fitted linear model: as JSON, so that serving needs no scikit-learn."""
+
+    tabular: Tabular
+    """Its preprocessing."""
+    target: Target
+    """What it predicts."""
+    coefficients_KD: np.ndarray
+    """float64, columns in the order of tabular.names."""
+    intercept_K: np.ndarray
+    """Outputs where all scaled features are 0."""
+    rounds: int | None = None
+    """Has none."""
+
+    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""
+        raw_NK = self.tabular.matrix(examples) @ self.coefficients_KD.T + self.intercept_K
+        if self.target.kind == "yes_no":
+            return self.target.scores(sigmoid(raw_NK[:, 0]))
+        return self.target.scores(softmax(raw_NK) if self.target.kind == "class" else raw_NK[:, 0])
+
+    def check(self, examples: pa.Table) -> None:
+        """As `Tabular.check`."""
+        self.tabular.check(examples)
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model."""
+        state = {"tabular": self.tabular.state(), "target": self.target.state()}
+        state |= {"coefficients": self.coefficients_KD.tolist(), "intercept": self.intercept_K.tolist()}
+        return {"linear.json": to_json(state)}
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (N, K) from logits (N, K), without overflow."""
+    e = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    return e / e.sum(axis=1, keepdims=True)

@@ -1,0 +1,338 @@
+"""Residual network over tabular features, for a label of any kind (crmray.models.labels).
+
+Numbers are turned into piecewise-linear encodings and a small layer each (PLE, Gorishniy et al. 2022, "On embeddings
+for numerical features in tabular deep learning"), categories into embeddings; a residual MLP follows (Gorishniy et al.
+2021, "Revisiting deep learning models for tabular data"). Scaling, filling and vocabularies are those of
+`crmray.models.preprocess`.
+
+Shape suffixes: B rows, F numeric columns, M missing flags, A categorical columns, T bins of a number, E width of a
+number's embedding, D width of the network, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from crmray.models.focal import recovered
+from crmray.models.labels import CLASS_SCORE, LABEL, Kind, Target, check_imbalance
+from crmray.models.preprocess import Preparation, Tabular
+from crmray.models.selection import fit_tabular
+from crmray.models.tabular import check_choice, check_positive, check_some_feature, file_of, needs_features, to_json
+
+PREDICT_ROWS = 4096
+FEW_ROWS = 5_000
+FURTHEST = 10.0  # a value far beyond those of training must not decide alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class TabularNet:
+    """Hyper-parameters; `crmray.train` fits it through the DeepSpeed engine."""
+
+    NAME: ClassVar[str] = "tabular_net"
+    KIND: ClassVar[str] = "torch"
+    NEURAL: ClassVar[bool] = True
+    ARCHITECTURE: ClassVar[str] = "feed-forward"
+    GRID: ClassVar[dict[str, tuple]] = {"dropout": (0.1, 0.4), "lr": (1e-3, 3e-3), "num_bins": (0, 16)}
+
+    hidden: int = 128
+    """Width of the network."""
+    num_layers: int = 2
+    """Residual blocks."""
+    num_bins: int = 0
+    """Bins of a number's piecewise-linear encoding, which sees steps and bends but no trend beyond its last bin; 0: the
+    scaled number alone."""
+    number_width: int = 8
+    """Width of a number's embedding."""
+    dropout: float = 0.3
+    """Share of units dropped in training, 0..1."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled decay."""
+    lr: float = 1e-3
+    """Largest learning rate."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Course of the learning rate over max_epochs."""
+    warmup_share: float = 0.05
+    """Share of all steps in which the learning rate rises from 0."""
+    batch_size: int = 256
+    """Rows per optimizer step, over all workers."""
+    max_epochs: int = 12
+    """Epochs at most."""
+    patience: int = 4
+    """Epochs without improvement on validation before training ends."""
+    imbalance: Literal["none", "weights", "focal"] = "none"
+    """Weights give both classes the same total, and the probabilities are corrected for it; focal loss (Lin et al.
+    2017) gives easy rows less."""
+    focal_gamma: float = 2.0
+    """Exponent of the focal loss."""
+    missing: Literal["mean", "median", "mode"] = "median"
+    """What a missing number becomes; see `Preparation`."""
+    outliers: Literal["none", "clip"] = "none"
+    """Bounds on numbers; see `Preparation`."""
+    iqr_k: float = 3.0
+    """Interquartile ranges allowed beyond the quartiles."""
+    scale: Literal["minmax", "standard", "quantile"] = "standard"
+    """Scaling of numbers; see `Preparation`. Scaled numbers are kept within FURTHEST of 0."""
+    min_frequency: int = 10
+    """Rows that a category needs for a code of its own."""
+    max_correlation: float = 1.0
+    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
+    eliminate: bool = False
+    """Whether recursive elimination leaves features out; see `selection`."""
+    kind: Kind = "yes_no"
+    """What the label is: yes or no, a number (predicted as a standard score of training), or one of several classes."""
+
+    def __post_init__(self) -> None:
+        check_positive(
+            hidden=self.hidden, num_layers=self.num_layers, number_width=self.number_width, lr=self.lr,
+            batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience,
+        )  # fmt: skip
+        if not 0 <= self.dropout < 1 or not 0 <= self.warmup_share < 1 or self.weight_decay < 0:
+            raise ValueError(
+                f"got dropout={self.dropout}, warmup_share={self.warmup_share}, weight_decay={self.weight_decay}, "
+                "expected shares within [0, 1) and a decay of 0 or more"
+            )
+        if self.num_bins < 0 or self.num_bins == 1 or self.focal_gamma < 0:
+            raise ValueError(
+                f"got num_bins={self.num_bins}, focal_gamma={self.focal_gamma}, expected 0 or at least 2 bins and an "
+                "exponent of 0 or more"
+            )
+        check_imbalance(self.kind, self.imbalance, ("none", "weights", "focal") if self.kind == "yes_no" else ("none",))
+        check_choice("schedule", self.schedule, ("constant", "cosine"))
+        self._preparation()
+
+    @classmethod
+    def for_rows(cls, num_rows: int) -> dict[str, Any]:
+        """Defaults that depend on the number of training rows: few rows need smaller batches and more epochs."""
+        few = {"hidden": 64, "batch_size": 64, "max_epochs": 40, "patience": 8}
+        return few if num_rows < FEW_ROWS else {}
+
+    @classmethod
+    def applies(cls, columns: Collection[str]) -> str | None:
+        """Why it cannot run on examples with these columns, or None."""
+        return needs_features(columns)
+
+    def _preparation(self) -> Preparation:
+        return Preparation(
+            missing=self.missing,
+            outliers=self.outliers,
+            iqr_k=self.iqr_k,
+            scale=self.scale,
+            min_frequency=self.min_frequency,
+            max_correlation=self.max_correlation,
+        )
+
+    # -- what the training loop asks for ---------------------------------------------------------------------------
+
+    def prepare(self, train: pa.Table) -> dict[str, Any]:
+        """Preprocessing learned on training rows, as JSON. NotEnoughDataError when there is nothing to learn from."""
+        target = Target.fit(train, self.kind)
+        labels = target.values(train)
+        tabular = fit_tabular(train, self._preparation(), eliminate=self.eliminate, kind=self.kind, seed=0)
+        check_some_feature(tabular)
+        numbers_NF = _bounded(tabular, train)[:, : len(tabular.numeric)]
+        return {
+            "tabular": tabular.state(),
+            "edges": [_edges(values, self.num_bins) for values in numbers_NF.T] if self.num_bins else [],
+            "positive_weight": float((labels == 0).sum() / labels.sum()) if self.imbalance == "weights" else 1.0,
+            "target": target.state(),
+            "centre_spread": [float(labels.mean()), float(labels.std())] if self.kind == "number" else [0.0, 1.0],
+        }
+
+    def encode(self, state: Mapping[str, Any], examples: pa.Table) -> dict[str, np.ndarray]:
+        """Arrays of the rows: numbers (N, F + M) float32, codes (N, A), label (N,) where there is one."""
+        tabular = Tabular.from_state(state["tabular"])
+        arrays = {"numbers": _bounded(tabular, examples), "codes": tabular.codes(examples)}
+        if LABEL in examples.column_names and examples[LABEL].null_count == 0:
+            centre, spread = state["centre_spread"]
+            values = Target.from_state(state["target"]).values(examples)
+            arrays["label"] = values if self.kind == "class" else ((values - centre) / spread).astype(np.float32)
+        return arrays
+
+    def module(self, state: Mapping[str, Any]) -> ResidualNet:
+        """A fresh module of the right sizes."""
+        tabular = Tabular.from_state(state["tabular"])
+        return ResidualNet(
+            num_numbers=len(tabular.number_names),
+            edges=state["edges"],
+            num_codes=tabular.num_codes,
+            hidden=self.hidden,
+            num_layers=self.num_layers,
+            number_width=self.number_width,
+            dropout=self.dropout,
+            log_positive_weight=math.log(state["positive_weight"]),
+            classes=state["target"]["classes"],
+            centre_spread=state["centre_spread"],
+        )
+
+    def batch(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """Rows as tensors."""
+        out = {
+            "numbers_BF": torch.from_numpy(arrays["numbers"][rows]),
+            "codes_BA": torch.from_numpy(arrays["codes"][rows]),
+        }
+        if "label" in arrays:
+            out["label_B"] = torch.from_numpy(arrays["label"][rows])
+        return out
+
+    def loss(self, module: ResidualNet, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(B,) log loss: positives times the class weight, or times (1 - probability of the truth)^focal_gamma."""
+        logit_B, label_B = module(batch).float(), batch["label_B"]  # of classes (B, K)
+        if self.kind == "class":  # rows of a class that training did not have weigh nothing
+            return nn.functional.cross_entropy(logit_B, label_B, reduction="none", ignore_index=-1)
+        if self.kind == "number":
+            return (logit_B - label_B) ** 2
+        weight = module.log_positive_weight.exp()
+        loss_B = nn.functional.binary_cross_entropy_with_logits(logit_B, label_B, reduction="none", pos_weight=weight)
+        if self.imbalance != "focal":
+            return loss_B
+        # exp(-loss) is the probability of the truth; clamped, since the slope of 0 to a power below 1 is infinite
+        return (1.0 - torch.exp(-loss_B)).clamp(min=1e-6) ** self.focal_gamma * loss_B
+
+    def outputs(self, module: ResidualNet, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """{"score": (B,)}, corrected for class weight or focal loss; of classes {"score=<class>": (B,)}."""
+        logit_B = module(batch).float()
+        if self.kind == "class":
+            probability_KB = logit_B.softmax(1).T
+            return {f"{CLASS_SCORE}{name}": probability_KB[k] for k, name in enumerate(module.classes)}
+        if self.kind == "number":
+            return {"score": logit_B * module.spread + module.centre}
+        score_B = torch.sigmoid(logit_B - module.log_positive_weight)
+        return {"score": recovered(score_B, self.focal_gamma).float() if self.imbalance == "focal" else score_B}
+
+    def fitted(self, state: Mapping[str, Any], weights: Mapping[str, torch.Tensor], rounds: int) -> TabularNetModel:
+        """The model with trained weights."""
+        module = self.module(state)
+        module.load_state_dict(dict(weights))
+        return TabularNetModel(candidate=self, state=dict(state), module=module.eval(), rounds=rounds)
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> TabularNetModel:
+        """The model that `save` wrote."""
+        about = json.loads(file_of(files, "tabular_net.json"))
+        weights = load_tensors(file_of(files, "weights.safetensors"))
+        return TabularNet(**about["settings"]).fitted(about["state"], weights, about["rounds"])
+
+
+def _bounded(tabular: Tabular, table: pa.Table) -> np.ndarray:
+    return np.clip(tabular.numbers(table), -FURTHEST, FURTHEST).astype(np.float32)
+
+
+def _edges(values: np.ndarray, num_bins: int) -> list[float]:
+    """Ascending distinct bin edges of a number at its training quantiles: two at least, num_bins + 1 at most."""
+    edges = np.unique(np.quantile(values, np.linspace(0.0, 1.0, num_bins + 1)).astype(np.float32))
+    return edges.tolist() if len(edges) > 1 else [float(edges[0]), float(edges[0]) + 1.0]
+
+
+class PiecewiseLinear(nn.Module):
+    """Numbers -> their place in each bin: 1 below the value, 0 above it, the share passed in its own bin; then a
+    layer of each number's own."""
+
+    def __init__(self, edges: list[list[float]], width: int):
+        super().__init__()
+        size = max(len(own) for own in edges) - 1
+        low_FT, width_FT = torch.zeros(len(edges), size), torch.ones(len(edges), size)
+        used_FT = torch.zeros(len(edges), size)  # numbers with few distinct values have fewer bins
+        for f, own in enumerate(edges):
+            ends = torch.tensor(own)
+            bins = len(own) - 1
+            low_FT[f, :bins], width_FT[f, :bins], used_FT[f, :bins] = ends[:-1], ends.diff(), 1.0
+        self.low_FT: torch.Tensor
+        self.width_FT: torch.Tensor
+        self.used_FT: torch.Tensor
+        for name, values in (("low_FT", low_FT), ("width_FT", width_FT), ("used_FT", used_FT)):
+            self.register_buffer(name, values)
+        self.weight_FTE = nn.Parameter(torch.randn(len(edges), size, width) / math.sqrt(size))
+        self.bias_FE = nn.Parameter(torch.zeros(len(edges), width))
+
+    def forward(self, numbers_BF: torch.Tensor) -> torch.Tensor:
+        """(B, F · E)."""
+        passed_BFT = ((numbers_BF.unsqueeze(2) - self.low_FT) / self.width_FT).clamp(0.0, 1.0) * self.used_FT
+        embedded_BFE = torch.einsum("bft,fte->bfe", passed_BFT.to(self.weight_FTE.dtype), self.weight_FTE)
+        return nn.functional.relu(embedded_BFE + self.bias_FE).flatten(1)
+
+
+class ResidualNet(nn.Module):
+    """Embeddings of numbers and categories -> residual blocks -> one logit, or one for each class."""
+
+    def __init__(
+        self, *, num_numbers: int, edges: list[list[float]], num_codes: list[int], hidden: int, num_layers: int,
+        number_width: int, dropout: float, log_positive_weight: float, classes: Sequence[str] = (),
+        centre_spread: Sequence[float] = (0.0, 1.0),
+    ):  # fmt: skip
+        super().__init__()
+        self.classes, (self.centre, self.spread) = tuple(classes), centre_spread
+        self.num_encoded = len(edges)
+        self.pieces = PiecewiseLinear(edges, number_width) if edges else None
+        widths = [min(16, 1 + round(size**0.5)) for size in num_codes]
+        self.codes = nn.ModuleList(nn.Embedding(n, w) for n, w in zip(num_codes, widths, strict=True))
+        self.first = nn.Linear(num_numbers + len(edges) * number_width + sum(widths), hidden)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(hidden), nn.Linear(hidden, 2 * hidden), nn.ReLU(), nn.Dropout(dropout),
+                nn.Linear(2 * hidden, hidden), nn.Dropout(dropout / 2),
+            )
+            for _ in range(num_layers)
+        )  # fmt: skip
+        self.last = nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, max(1, len(classes))))
+        self.log_positive_weight: torch.Tensor
+        self.register_buffer("log_positive_weight", torch.tensor(log_positive_weight))
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(B,) logits; (B, K) for several outputs."""
+        numbers_BF, codes_BA = batch["numbers_BF"], batch["codes_BA"]
+        parts = [numbers_BF, *(table(codes_BA[:, a]) for a, table in enumerate(self.codes))]
+        if self.pieces is not None:
+            parts.append(self.pieces(numbers_BF[:, : self.num_encoded]))
+        x_BD = self.first(torch.cat([part.to(self.first.weight.dtype) for part in parts], dim=1))
+        for block in self.blocks:
+            x_BD = x_BD + block(x_BD)
+        return self.last(x_BD).squeeze(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TabularNetModel:
+    """A fitted network, on the CPU."""
+
+    candidate: TabularNet
+    """Its hyper-parameters."""
+    state: dict[str, Any]
+    """Its preprocessing."""
+    module: ResidualNet
+    """Its weights."""
+    rounds: int | None
+    """Epochs that it was trained for."""
+
+    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""
+        known = [name for name in examples.column_names if name != LABEL]
+        arrays = self.candidate.encode(self.state, examples.select(known))
+        target = Target.from_state(self.state["target"])
+        out = {name: np.empty(examples.num_rows) for name in target.empty()}
+        with torch.inference_mode():
+            for start in range(0, examples.num_rows, PREDICT_ROWS):
+                rows = np.arange(start, min(start + PREDICT_ROWS, examples.num_rows))
+                said = self.candidate.outputs(self.module, self.candidate.batch(arrays, rows))
+                for name, values in out.items():
+                    values[rows] = said[name].numpy()
+        return out
+
+    def check(self, examples: pa.Table) -> None:
+        """SchemaError or DataError for rows that no answer should be given for."""
+        Tabular.from_state(self.state["tabular"]).check(examples)
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model: weights as safetensors, the rest as JSON."""
+        about = {"settings": asdict(self.candidate), "state": self.state, "rounds": self.rounds}
+        weights = {name: value.contiguous() for name, value in self.module.state_dict().items()}
+        return {"weights.safetensors": save_tensors(weights), "tabular_net.json": to_json(about)}

@@ -1,0 +1,265 @@
+"""What models that put a text into a class share: their labels, the form of their answers, a rule of thumb, a blend.
+
+A model answers with one array per class, `p:<class>` float64 (N,): its probability. Rows of examples carry the text in
+`text` and the class in `label` (string).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crmray import log
+from crmray.errors import CorruptError, NotEnoughDataError, SchemaError
+from crmray.evaluate import calibration
+from crmray.models.tabular import file_of, to_json
+
+TEXT, LABEL, EMBEDDING = "text", "label", "text_embedding"
+PREFIX = "p:"
+MIN_CLASS_ROWS = 5
+"""training rows without which a class is not learned"""
+MAX_CLASSES = 200
+"""most frequent classes that are learned"""
+LEAST_Z = 1.64
+"""standard errors that a temperature has to gain"""
+
+
+def texts_of(examples: pa.Table) -> list[str]:
+    """The texts; SchemaError without them."""
+    if TEXT not in examples.column_names:
+        raise SchemaError(f"column {TEXT!r} is missing; expected what was written, as in training")
+    return [text or "" for text in examples[TEXT].to_pylist()]
+
+
+def learnable(train: pa.Table) -> tuple[pa.Table, list[str], np.ndarray]:
+    """The rows of classes that can be learned, these classes (sorted), and the class of each row (N,) int64.
+
+    Classes with too few rows, and the rarest where there are very many, are left out with a word about it.
+    NotEnoughDataError when fewer than two are left.
+    """
+    counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(train[LABEL]).to_pylist()}
+    common = sorted((name for name in counts if name is not None), key=lambda name: (-counts[name], name))
+    kept = sorted(name for name in common[:MAX_CLASSES] if counts[name] >= MIN_CLASS_ROWS)
+    if len(kept) < 2:
+        told = ", ".join(f"{name} in {counts[name]} rows" for name in common[:5]) or "none"
+        raise NotEnoughDataError(
+            f"column {LABEL!r}: got {len(common)} classes ({told}), expected at least 2 with {MIN_CLASS_ROWS} rows or"
+            " more; bring more labelled texts or another label"
+        )
+    code = pc.index_in(train[LABEL], value_set=pa.array(kept)).combine_chunks()
+    if code.null_count:
+        left_out = {"classes": len(common) - len(kept), "rows": code.null_count}
+        log.event("train.rare_classes", **left_out)
+        train, code = train.filter(pc.is_valid(code)), code.drop_null()
+    return train, kept, code.to_numpy().astype(np.int64)
+
+
+def answers(probability_NK: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """The predictions of a model from its probabilities."""
+    return {f"{PREFIX}{name}": np.ascontiguousarray(probability_NK[:, k]) for k, name in enumerate(classes)}
+
+
+def stacked(predictions: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
+    """Classes (K) and probabilities float64 (N, K) of predictions."""
+    names = [name for name in predictions if name.startswith(PREFIX)]
+    columns = [np.asarray(predictions[name], np.float64) for name in names]
+    return [name.removeprefix(PREFIX) for name in names], np.stack(columns, axis=1)
+
+
+def coded(examples: pa.Table, predictions: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Labels (N,) int64, probabilities (N, K), classes (K): those of the model, and after them those that only the
+    labels have, with a probability of 0."""
+    classes, probability = stacked(predictions)
+    unseen = sorted(set(pc.unique(examples[LABEL]).to_pylist()) - set(classes))
+    classes = [*classes, *unseen]
+    probability = np.pad(probability, ((0, 0), (0, len(unseen))))
+    return pc.index_in(examples[LABEL], value_set=pa.array(classes)).to_numpy().astype(np.int64), probability, classes
+
+
+def softmax(logits_NK: np.ndarray) -> np.ndarray:
+    """exp(x) / sum exp(x) over the last axis, without overflow."""
+    e = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def fit_temperature(label: np.ndarray, probability: np.ndarray) -> float:
+    """The T for which softmax(log p / T) has the least log-loss on these rows (Guo et al. 2017): golden section.
+
+    label (N,) int64; rows whose class the model does not know (probability 0) say nothing of T and are left out.
+    """
+    given = probability[np.arange(len(label)), label] > 0
+    label, logits = label[given], np.log(np.maximum(probability[given], 1e-12))
+    if not len(label):
+        return 1.0
+
+    def loss(log_t: float) -> float:
+        p = softmax(logits / np.exp(log_t))
+        return float(-np.log(np.maximum(p[np.arange(len(label)), label], 1e-12)).mean())
+
+    low, high = np.log(0.05), np.log(20.0)
+    ratio = (np.sqrt(5) - 1) / 2
+    while high - low > 1e-4:
+        a, b = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, b) if loss(a) < loss(b) else (a, high)
+    return float(np.exp((low + high) / 2))
+
+
+def fit_calibration(label: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
+    """What makes the probability of the class said the share of rows that are of it, as JSON: a temperature, and then
+    a curve for the confidence, which a temperature alone leaves wrong where classes differ in their noise.
+
+    A temperature that gains no more than chance would (one-sided, LEAST_Z) is not taken: it would be the noise of the
+    validation rows.
+    """
+    temperature = fit_temperature(label, probability)
+    gain = _log_loss(label, probability) - _log_loss(label, tempered(probability, temperature))
+    if gain.mean() < LEAST_Z * gain.std() / np.sqrt(len(gain)):
+        temperature = 1.0
+    warm = tempered(probability, temperature)
+    right = warm.argmax(1) == label
+    curve = calibration.fit(right, warm.max(1)) if 0 < right.sum() < len(right) else {"method": "none"}
+    return {"temperature": temperature, "confidence": curve}
+
+
+def _log_loss(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """(N,); a class that the model does not know costs the same at every temperature."""
+    return -np.log(np.maximum(probability[np.arange(len(label)), label], 1e-12))
+
+
+def calibrated(probability: np.ndarray, fitted: Mapping[str, Any]) -> np.ndarray:
+    """Probabilities (N, K): of the class said, which stays the same, by the curve; of the others in proportion."""
+    warm = tempered(probability, fitted["temperature"])
+    said, rows = warm.argmax(1), np.arange(len(warm))
+    sure = warm[rows, said]
+    rest = warm.copy()
+    rest[rows, said] = 0.0
+    left = np.maximum(rest.sum(1), 1e-12)
+    second = rest.max(1) / left  # of what is left; the class said may not fall below it
+    sure = np.maximum(calibration.apply(fitted["confidence"], sure), second / (1.0 + second))
+    sure = np.where(rest.any(1), sure, 1.0)
+    made = rest * ((1.0 - sure) / left)[:, None]
+    made[rows, said] = sure
+    return made
+
+
+def tempered(probability: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities (N, K) at a temperature: the order of the classes stays. A probability of 0 stays 0."""
+    scaled = softmax(np.log(np.maximum(probability, 1e-12)) / temperature)
+    scaled = np.where(probability > 0, scaled, 0.0)
+    return scaled / scaled.sum(axis=1, keepdims=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Majority:
+    """The rule of thumb: every text is of the most frequent class."""
+
+    NAME: ClassVar[str] = "majority"
+    KIND: ClassVar[str] = "memory"
+    NEURAL: ClassVar[bool] = False
+    GRID: ClassVar[dict[str, tuple]] = {}
+
+    @classmethod
+    def applies(cls, columns: Collection[str]) -> str | None:
+        """Why it cannot run on examples with these columns, or None."""
+        return None if TEXT in columns else f"the examples have no column {TEXT!r}"
+
+    def fit(
+        self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
+    ) -> MajorityModel:
+        """Count the classes; validation, seed and rounds change nothing."""
+        _, classes, code = learnable(train)
+        share = np.bincount(code, minlength=len(classes)) / len(code)
+        return MajorityModel(shares=dict(zip(classes, share.tolist(), strict=True)))
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> MajorityModel:
+        """The model that `save` wrote."""
+        return MajorityModel(shares=json.loads(file_of(files, "majority.json")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MajorityModel:
+    """Shares of the classes."""
+
+    shares: dict[str, float]
+    """class -> share of the training rows"""
+    rounds: int | None = None
+    """Has none."""
+
+    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """The same shares for every row."""
+        texts_of(examples.slice(0, 1))
+        return answers(np.tile(list(self.shares.values()), (examples.num_rows, 1)), list(self.shares))
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model."""
+        return {"majority.json": to_json(self.shares)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassBlend:
+    """The plain average of the class probabilities of several models."""
+
+    NAME: ClassVar[str] = "blend"
+
+    members: Mapping[str, Any]
+    """fitted models by candidate name"""
+    rounds: int | None = None
+    """Its members have theirs."""
+
+    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """Means over the members; a class that a member does not know has probability 0 there."""
+        return _mean([member.predict(examples) for member in self.members.values()])
+
+    def with_members(self, members: Mapping[str, Any]) -> ClassBlend:
+        """The same blend of the same candidates fitted again (on more rows)."""
+        return ClassBlend(members={name: members[name] for name in self.members})
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model: blend.json, and each member's under `<name>/`."""
+        files = {"blend.json": to_json({"members": list(self.members)})}
+        for name, member in self.members.items():
+            files |= {f"{name}/{path}": content for path, content in member.save().items()}
+        return files
+
+    @staticmethod
+    def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> ClassBlend:
+        """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
+        members = {}
+        for name in json.loads(file_of(files, "blend.json"))["members"]:
+            if name not in candidates:
+                raise CorruptError(f"blend.json: got member {name!r}, expected one of {sorted(candidates)}")
+            start = f"{name}/"
+            own = {path.removeprefix(start): content for path, content in files.items() if path.startswith(start)}
+            members[name] = candidates[name].load(own)
+        return ClassBlend(members=members)
+
+
+def _mean(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    names = sorted({name for part in parts for name in part})
+    zero = np.zeros(len(next(iter(parts[0].values()))))
+    return {name: np.mean([part.get(name, zero) for part in parts], axis=0) for name in names}
+
+
+def best_blend(
+    models: Mapping[str, Any], validation: pa.Table, figure: Callable[[Mapping[str, np.ndarray]], float], most: int = 3
+) -> ClassBlend | None:
+    """The average of the best two (… `most`) models, if validation prefers it to the best single one.
+
+    models: the best of each family by name; figure: predictions on the validation rows -> what is to be large.
+    """
+    predictions = {name: model.predict(validation) for name, model in models.items()}
+    figures = {name: figure(made) for name, made in predictions.items()}
+    ranked = sorted(figures, key=lambda name: (-figures[name], name))
+    best, found = figures[ranked[0]], None
+    for size in range(2, min(most, len(ranked)) + 1):
+        reached = figure(_mean([predictions[name] for name in ranked[:size]]))
+        if reached > best:
+            best, found = reached, ClassBlend(members={name: models[name] for name in ranked[:size]})
+    return found

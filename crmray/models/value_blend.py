@@ -1,0 +1,107 @@
+"""The plain average of several models of customer value, each brought to the same totals first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from crmray.errors import CorruptError
+from crmray.models.tabular import file_of, to_json
+from crmray.models.value_targets import OUTPUTS, targets_of
+
+Score = Callable[[Mapping[str, np.ndarray]], float]
+"""OUTPUTS on the validation rows -> selection figure, more is better"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueBlend:
+    """Average of the members' outputs; purchases and spend after each member's factor."""
+
+    NAME: ClassVar[str] = "blend"
+
+    members: Mapping[str, Any]
+    """Fitted models by candidate name."""
+    factors: Mapping[str, Mapping[str, float]]
+    """Member -> output -> what it is multiplied by, so that its total on validation is the true one."""
+    rounds: int | None = None
+    """Its members have theirs."""
+
+    def __post_init__(self):
+        if set(self.members) != set(self.factors) or not self.members:
+            raise ValueError(
+                f"got members {sorted(self.members)} and factors of {sorted(self.factors)}, expected one each"
+            )
+
+    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+        """OUTPUTS."""
+        return average({name: member.predict(examples) for name, member in self.members.items()}, self.factors)
+
+    def check(self, examples: pa.Table) -> None:
+        """Each member's check."""
+        for member in self.members.values():
+            member.check(examples)
+
+    def with_members(self, members: Mapping[str, Any]) -> ValueBlend:
+        """The same blend of the same candidates fitted again (on more rows)."""
+        return replace(self, members={name: members[name] for name in self.members})
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model: blend.json, and each member's under `<name>/`."""
+        about = {"members": list(self.members), "factors": {name: dict(own) for name, own in self.factors.items()}}
+        files = {"blend.json": to_json(about)}
+        for name, member in self.members.items():
+            files |= {f"{name}/{path}": content for path, content in member.save().items()}
+        return files
+
+    @staticmethod
+    def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> ValueBlend:
+        """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
+        state = json.loads(file_of(files, "blend.json"))
+        members = {}
+        for name in state["members"]:
+            if name not in candidates:
+                raise CorruptError(f"blend.json: got member {name!r}, expected one of {sorted(candidates)}")
+            start = f"{name}/"
+            own = {path.removeprefix(start): content for path, content in files.items() if path.startswith(start)}
+            members[name] = candidates[name].load(own)
+        return ValueBlend(members=members, factors=state["factors"])
+
+
+def average(
+    outputs: Mapping[str, Mapping[str, np.ndarray]], factors: Mapping[str, Mapping[str, float]]
+) -> dict[str, np.ndarray]:
+    """Mean over members of output times factor, float64 (N,) each."""
+    return {
+        name: np.mean([own[name] * factors[member].get(name, 1.0) for member, own in outputs.items()], axis=0)
+        for name in OUTPUTS
+    }
+
+
+def best_blend(models: Mapping[str, Any], validation: pa.Table, score: Score, *, most: int = 4) -> ValueBlend | None:
+    """The average of the best two (or three, … `most`) models, if validation prefers it to the best single one.
+
+    `models` holds the best of each family by name. Weights are equal: weights fitted on the same rows that chose the
+    models gain nothing out of sample.
+    """
+    targets = targets_of(validation, part="validation")
+    truth = {"purchases": targets.purchases.sum(), "spend": targets.spend.sum()}
+    outputs = {name: model.predict(validation) for name, model in models.items()}
+    totals = {name: {key: float(own[key].sum()) for key in truth} for name, own in outputs.items()}
+    usable = [name for name in outputs if min(totals[name].values()) > 0]
+    figures = {name: score(outputs[name]) for name in usable}
+    ranked = sorted(figures, key=lambda name: (-figures[name], name))
+    best = figures[ranked[0]] if ranked else 0.0
+    found: ValueBlend | None = None
+    for size in range(2, min(most, len(ranked)) + 1):
+        names = ranked[:size]
+        factors = {name: {key: float(truth[key]) / totals[name][key] for key in truth} for name in names}
+        figure = score(average({name: outputs[name] for name in names}, factors))
+        if figure > best:
+            best = figure
+            found = ValueBlend(members={name: models[name] for name in names}, factors=factors)
+    return found

@@ -1,0 +1,304 @@
+"""Predictions of one's own: what an org file may say, labels by hand, every kind and entity learned and answered."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from conformance import fit, planted, rows_of, same, settings_of, small
+
+from crmray import config, schema, tasks
+from crmray.data.examples_shard import task_at
+from crmray.errors import ConfigError, DataError
+from crmray.salesforce import fields
+from crmray.tasks import custom
+from serve.options import RootOptions
+
+AS_OF = datetime(2024, 1, 1, tzinfo=timezone.utc)
+
+
+def at(days: float) -> datetime:
+    return AS_OF + timedelta(days=days)
+
+
+def cases(*rows: tuple) -> dict[str, pa.Table]:
+    """interactions: (entity, day, channel, rating)."""
+    names = ("entity_id", "occurred_at", "channel", "rating")
+    columns = dict(zip(names, map(list, zip(*[(e, at(d), c, r) for e, d, c, r in rows], strict=True)), strict=True))
+    return {"interactions": schema.check("interactions", pa.table(columns))}
+
+
+TABLES = cases(
+    ("a", -50, "case", 2.0), ("a", 0, "case", 4.0), ("a", 89, "call", 5.0),
+    ("b", -40, "call", None), ("b", 10, "case", 1.0), ("b", 20, "case", 3.0), ("b", 90, "case", 5.0),
+    ("c", -30, "case", 1.0), ("c", 5, "chat", None), ("new", 3, "case", 1.0),
+)  # fmt: skip
+
+
+def labels(outcome: dict, tables=TABLES, as_of: datetime | None = AS_OF, **settings) -> dict:
+    own = custom.Settings.model_validate({"outcome": outcome, **settings})
+    rows = custom.examples(tables, as_of, own, labels=True)
+    return dict(zip(rows["entity_id"].to_pylist(), rows["label"].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        ({"where": {"channel": "case"}}, {"a": 1, "b": 1, "c": 0}),
+        ({"where": {"channel": "case"}, "at_least": 2}, {"a": 0, "b": 1, "c": 0}),
+        ({"where": {"channel": "case"}, "measure": "none"}, {"a": 0, "b": 0, "c": 1}),
+        ({"measure": "count"}, {"a": 2.0, "b": 2.0, "c": 1.0}),
+        ({"measure": "sum", "column": "rating"}, {"a": 9.0, "b": 4.0, "c": 0.0}),
+        ({"measure": "mean", "column": "rating"}, {"a": 4.5, "b": 2.0}),  # c has no rating: it is no example
+        ({"measure": "first", "column": "channel"}, {"a": "case", "b": "case", "c": "chat"}),
+        ({"measure": "last", "column": "channel"}, {"a": "call", "b": "case", "c": "chat"}),
+        ({"measure": "last", "column": "rating"}, {"a": 5.0, "b": 3.0}),
+        ({"where": {"rating": {"ge": 3}, "channel": {"in": ["case", "call"]}}}, {"a": 1, "b": 1, "c": 0}),
+    ],
+)
+def test_outcomes_within_the_half_open_horizon(outcome, expected):
+    assert labels({"table": "interactions", **outcome}) == expected
+
+
+def test_populations():
+    case, call = ({"table": "interactions", "where": {"channel": channel}} for channel in ("case", "call"))
+    assert set(labels(case, population=[case])) == {"a", "c"}
+    assert set(labels(case, population=[{**case, "days": 45}])) == {"c"}
+    assert set(labels(case, population=[{**case, "at_least": 0, "at_most": 0}])) == {"b"}
+    assert set(labels(case, population=[case, call])) == set()
+    people = schema.check("customers", pa.table({"entity_id": ["a", "b", "c"], "country": ["UK", "FR", "UK"]}))
+    tables = {**TABLES, "customers": people}
+    assert set(labels(case, tables, population=[{"table": "customers", "where": {"country": "UK"}}])) == {"a", "c"}
+
+
+def test_given_labels_and_attributes():
+    given = {"entity_id": ["a", "b", "c"], "name": ["nps", "nps", "left"], "value": [9.0, 3.0, 1.0]}
+    tables = {**TABLES, "outcomes": schema.check("outcomes", pa.table(given))}
+    people = pa.table({"entity_id": ["a", "b", "c"], "segment": ["x", None, "y"], "staff": [5.0, 7.0, None]})
+    tables["customers"] = schema.check("customers", people)
+    assert labels({"given": "nps", "kind": "number"}, tables, None) == {"a": 9.0, "b": 3.0}
+    assert labels({"given": "left"}, tables, None) == {"c": 1}
+    split = {**given, "split": ["test", None, "train"]}
+    parted = {**tables, "outcomes": schema.check("outcomes", pa.table(split))}
+    own = custom.Settings.model_validate({"outcome": {"given": "nps", "kind": "number"}})
+    rows = custom.examples(parted, None, own, labels=True)
+    assert rows["part"].to_pylist()[0] == "test"  # a mapped split is honoured
+    assert labels({"attribute": "segment"}, tables, None) == {"a": "x", "c": "y"}
+    assert labels({"attribute": "staff", "kind": "number"}, tables, None) == {"a": 5.0, "b": 7.0}
+    own = custom.Settings.model_validate({"outcome": {"attribute": "segment"}})
+    assert not own.uses_time
+    rows = custom.examples(tables, None, own, labels=False)  # predicted for everyone, and no feature of itself
+    assert rows.num_rows == 3
+    assert "customer_segment" not in rows.column_names
+    assert "customer_staff" in rows.column_names
+    with pytest.raises(DataError, match="got 5, expected true and false"):
+        labels({"attribute": "staff", "kind": "yes_no"}, tables, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"outcome": {}}, "outcome: .*got none of table, given, attribute; expected exactly one"),
+        ({"outcome": {"table": "leads"}}, "got 'leads' for entity customer, expected one of transactions"),
+        ({"outcome": {"table": "interactions", "measure": "sum"}}, "column: got '' with measure sum, expected the col"),
+        ({"outcome": {"table": "interactions", "column": "rating"}}, "got 'rating' with measure exists, expected none"),
+        ({"outcome": {"table": "interactions", "where": {"channel": {"is": "x"}}}}, r"got condition \['is'\], expect"),
+        ({"outcome": {"table": "interactions", "kind": "class"}}, "got class with measure exists, expected yes_no"),
+        (
+            {"outcome": {"attribute": "shoe_size"}},
+            "got nothing for attribute 'shoe_size' of customers, expected yes_no",
+        ),
+        ({"outcome": {"given": "nps", "kind": "class"}}, "expected yes_no or number"),
+        ({"outcome": {"table": "interactions", "measure": "avg"}}, "outcome.measure: got 'avg'.*'exists', 'none'"),
+        ({"outcome": {"table": "interactions"}, "horizon": 5}, "horizon: got 5"),
+        ({"outcome": {"table": "interactions", "measure": "first", "column": "text"}}, "got 'text'.*free text is none"),
+        ({"population": [{"table": "interactions", "at_most": 0}]}, r"got at_most 0, expected at_least \(1\) or more"),
+        ({"population": [{"table": "products"}]}, "got 'products' for entity customer, expected one of"),
+    ],
+)
+def test_wrong_definitions_are_told_by_key_value_and_expectation(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        tasks.check_settings(tasks.task("custom.mine"), settings)
+
+
+def test_somebody_described_inline_may_have_no_rows_of_a_table():
+    case = {"table": "interactions", "where": {"channel": "case"}}
+    person = {"customers": schema.check("customers", pa.table({"entity_id": ["inline"]}))}
+    nobody = custom.Settings.model_validate({"outcome": case, "population": [case]})
+    assert custom.examples(person, AS_OF, nobody, labels=False).num_rows == 0
+    anybody = custom.Settings.model_validate({"outcome": case})
+    assert custom.examples(person, AS_OF, anybody, labels=False)["entity_id"].to_pylist() == ["inline"]
+
+
+def test_a_column_that_the_org_does_not_have_is_named():
+    with pytest.raises(DataError, match="outcome: table interactions has no column 'colour' with a value, got entity"):
+        labels({"table": "interactions", "where": {"colour": "red"}})
+
+
+def test_names_routes_and_workers():
+    task = tasks.task("custom.lead.will_reply")
+    assert (task.NAME, task.ROUTE, task.ENTITY) == ("custom.lead.will_reply", "/v1/custom/lead/will_reply", "lead")
+    assert task.METRIC == custom.METRIC
+    for found in (task_at(task.__name__), pickle.loads(pickle.dumps(task))):
+        assert (found.NAME, found.ROUTE, found.Settings) == (task.NAME, task.ROUTE, task.Settings)
+    assert hasattr(tasks.task("custom.product.sells"), "gather")
+    assert not hasattr(task, "gather")
+    for wrong in (
+        "custom.",
+        "custom.Mine",
+        "custom.order.mine",
+        "custom.mine.too",
+        "custom.a__b",
+        "custom.lead",
+        "custom." + "x" * 21,
+    ):
+        with pytest.raises(ConfigError, match="expected custom.<name>"):
+            tasks.task(wrong)
+    with pytest.raises(ConfigError, match="churn is a task of its own"):
+        tasks.task("custom.churn")
+    with pytest.raises(ConfigError, match="entity: got 'lead'"):
+        tasks.check_settings(tasks.task("custom.mine"), {"entity": "lead"})
+
+
+def test_an_org_file_may_hold_several(tmp_path):
+    path = tmp_path / "org.yaml"
+    path.write_text("""
+name: mine
+storage: lake
+source: {kind: demo}
+tasks:
+  custom.repeat_case: {outcome: {table: interactions, where: {channel: case}, at_least: 2}, horizon_days: 60}
+  custom.product.next_month: {outcome: {table: transactions, measure: sum, column: num_units}, horizon_days: 30}
+""")
+    org = config.load(path)
+    assert tasks.settings(org, "custom.repeat_case").kind == "yes_no"
+    assert tasks.settings(org, "custom.product.next_month").kind == "number"
+
+
+OWN = {
+    "custom.spend": {"outcome": {"table": "transactions", "measure": "sum", "column": "net_amount"}},
+    "custom.next_channel": {"outcome": {"table": "transactions", "measure": "first", "column": "channel"}},
+}
+
+
+def with_channel(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
+    """The planted org with a channel that follows from what a customer spends."""
+    lines = tables["transactions"]
+    channel = pc.if_else(pc.greater(lines["net_amount"], 50.0), "shop", "web")
+    return {**tables, "transactions": lines.append_column("channel", channel)}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_numbers_and_classes_are_learned_decided_and_answered(name):
+    task = tasks.task(name)
+    settings = task.Settings.model_validate({**OWN[name], "horizon_days": 30, "lookback_days": 180})
+    assert task.fixed(settings)["lightgbm.kind"] == settings.kind
+    tables = with_channel(planted())
+    dates = [datetime(2022, month, 1, tzinfo=timezone.utc) for month in (9, 10, 11, 12)]
+    rows = [task.examples(tables, date, settings, labels=True) for date in dates]
+    train, validation, test = pa.concat_tables(rows[:2]).combine_chunks(), rows[2], rows[3]
+    models = {}
+    for family, candidate in task.CANDIDATES.items():
+        models[family] = fit(replace(small(candidate), kind=settings.kind), train, validation)
+        again = candidate.load(models[family].save())
+        assert same(models[family].predict(test), again.predict(test))
+    reached = {family: task.score(validation, model.predict(validation))["skill"] for family, model in models.items()}
+    assert max(reached.values()) > 0.6, reached
+    blended = task.blend(models, validation)
+    if blended is not None:
+        figure = task.score(validation, blended.predict(validation))["skill"]
+        assert figure > max(reached.values())
+        assert same(task.BLEND.load(blended.save(), task.CANDIDATES).predict(test), blended.predict(test))
+    model = models["lightgbm"]
+    decision = json.loads(json.dumps(task.finalize(model, train, validation, settings), allow_nan=False))
+    answers = task.predict(model, decision, test, explain=True)
+    task.Response(version="v", predictions=answers.to_pylist())
+    figures = task.evaluate(model, decision, test, settings)
+    json.dumps(figures, allow_nan=False)
+    if settings.kind == "number":
+        inside = pc.and_(
+            pc.less_equal(answers["number_low"], test["label"]), pc.less_equal(test["label"], answers["number_high"])
+        )
+        assert figures["coverage"]["0.8"] == pytest.approx(np.mean(inside.to_numpy()))
+        assert answers["answer"].null_count == test.num_rows
+    else:
+        assert set(answers["answer"].to_pylist()) <= {"shop", "web"}
+        assert answers["number"].null_count == test.num_rows
+        assert figures["skill"] == figures["macro_f1"] > 0.8
+
+
+def test_a_class_that_training_did_not_have_counts_as_missed():
+    rows = pa.table({"label": ["a", "b", "new", "a"]})
+    said = {"score=a": np.array([0.9, 0.2, 0.5, 0.8]), "score=b": np.array([0.1, 0.8, 0.5, 0.2])}
+    figures = custom.score(rows, said)
+    assert figures["accuracy"] == 0.75
+    assert figures["skill"] == pytest.approx((0.8 + 1 + 0) / 3)  # f1 of a: 2·2/(2+3)
+
+
+def test_products_are_counted_over_all_shards():
+    task = tasks.task("custom.product.sells")
+    outcome = {"table": "transactions", "where": {"net_amount": {"gt": 50}}, "measure": "sum", "column": "num_units"}
+    population = [{"table": "products", "where": {"category": "even"}}, {"table": "transactions", "days": 90}]
+    settings = task.Settings.model_validate({"outcome": outcome, "population": population, "horizon_days": 30})
+    tables, date = planted(), datetime(2022, 12, 1, tzinfo=timezone.utc)
+    lines = tables["transactions"]
+    odd = pa.array([int(key[1:]) % 2 == 1 for key in lines["entity_id"].to_pylist()])
+    shards = [{**tables, "transactions": lines.filter(mask)} for mask in (odd, pc.invert(odd))]
+    parts = [task.gather({n: t for n, t in shard.items() if n in ("transactions", "products")}, settings)
+             for shard in shards]  # fmt: skip
+    rows = task.examples(task.combine(parts, settings), date, settings, labels=True)
+    assert rows["entity_id"].to_pylist() == [f"p{i:02d}" for i in range(0, 24, 2)]
+    time = lines["occurred_at"]
+    end = date + timedelta(days=30)
+    of_first = pc.equal(lines["product_id"], "p00")
+    later = pc.and_(pc.greater_equal(time, pa.scalar(date)), pc.less(time, pa.scalar(end)))
+    expected = lines.filter(pc.and_(pc.and_(of_first, later), pc.greater(lines["net_amount"], 50)))
+    assert rows["label"][0].as_py() == pc.sum(expected["num_units"]).as_py()
+    month = pc.and_(pc.less(time, pa.scalar(date)), pc.greater_equal(time, pa.scalar(date - timedelta(days=30))))
+    assert rows["sold_num_units_30d"][0].as_py() == pc.sum(lines.filter(pc.and_(of_first, month))["num_units"]).as_py()
+    with pytest.raises(DataError, match="expected midnight UTC"):
+        task.examples(task.combine(parts, settings), date + timedelta(hours=1), settings, labels=True)
+    with pytest.raises(ConfigError, match="got mean for entity product"):
+        tasks.check_settings(task, {"outcome": {**outcome, "measure": "mean"}})
+
+
+def test_leads_have_their_own_frame():
+    task = tasks.task("custom.lead.called")
+    settings = task.Settings.model_validate({"outcome": {"table": "interactions"}, "horizon_days": 30})
+    leads = {"lead_id": ["l1", "l2", "l3"], "created_at": [at(-20), at(-10), at(1)], "source": ["web", "fair", "web"]}
+    tables = {
+        "leads": schema.check("leads", pa.table(leads)),
+        **cases(("l1", -5, "call", None), ("l2", 4, "call", None)),
+    }
+    rows = task.examples(tables, AS_OF, settings, labels=True)
+    assert dict(zip(rows["entity_id"].to_pylist(), rows["label"].to_pylist(), strict=True)) == {"l1": 0, "l2": 1}
+    assert rows["lead_age_days"].to_pylist() == [20.0, 10.0]
+
+
+def test_yes_and_no_are_answered_at_the_threshold_that_was_chosen():
+    rows, settings = rows_of(custom), settings_of(custom)
+    model = fit(small(custom.CANDIDATES["linear"]), rows["train"], rows["validation"])
+    chosen = settings.model_copy(update={"threshold": {"capacity": 40}})
+    decision = custom.finalize(model, rows["train"], rows["validation"], chosen)
+    answers = custom.predict(model, decision, rows["validation"])
+    assert 0 < pc.sum(pc.equal(answers["answer"], "yes")).as_py() <= 40
+    everyone = custom.predict(model, decision, rows["validation"], threshold=0.0)
+    assert set(everyone["answer"].to_pylist()) == {"yes"}
+
+
+def test_an_endpoint_and_fields_for_each(tmp_path):
+    org = tmp_path / "org.yaml"
+    org.write_text("name: mine\nstorage: lake\nsource: {kind: demo}\ntasks: {churn: {}, custom.repeat_case: {}}\n")
+    found = RootOptions(org=str(org)).load_tasks()
+    assert found["custom.repeat_case"].ROUTE == "/v1/custom/repeat_case"
+    assert set(found) == {*tasks.TASKS, "custom.repeat_case"}
+    names = [target.name for target in fields.targets("custom.repeat_case", custom.Prediction, config.Writeback())]
+    assert "Crmray_Repeat_Case_Number_High__c" in names
+    longest = fields.targets(f"custom.{'x' * 20}", custom.Prediction, config.Writeback())
+    assert max(len(target.name.removesuffix("__c")) for target in longest) <= 40  # Salesforce's limit

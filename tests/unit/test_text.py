@@ -1,0 +1,62 @@
+"""Cleaning of what customers write: facts read off the texts by hand."""
+
+from __future__ import annotations
+
+import time
+
+import pyarrow as pa
+import pytest
+
+from crmray.data import text
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("It broke.\n\nOn Mon, 3 Feb 2025 at 10:11, Support wrote:\n> How are you?\n> Fine", "It broke."),
+        ("It broke.\n-----Original Message-----\nFrom: a\nHello", "It broke."),
+        ("Kaputt.\nVon: Service\nGesendet: Montag\nBetreff: x\n\nGuten Tag", "Kaputt."),
+        ("> you said\nno, we did not", "no, we did not"),
+        ("Please help.\n-- \nA. B.\nACME Ltd\nTel 1", "Please help."),
+        ("Please help.\nKind regards,\nA. B.\nACME Ltd", "Please help."),
+        ("Late again\nSent from my phone", "Late again"),
+        ("<html><head><title>t</title></head><body><p>Late &amp; <b>broken</b></p><p>Bye</p></body></html>",
+         "Late & broken Bye"),
+        ("<div>New</div><blockquote>old</blockquote>", "New"),
+        ("if a < b and c > d then", "if a < b and c > d then"),
+        ("so late 😡", "so late pouting face"),
+        ("ｆｕｌｌ width", "full width"),
+        ("Доставка опоздала, 配送が遅い", "Доставка опоздала, 配送が遅い"),
+        ("zero\u200bwidth  and\x00 more", "zerowidth and more"),
+        ("> only a quote", "> only a quote"),
+        ("?!", ""),
+        ("<br><br>", ""),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_what_was_said(written: str, said: str):
+    assert text.clean_one(written) == said
+
+
+def test_a_megabyte_is_cut_and_takes_no_time():
+    for piece in ("word ", "<p>", "<", "> \n", "From: a\n", "&", "\n", "a", "<!--", "regards\n", "-- \n", "on a "):
+        started = time.perf_counter()
+        said = text.clean_one(piece * (1_000_000 // len(piece)))
+        assert len(said) <= text.MAX_CHARS
+        assert time.perf_counter() - started < 2, piece
+
+
+def test_columns_keep_their_order_and_nulls():
+    assert text.clean(pa.chunked_array([["a", None], ["<p>b</p>", "a", "!"]])).to_pylist() == [
+        "a",
+        None,
+        "b",
+        "a",
+        None,
+    ]
+
+
+def test_subject_and_body_are_one_text():
+    subject, body = pa.array(["Late", None, "Late", None]), pa.array(["where is it", None, None, "x"])
+    assert text.joined(subject, body).to_pylist() == ["Late. where is it", None, "Late", "x"]
+    assert text.joined(pa.array(["Late"]), pa.array(["Late it is"])).to_pylist() == ["Late it is"]
