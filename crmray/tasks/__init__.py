@@ -13,6 +13,7 @@ from crmray.tasks import (
     custom,
     forecast,
     intent,
+    leads,
     recommendation,
     response,
     segmentation,
@@ -23,7 +24,7 @@ from crmray.tasks.contract import Task
 
 TASKS: dict[str, Task] = {
     module.NAME: cast(Task, module)
-    for module in (churn, segmentation, recommendation, response, custom, value, forecast, sentiment, intent)
+    for module in (churn, segmentation, recommendation, leads, response, custom, value, forecast, sentiment, intent)
 }
 
 
