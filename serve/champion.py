@@ -75,6 +75,9 @@ class Served:
 
     def _examples(self, tables: dict[str, pa.Table], field: str, count: int) -> pa.Table:
         task, manifest = self.bundle.task, self.known.manifest
+        if hasattr(task, "gather"):
+            message = f"{field}: got rows, but a {task.ENTITY} is made of all customers' rows; expected an id alone"
+            raise Refused(422, "invalid_field", message, field=field)
         settings = tasks.check_settings(task, manifest["settings"])
         as_of: datetime | None = date_of(tables, self.known.as_of)
         try:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import schema
+from crmray.data import asof_sentiment
 from crmray.data.examples import Content, content_of
 from crmray.data.splits import Snapshots
 from crmray.errors import CorruptError, NotFoundError
@@ -99,8 +100,14 @@ class Known(Dated):
         return self.rows.take(pa.array(indices, pa.int64()))
 
     def schemas(self) -> dict[str, pa.Schema]:
-        """Canonical tables that the examples were made from, with the columns that this org has: those with a value."""
-        return {name: self._empty(name).schema for name in self._tables}
+        """Canonical tables that the examples were made from, with the columns that this org has: those with a value.
+
+        Where the examples know what was said in interactions, so may those who send some: `sentiment_score`.
+        """
+        found = {name: self._empty(name).schema for name in self._tables}
+        if self.manifest.get("sentiment"):
+            found["interactions"] = found["interactions"].append(pa.field(asof_sentiment.SCORE, pa.float64()))
+        return found
 
     def shared_tables(self) -> dict[str, pa.Table]:
         """The tables that are not sharded (products, campaigns), whole."""
@@ -112,7 +119,11 @@ class Known(Dated):
 
         shard = int(shard_of(pa.array([entity_id]), self.manifest["num_shards"])[0])
         sharded = (name for name in self._tables if schema.TABLES[name].sharded)
-        return {name: self._read(name, shard, pc.field(schema.TABLES[name].entity) == entity_id) for name in sharded}
+        rows = {name: self._read(name, shard, pc.field(schema.TABLES[name].entity) == entity_id) for name in sharded}
+        if self.manifest.get("sentiment"):
+            told = self.run.lake.run("predictions", asof_sentiment.TASK, self.manifest["sentiment"])
+            rows["interactions"] = asof_sentiment.joined(rows["interactions"], told)
+        return rows
 
     def _read(self, name: str, shard: int, filters: Any = None) -> pa.Table:
         table, file = self._tables[name], f"shard-{shard:05d}.parquet"

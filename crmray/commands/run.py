@@ -68,10 +68,11 @@ def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, 
         told = _station(dashboard, org, station, [])
         if told:
             raise CrmrayError(told[""])
-    for station in ("examples", "tune" if tune else "train", "publish", "score"):
-        runnable = [task for task in wanted if task not in failed]
-        if runnable:
-            failed |= _station(dashboard, org, station, runnable)
+    for wave in _waves(wanted):
+        for station in ("examples", "tune" if tune else "train", "publish", "score"):
+            runnable = [task for task in wave if task not in failed]
+            if runnable:
+                failed |= _station(dashboard, org, station, runnable)
     endpoints: dict[str, str] = {}
     if port is not None:
         print("deploy", flush=True)
@@ -89,6 +90,15 @@ def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, 
 def _row(org: Org, task: str, failure: str | None, endpoint: str | None) -> dict[str, Any]:
     row = lake_commands.champion_row(org, task)
     return {**row, "endpoint": endpoint} if row else {"task": task, "champion": "none" if not failure else "failed"}
+
+
+def _waves(wanted: list[str]) -> list[list[str]]:
+    """The tasks whose predictions others read, then the others: each wave goes through all stations."""
+    from crmray.tasks import task  # imports torch, which the other commands do without
+
+    read = {name for one in wanted for name in getattr(task(one), "AFTER", ())}
+    first, rest = [one for one in wanted if one in read], [one for one in wanted if one not in read]
+    return [wave for wave in (first, rest) if wave]
 
 
 def _station(dashboard: Dashboard, org: Org, station: str, tasks: list[str]) -> dict[str, str]:

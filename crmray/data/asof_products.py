@@ -41,7 +41,7 @@ def together(parts: Sequence[pa.Table]) -> pa.Table:
     """Several results of `daily`, added up and sorted."""
     every = pa.concat_tables(parts)
     names = every.column_names[2:]
-    added = every.group_by(["entity_id", "occurred_at"]).aggregate([(name, "sum") for name in names])
+    added = every.group_by(["entity_id", "occurred_at"], use_threads=False).aggregate([(name, "sum") for name in names])
     added = added.select(["entity_id", "occurred_at", *(f"{name}_sum" for name in names)])
     keys = [("entity_id", "ascending"), ("occurred_at", "ascending")]
     return added.rename_columns(every.column_names).sort_by(keys)
@@ -82,7 +82,9 @@ def frame(
         raise DataError(f"got as_of {as_of}, expected midnight UTC: what products sold is counted by the day")
     columns: dict = {}
     if "products" in tables:
-        products = tables["products"].drop_columns([n for n in ("name",) if n in tables["products"].column_names])
+        # Whether a product is still sold today tells what came after a past date.
+        hidden = ("name",) if as_of_us is None else ("name", "active")
+        products = tables["products"].select([n for n in tables["products"].column_names if n not in hidden])
         shown = products.rename_columns(["entity_id" if n == "product_id" else n for n in products.column_names])
         columns |= {_feature(n): v for n, v in asof_contacts.attributes(entities, shown, as_of_us).items()}
     if as_of_us is not None and "sold" in tables:

@@ -12,7 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray.data.asof_rows import Rows, trend
+from crmray.storage import Run
 
+TASK = "sentiment"
+"""whose predictions are read"""
 SCORE = "sentiment_score"
 """column of the interactions: P(positive) - P(negative), null where an interaction was not scored"""
 BAD = -1 / 3
@@ -20,14 +23,13 @@ BAD = -1 / 3
 WINDOWS_DAYS = (30, 90, 365)
 
 
-def joined(interactions: pa.Table, predictions: pa.Table) -> pa.Table:
-    """The interactions with SCORE from predictions (entity_id = interaction_id, score), in their order."""
+def joined(interactions: pa.Table, predictions: Run) -> pa.Table:
+    """The interactions, in their order, with SCORE from a run of predictions; as they are where they have no ids."""
     if "interaction_id" not in interactions.column_names:
         return interactions
-    at = pc.index_in(
-        interactions["interaction_id"].combine_chunks(), value_set=predictions["entity_id"].combine_chunks()
-    )
-    return interactions.append_column(SCORE, predictions["score"].combine_chunks().take(at))
+    told = predictions.read_table(columns=["entity_id", "score"])
+    at = pc.index_in(interactions["interaction_id"].combine_chunks(), value_set=told["entity_id"].combine_chunks())
+    return interactions.append_column(SCORE, told["score"].combine_chunks().take(at))
 
 
 def features(rows: Rows) -> dict[str, np.ndarray]:

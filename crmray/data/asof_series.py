@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import schema
-from crmray.data.asof_rows import micros_of
+from crmray.data.asof_rows import DAY_US, micros_of
 from crmray.errors import DataError
 
 TOTAL, UNKNOWN = "total", "unknown"
@@ -31,7 +31,6 @@ USUAL = (TOTAL, "region", "owner", "category", "product")
 IDS = {"product": ("transactions", "product_id"), "customer": ("transactions", "entity_id")}
 """names of ids as levels; every other name is a column of one of TABLES"""
 TABLES = ("transactions", "products", "customers")
-DAY_US = 86_400_000_000
 FIRST_MONDAY_DAYS = 3  # 1 January 1970 was a Thursday
 
 
@@ -45,7 +44,8 @@ def monday(week: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(days=7 * week - FIRST_MONDAY_DAYS)
 
 
-def _weeks(times: pa.ChunkedArray) -> np.ndarray:
+def weeks(times: pa.ChunkedArray) -> np.ndarray:
+    """(R,) int64 number of the week of each moment."""
     return (micros_of(times) // DAY_US + FIRST_MONDAY_DAYS) // 7
 
 
@@ -96,7 +96,7 @@ def gather(
     """
     transactions = tables["transactions"]
     week_R, value_R = (
-        _weeks(transactions["occurred_at"]),
+        weeks(transactions["occurred_at"]),
         np.nan_to_num(transactions[value].cast(pa.float64()).to_numpy()),
     )
     found: dict[str, pa.DictionaryArray] = {}
@@ -285,9 +285,9 @@ def _weeks_of(campaigns: pa.Table | None, kind: str, start: int, end: int) -> np
             " started_at, or take it out of known_ahead and week_weights"
         )
     began = own.filter(pc.is_valid(own["started_at"]))
-    first = _weeks(began["started_at"])
+    first = weeks(began["started_at"])
     last = (
-        _weeks(pc.coalesce(pc.subtract(began["ended_at"], timedelta(microseconds=1)), began["started_at"]))
+        weeks(pc.coalesce(pc.subtract(began["ended_at"], timedelta(microseconds=1)), began["started_at"]))
         if "ended_at" in own.column_names
         else first
     )

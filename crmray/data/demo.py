@@ -174,25 +174,25 @@ def _keep(run: Run, rel: str, make: Callable[[], pa.Table]) -> None:
 
 def tables(scene: World, block: Block, index: int) -> dict[str, pa.Table]:
     """The rows of one block in every object that customers own."""
-    streams = iter([scene.rng(index, purpose) for purpose in range(1, 12)])
-    created = demo_sales.created_days(scene, block, next(streams))
-    order, item = demo_sales.sales(scene, block, next(streams))
-    case, email = demo_service.service(scene, block, next(streams))
-    opportunity, opportunity_history = demo_sales.opportunities(scene, block, next(streams))
+    streams = {name: scene.rng(index, purpose) for name, purpose in dw.STREAMS.items()}
+    created = demo_sales.created_days(scene, block, streams["created"])
+    order, item = demo_sales.sales(scene, block, streams["sales"])
+    case, email = demo_service.service(scene, block, streams["service"])
+    opportunity, opportunity_history = demo_sales.opportunities(scene, block, streams["opportunities"])
     return {
-        "Contact": demo_sales.contacts(scene, block, created, next(streams)),
+        "Contact": demo_sales.contacts(scene, block, created, streams["contacts"]),
         "Order": order,
         "OrderItem": item,
         "Case": case,
         "EmailMessage": email,
-        "Task": demo_service.tasks(scene, block, next(streams)),
-        "CampaignMember": demo_service.campaign_members(scene, block, next(streams)),
-        "Web_Visit__c": demo_service.visits(scene, block, next(streams)),
+        "Task": demo_service.tasks(scene, block, streams["tasks"]),
+        "CampaignMember": demo_service.campaign_members(scene, block, streams["campaign_members"]),
+        "Web_Visit__c": demo_service.visits(scene, block, streams["visits"]),
         "Opportunity": opportunity,
         "OpportunityFieldHistory": opportunity_history,
         "AccountHistory": demo_sales.account_history(scene, block),
-        "Lead": demo_sales.leads(scene, block, created, next(streams)),
-        "Account": demo_sales.accounts(scene, block, created, next(streams)),
+        "Lead": demo_sales.leads(scene, block, created, streams["leads"]),
+        "Account": demo_sales.accounts(scene, block, created, streams["accounts"]),
     }
 
 

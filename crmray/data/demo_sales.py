@@ -27,6 +27,9 @@ RISE_S = 300.0
 """seconds into Monday at which a price rise is written"""
 RETURNED = 0.02
 """share of lines that come back"""
+RETURN_DAYS = (3, 21)
+"""a line comes back so many days after its order: from, and before"""
+REGIONS = ("North", "East", "South", "West")
 STAGES = ("Prospecting", "Qualification", "Proposal", "Closed Won", "Closed Lost")
 LEAD_SOURCES = ("Web", "Trade fair", "Referral", "Phone", "Purchased list")
 RATINGS = ("Cold", "Warm", "Hot")
@@ -113,7 +116,7 @@ def accounts(world: World, block: Block, created: np.ndarray, rng: np.random.Gen
             "Industry": choose(dw.INDUSTRIES, block.industry),
             "NumberOfEmployees": rng.integers(low[block.size], high[block.size]),
             "BillingCountry": choose(dw.COUNTRIES, block.country),
-            "BillingState": choose(["North", "East", "South", "West"], rng.integers(0, 4, count)),
+            "BillingState": choose(REGIONS, rng.integers(0, len(REGIONS), count)),
             "Mail_Opt_In__c": block.opted_in,
             "Price_Level__c": _levels(block)[:, -1],
             "CreatedDate": made,
@@ -165,7 +168,7 @@ def sales(world: World, block: Block, rng: np.random.Generator) -> tuple[pa.Tabl
     listed = np.round(world.catalogue.price[block.product] * _levels(block)[buyer, line_day // 7], 2)
     paid = np.round(listed * (1 - depth[line_order]), 2)
 
-    back_day = line_day + rng.integers(3, 21, len(line_order))
+    back_day = line_day + rng.integers(*RETURN_DAYS, len(line_order))
     back = np.flatnonzero((rng.random(len(line_order)) < RETURNED) & (back_day < world.num_days))
     bought = np.flatnonzero(kept[line_order])
     line = np.concatenate([bought, back])

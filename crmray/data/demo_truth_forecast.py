@@ -31,10 +31,6 @@ LEVELS = {"q10": 0.1, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q90": 0.9}
 NUM_DRAWS = 200
 CUSTOMERS = (2_000, 30_000)
 """worlds of which it is told: smaller ones sell too little of a product, larger ones take too long"""
-REGIONS = ("North", "East", "South", "West")
-CREATED_STREAM, SALES_STREAM, ACCOUNT_STREAM = 1, 2, 10
-"""purposes of the random streams by which objects are written: see demo.tables"""
-RETURN_DAYS = (3, 21)
 DRAW_STREAM = 99
 
 
@@ -49,7 +45,7 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
     if block.first > 0 or not CUSTOMERS[0] <= world.customers <= CUSTOMERS[1] or week < 1:
         return _table(world, [], np.zeros((0, HORIZON_WEEKS)), np.zeros((len(LEVELS), 0, HORIZON_WEEKS)), week)
     num_products = len(world.catalogue.price)
-    came = np.zeros((len(REGIONS) * num_products, HORIZON_WEEKS))
+    came = np.zeros((len(demo_sales.REGIONS) * num_products, HORIZON_WEEKS))
     draws = np.zeros((NUM_DRAWS, *came.shape), np.float32)
     for number, other in enumerate([block, *(simulate(world, index) for index in range(1, world.num_blocks))]):
         known = _Past.of(world, other, number, week)
@@ -82,10 +78,10 @@ def _series(world: World) -> tuple[list[str], np.ndarray]:
     """Names of the series, and (S, regions · products) 1 where a cell belongs to one."""
     catalogue = world.catalogue
     num_products = len(catalogue.price)
-    region, product = (axis.ravel() for axis in np.indices((len(REGIONS), num_products)))
+    region, product = (axis.ravel() for axis in np.indices((len(demo_sales.REGIONS), num_products)))
     ids = demo_sales.product_ids(world, np.arange(num_products)).to_pylist()
     names, rows = ["total"], [np.ones(len(region))]
-    for index, name in enumerate(REGIONS):
+    for index, name in enumerate(demo_sales.REGIONS):
         names, rows = [*names, f"region:{name}"], [*rows, region == index]
     for index, name in enumerate(CATEGORIES):
         names, rows = [*names, f"category:{name}"], [*rows, catalogue.category[product] == index]
@@ -97,7 +93,7 @@ def _series(world: World) -> tuple[list[str], np.ndarray]:
 def _sold_before(world: World, week: int) -> np.ndarray:
     """(S,) bool: the products on sale by then, and all sums. A product that sells is known by its first sale."""
     launched = world.catalogue.era_weeks[world.catalogue.launch_era] < week
-    return np.concatenate([np.ones(1 + len(REGIONS) + len(CATEGORIES), bool), launched])
+    return np.concatenate([np.ones(1 + len(demo_sales.REGIONS) + len(CATEGORIES), bool), launched])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,18 +150,18 @@ class _Past:
         posterior = np.where(live[:, None], posterior_NCZ.reshape(len(block), -1), prior_CZ.ravel())
         logs = demo_truth.taste_logs(world, block, day)
         weights = np.exp(logs - logs.max(1, keepdims=True))
-        created = demo_sales.created_days(world, block, world.rng(number, CREATED_STREAM))
-        accounts = demo_sales.accounts(world, block, created, world.rng(number, ACCOUNT_STREAM))
-        region = pc.index_in(accounts["BillingState"], value_set=pa.array(REGIONS)).to_numpy()
+        created = demo_sales.created_days(world, block, world.rng(number, dw.STREAMS["created"]))
+        accounts = demo_sales.accounts(world, block, created, world.rng(number, dw.STREAMS["accounts"]))
+        region = pc.index_in(accounts["BillingState"], value_set=pa.array(demo_sales.REGIONS)).to_numpy()
         buyer, line_day, product, amount = _lines(world, block, number)
         cell = region[buyer] * num_products + product
         ahead = line_day // 7 - week
         inside = (ahead >= 0) & (ahead < HORIZON_WEEKS) & (line_day < world.num_days)
         flat = np.bincount(
             cell[inside] * HORIZON_WEEKS + ahead[inside], amount[inside],
-            minlength=len(REGIONS) * num_products * HORIZON_WEEKS,
+            minlength=len(demo_sales.REGIONS) * num_products * HORIZON_WEEKS,
         )  # fmt: skip
-        recent = (line_day < day) & (line_day > day - RETURN_DAYS[1]) & (amount > 0)
+        recent = (line_day < day) & (line_day > day - demo_sales.RETURN_DAYS[1]) & (amount > 0)
         return _Past(
             week=week,
             posterior=posterior.cumsum(1),
@@ -190,7 +186,7 @@ def _prior() -> np.ndarray:
 
 def _lines(world: World, block: Block, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Customer, day, product and amount of every line as it was written, returns below 0."""
-    _, items = demo_sales.sales(world, block, world.rng(number, SALES_STREAM))
+    _, items = demo_sales.sales(world, block, world.rng(number, dw.STREAMS["sales"]))
     buyer = pc.index_in(items["Order.AccountId"], value_set=demo_sales.account_ids(block)).to_numpy()
     ids = demo_sales.product_ids(world, np.arange(len(world.catalogue.price)))
     product = pc.index_in(items["Product2Id"], value_set=ids).to_numpy()
@@ -294,7 +290,7 @@ def _with_order(last: np.ndarray, buyers: np.ndarray, owner: np.ndarray, product
 def _booked(size: int, cell: np.ndarray, amount: np.ndarray, step: int, rng: np.random.Generator) -> np.ndarray:
     """(size,) the lines in their week, and those of them that come back in theirs."""
     back = np.flatnonzero(rng.random(len(cell)) < demo_sales.RETURNED)
-    day = rng.choice(7, len(back), p=dw.DAY_SHARES) + rng.integers(*RETURN_DAYS, len(back))
+    day = rng.choice(7, len(back), p=dw.DAY_SHARES) + rng.integers(*demo_sales.RETURN_DAYS, len(back))
     week = step + day // 7
     kept = week < HORIZON_WEEKS
     place = np.concatenate([cell * HORIZON_WEEKS + step, cell[back][kept] * HORIZON_WEEKS + week[kept]])
@@ -303,7 +299,7 @@ def _booked(size: int, cell: np.ndarray, amount: np.ndarray, step: int, rng: np.
 
 def _late_returns(size: int, past: _Past, rng: np.random.Generator) -> np.ndarray:
     """(size,) lines ordered before the first week that come back in it or later."""
-    back = past.back_day + rng.integers(*RETURN_DAYS, len(past.back_day)) - 7 * past.week
+    back = past.back_day + rng.integers(*demo_sales.RETURN_DAYS, len(past.back_day)) - 7 * past.week
     chosen = (rng.random(len(back)) < demo_sales.RETURNED) & (back >= 0)
     place = past.back_cell[chosen] * HORIZON_WEEKS + back[chosen] // 7
     return np.bincount(place, -past.back_amount[chosen], minlength=size)

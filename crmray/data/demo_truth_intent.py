@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from crmray.data import demo_service
 from crmray.data import demo_world as dw
 from crmray.data.demo_text import REASONS
-from crmray.data.demo_truth_sentiment import SERVICE_STREAM, windows
+from crmray.data.demo_truth_sentiment import windows
 from crmray.data.demo_world import Block, World
 
 _OTHER = demo_service.P_WRONG_REASON / (len(REASONS) - 1)
@@ -29,7 +29,7 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
 
     Columns as in demo_truth_sentiment.of_block.
     """
-    cases, about = demo_service.cases_of(world, block, world.rng(block.first // dw.BLOCK, SERVICE_STREAM))
+    cases, about = demo_service.cases_of(world, block, world.rng(block.first // dw.BLOCK, dw.STREAMS["service"]))
     recorded = pc.index_in(cases["Reason"], value_set=pa.array(REASONS)).fill_null(-1).to_numpy()
     best = P_RECORDED[about["reason"]]
     return windows(world, cases, about, as_of, horizon_days, recorded >= 0, recorded, REASONS, best)

@@ -25,8 +25,6 @@ from crmray.data import demo_world as dw
 from crmray.data.demo_world import Block, World
 from crmray.schema import TIME
 
-CREATED_STREAM, LEADS_STREAM = 1, 9
-"""purposes of the random streams by which accounts begin and leads are written: see demo.tables"""
 AGE_DAYS = 8.0
 """scale of the gamma time to conversion, whose shape is 2"""
 LAST_WEEKS = 5
@@ -40,8 +38,8 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
     where the history ends earlier), score float64 (the probability of it). Raises DataError as demo_truth.of_block.
     """
     index = block.first // dw.BLOCK
-    created = demo_sales.created_days(world, block, world.rng(index, CREATED_STREAM))
-    leads = demo_sales.leads(world, block, created, world.rng(index, LEADS_STREAM))
+    created = demo_sales.created_days(world, block, world.rng(index, dw.STREAMS["created"]))
+    leads = demo_sales.leads(world, block, created, world.rng(index, dw.STREAMS["leads"]))
     start, converted = (_days(world, leads[name]) for name in ("CreatedDate", "ConvertedDate"))
     tables = []
     for day in (demo_truth.day_of(world, date) for date in as_of):

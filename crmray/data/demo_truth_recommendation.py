@@ -98,7 +98,7 @@ def _weights(world: World, block: Block, posterior: np.ndarray, day: int, horizo
     """(N, M) E[1(the product is bought) / ideal DCG of what is bought]."""
     catalogue = world.catalogue
     era = int(catalogue.era_of(np.array([day // 7]))[0])
-    by_order_NGK = _order_weights(posterior, demo_truth_value._orders(world, block, day, horizon_days))
+    by_order_NGK = _order_weights(posterior, demo_truth_value.expected_orders(world, block, day, horizon_days))
     logs = demo_truth.taste_logs(world, block, day)
     taste_NTC = np.exp(logs - logs.max(1, keepdims=True))
     taste_NTC /= taste_NTC.sum(1, keepdims=True)

@@ -17,8 +17,6 @@ from crmray.data import demo_world as dw
 from crmray.data.demo_world import Block, World
 from crmray.schema import TIME
 
-SERVICE_STREAM = 3
-"""purpose of the random stream by which cases are written: see demo.tables"""
 CLASSES = ("negative", "neutral", "positive")
 P_CLASS = np.stack([demo_service.P_RATING[:, part].sum(1) for part in (slice(0, 2), slice(2, 3), slice(3, 5))], axis=1)
 """(tone, class): ratings 1 and 2, 3, 4 and 5"""
@@ -30,7 +28,7 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
     entity_id string (18-character Case id), as_of timestamp, label string, and `p:<class>` float64 for each class.
     Raises DataError as demo_truth.of_block.
     """
-    cases, about = demo_service.cases_of(world, block, world.rng(block.first // dw.BLOCK, SERVICE_STREAM))
+    cases, about = demo_service.cases_of(world, block, world.rng(block.first // dw.BLOCK, dw.STREAMS["service"]))
     rating = cases["Rating__c"].to_numpy()
     label = np.searchsorted([3.0, 4.0], rating, side="right")
     return windows(

@@ -27,9 +27,6 @@ from crmray.data.demo_world import Block, World
 from crmray.salesforce import ids
 from crmray.schema import TIME
 
-SALES_STREAM = 2
-"""purpose of the random stream by which orders are written: see demo.tables"""
-
 
 def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days: int) -> pa.Table:
     """A row per (as_of, customer of the block that existed then).
@@ -48,7 +45,7 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
         orders = np.bincount(buyer[inside & is_order], minlength=len(block)).astype(float)
         net = np.bincount(buyer[inside], amount[inside], minlength=len(block))
         came = [np.where(orders > 0, np.maximum(net, 0.0), 0.0)[live], orders[live]]
-        by_class = posterior * _orders(world, block, first, horizon_days)
+        by_class = posterior * expected_orders(world, block, first, horizon_days)
         known = end <= world.num_days
         moment = datetime.combine(world.epoch + timedelta(days=first), datetime.min.time(), timezone.utc)
         count = int(live.sum())
@@ -66,7 +63,7 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
 
 def _lines(world: World, block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Customer, day and amount of every line as it was written, returns below 0, and whether it opens an order."""
-    orders, items = demo_sales.sales(world, block, world.rng(block.first // dw.BLOCK, SALES_STREAM))
+    orders, items = demo_sales.sales(world, block, world.rng(block.first // dw.BLOCK, dw.STREAMS["sales"]))
     place = pc.index_in(items["OrderId"], value_set=orders["Id"].combine_chunks()).to_numpy()
     buyer = pc.index_in(orders["AccountId"], value_set=demo_sales.account_ids(block)).to_numpy()[place]
     first_us = int(demo_sales.moments(world, np.zeros(1)).cast(pa.int64())[0].as_py())
@@ -77,7 +74,7 @@ def _lines(world: World, block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return buyer, day, amount, opens & (amount > 0)
 
 
-def _orders(world: World, block: Block, day: int, horizon_days: int) -> np.ndarray:
+def expected_orders(world: World, block: Block, day: int, horizon_days: int) -> np.ndarray:
     """(N, C, 3) E[orders in [day, day + horizon) | class, engagement in the week of the day, that week's events]."""
     week, cut, end = day // 7, day % 7, day + horizon_days
     seasons = world.seasons(end // 7 + 2)

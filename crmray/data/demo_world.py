@@ -48,6 +48,11 @@ from crmray.data.demo_catalogue import NUM_TASTES, Catalogue
 from crmray.errors import ConfigError
 
 BLOCK = 5_000
+STREAMS = {
+    "created": 1, "sales": 2, "service": 3, "opportunities": 4, "contacts": 5, "tasks": 6, "campaign_members": 7,
+    "visits": 8, "leads": 9, "accounts": 10,
+}  # fmt: skip
+"""what is written of a block -> purpose of its random stream: see `World.rng`"""
 """customers simulated at once; each block has its own random stream"""
 SEGMENTS = (
     "occasional, full price",
@@ -207,7 +212,7 @@ class World:
         return np.array([season(self.epoch + timedelta(weeks=w)) for w in range(num_weeks)])
 
     def rng(self, block: int, purpose: int) -> np.random.Generator:
-        """The random stream of a block: purpose 0 simulates, each above it writes raw objects of one kind."""
+        """The random stream of a block: purpose 0 simulates, each of STREAMS writes raw objects of one kind."""
         return np.random.default_rng([self.seed, 20261001, purpose, block])
 
 

@@ -28,6 +28,7 @@ from crmray import log, schema
 from crmray.config import Org
 from crmray.data import asof_attributes, attribute_plan, leaks, splits
 from crmray.data.examples_shard import (
+    Beside,
     Held,
     attribute_table,
     gather_shard,
@@ -38,7 +39,6 @@ from crmray.data.plans import inline
 from crmray.data.splits import PARTS, Snapshots
 from crmray.errors import DataError, NotEnoughDataError
 from crmray.evaluate.decide import Decided
-from crmray.privacy.consent import NAME as CONSENT
 from crmray.storage import Lake, Run, run_id
 
 FORMAT = 2
@@ -76,11 +76,11 @@ def examples(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callabl
     """
     content = _contents(lake, task, settings)
     changes = _changes(lake, task, content)
-    consent = lake.latest("raw", CONSENT).run_id if lake.has("raw", CONSENT) else None
-    run = lake.run("examples", task.NAME, _run_id(org, task, settings, content, changes, consent))
+    beside = Beside.of(lake, task, content)
+    run = lake.run("examples", task.NAME, _run_id(org, task, settings, content, changes, beside))
     with run.claim("examples") as mine:
         if mine:
-            _make(org, lake, task, settings, content, changes, consent, run, map_shards)
+            _make(org, lake, task, settings, content, changes, beside, run, map_shards)
     return run
 
 
@@ -103,14 +103,14 @@ def _run_id(
     settings: Any,
     content: Mapping[str, Content],
     changes: Held | None,
-    consent: str | None,
+    beside: Beside,
 ) -> str:
     read = settings.model_dump(mode="json", exclude=set(Decided.model_fields))  # where to cut makes no other rows
     own = {"task": task.NAME, "features_version": task.FEATURES_VERSION, "settings": read}
     own |= {"history": org.history.model_dump(mode="json")} if attribute_table(task) in content else {}
     inputs = {name: table.run.run_id for name, table in content.items()}
     inputs |= {"changes": changes[0]} if changes else {}
-    inputs |= {"consent": consent} if consent else {}
+    inputs |= beside.to_json()
     return run_id("examples", inputs=inputs, settings=own, seed=org.seed, format=FORMAT)
 
 
@@ -204,7 +204,7 @@ def _make(
     settings: Any,
     content: Mapping[str, Content],
     changes: Held | None,
-    consent: str | None,
+    beside: Beside,
     run: Run,
     map_shards: Callable,
 ) -> None:
@@ -225,12 +225,12 @@ def _make(
         settings=settings.model_dump(mode="json"),
         tables=held,
         changes=changes,
-        consent=consent,
+        beside=beside,
         dates={"as_of": dates.to_json(), "horizon_days": dates.horizon_days},
         run_id=run.run_id,
     )
     if spans:
-        shards = [_whole(lake, task, settings, held, consent, dates, num_shards, run, map_shards)]
+        shards = [_whole(lake, task, settings, held, beside, dates, num_shards, run, map_shards)]
     else:
         shards, plan = _shards(work, num_shards, plan, task, map_shards)
     fields = {tuple(shard["schema"].items()) for shard in shards}
@@ -251,7 +251,8 @@ def _make(
             "customers_outside_population_now": sum(shard["outside"] for shard in shards),
             "customers_who_withdrew": sum(shard["withdrew"] for shard in shards),
         },
-        consent=consent,
+        consent=beside.consent,
+        sentiment=beside.sentiment,
         attributes=asof_attributes.told(plan),
         schema=shards[0]["schema"],
         num_shards=num_shards,
@@ -292,7 +293,7 @@ def _shards(
 
 
 def _whole(
-    lake: Lake, task: Any, settings: Any, held: Mapping[str, Held], consent: str | None, dates: Snapshots,
+    lake: Lake, task: Any, settings: Any, held: Mapping[str, Held], beside: Beside, dates: Snapshots,
     num_shards: int, run: Run, map_shards: Callable,
 ) -> dict[str, Any]:  # fmt: skip
     """The rows of a task that spans customers: what it gathers from every shard, combined, as one shard of rows."""
@@ -302,7 +303,7 @@ def _whole(
         task_module=task.__name__,
         settings=settings.model_dump(mode="json"),
         tables=held,
-        consent=consent,
+        beside=beside,
     )
     parts = dict(map_shards(work, list(range(num_shards)), label="gather"))
     tables = task.combine([parts[index][0] for index in range(num_shards)], settings)

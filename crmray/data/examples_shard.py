@@ -6,8 +6,8 @@ All arguments are plain (names, run ids, numbers), so any process can do it. No 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import schema
-from crmray.data import asof, asof_attributes, asof_leads, leaks
+from crmray.data import asof, asof_attributes, asof_leads, asof_sentiment, leaks
 from crmray.data.history import Changes, Field
 from crmray.data.splits import PARTS, Snapshots
 from crmray.privacy import Withheld
@@ -24,6 +24,31 @@ from crmray.storage import Lake, Run
 
 Held = tuple[str, tuple[str, ...]]
 """run_id of a canonical table, and the columns that the org has"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Runs that the rows depend on beside the tables; None where there is none."""
+
+    consent: str | None
+    """of raw/consent, whose customers are left out"""
+    sentiment: str | None
+    """predictions of what customers wrote, for the tasks that come AFTER them"""
+
+    @classmethod
+    def of(cls, lake: Lake, task: Any, tables: Collection[str]) -> Beside:
+        """The current ones. tables: those that the task reads."""
+        reads = asof_sentiment.TASK in getattr(task, "AFTER", ()) and "interactions" in tables
+        return cls(
+            consent=lake.latest("raw", CONSENT).run_id if lake.has("raw", CONSENT) else None,
+            sentiment=lake.latest("predictions", asof_sentiment.TASK).run_id
+            if reads and lake.has("predictions", asof_sentiment.TASK)
+            else None,
+        )
+
+    def to_json(self) -> dict[str, str]:
+        """Those that there are, by name."""
+        return {name: run_id for name, run_id in asdict(self).items() if run_id}
 
 
 def attribute_table(task: Any) -> str:
@@ -64,21 +89,20 @@ def make_shard(
     settings: Mapping[str, Any],
     tables: Mapping[str, Held],
     changes: Held | None,
-    consent: str | None,
+    beside: Beside,
     plan: Mapping[str, Mapping[str, Any]],
     dates: Mapping[str, Any],
     run_id: str,
 ) -> dict[str, Any]:
     """Write one shard of every split. Gives its counts by split and date, its columns, and the size of its `now` rows.
 
-    root: of the lake; task_module: its name; changes: the field history; consent: run_id of
-    raw/consent, whose customers are left out; plan: of asof_attributes; dates: Snapshots as JSON; run_id: of the
-    examples.
+    root: of the lake; task_module: its name; changes: the field history; plan: of asof_attributes; dates: Snapshots as
+    JSON; run_id: of the examples.
     """
     lake, task, when = Lake(root), task_at(task_module), Snapshots.of(dates)
     own = task.Settings.model_validate(settings)
     run = lake.run("examples", task.NAME, run_id)
-    rows, withdrew = read_shard(lake, shard, tables, consent)
+    rows, withdrew = read_shard(lake, shard, tables, beside)
     changed = _read(lake.run("tables", "changes", changes[0]), changes[1], shard) if changes and plan else None
     described = attribute_table(task)
     key = schema.table(described).entity
@@ -93,21 +117,22 @@ def make_shard(
     return {**made.facts, "withdrew": withdrew, "leaks": leaking}
 
 
-def read_shard(
-    lake: Lake, shard: int, tables: Mapping[str, Held], consent: str | None
-) -> tuple[dict[str, pa.Table], int]:
+def read_shard(lake: Lake, shard: int, tables: Mapping[str, Held], beside: Beside) -> tuple[dict[str, pa.Table], int]:
     """One shard's rows of the canonical tables, and how many of its entities are left out since they withdrew."""
     rows = {name: _read(lake.run("tables", name, id_), columns, shard) for name, (id_, columns) in tables.items()}
-    return _allowed(rows, lake.run("raw", CONSENT, consent)) if consent else (rows, 0)
+    if beside.sentiment:
+        told = lake.run("predictions", asof_sentiment.TASK, beside.sentiment)
+        rows["interactions"] = asof_sentiment.joined(rows["interactions"], told)
+    return _allowed(rows, lake.run("raw", CONSENT, beside.consent)) if beside.consent else (rows, 0)
 
 
 def gather_shard(
     shard: int, *, root: str, task_module: str, settings: Mapping[str, Any], tables: Mapping[str, Held],
-    consent: str | None,
+    beside: Beside,
 ) -> tuple[dict[str, pa.Table], int]:  # fmt: skip
     """What a task that spans customers takes of one shard, and how many of its entities withdrew; as in make_shard."""
     task = task_at(task_module)
-    rows, withdrew = read_shard(Lake(root), shard, tables, consent)
+    rows, withdrew = read_shard(Lake(root), shard, tables, beside)
     return task.gather(rows, task.Settings.model_validate(settings)), withdrew
 
 

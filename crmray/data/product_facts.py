@@ -28,10 +28,17 @@ COLUMNS = ("product_id", "name", "category", "brand", "price_amount", "launched_
 
 
 def attach(
-    rows: pa.Table, products: pa.Table | None, as_of: datetime | None, *, stock_column: str | None, is_now: bool
+    rows: pa.Table,
+    products: pa.Table | None,
+    as_of: datetime | None,
+    *,
+    matching: str | None = None,
+    stock_column: str | None,
+    is_now: bool,
 ) -> pa.Table:
     """The rows with the facts of the products launched before `as_of`.
 
+    matching: regular expression of the ids; other products are not told of, so that nothing can show them.
     stock_column: of the products, yes or no, or a number above 0 of what is in stock. is_now: the rows are of the
     present; what can be sold today says something about the future of any other date, so it is left out there.
     """
@@ -40,6 +47,8 @@ def attach(
     found = products.select([name for name in COLUMNS if name in products.column_names])
     if is_now:
         found = found.append_column(AVAILABLE, _available(products, stock_column))
+    if matching:
+        found = found.filter(pc.match_substring_regex(found["product_id"], matching))
     if as_of is not None and "launched_at" in found.column_names:
         known = pc.less(found["launched_at"], pa.scalar(as_of, schema.TIME))
         found = found.filter(pc.fill_null(known, True))

@@ -1,12 +1,6 @@
-"""Figures for amounts and their quantiles: what a customer will spend, what will be sold.
-
-N rows, H steps ahead, Q quantile levels.
-"""
+"""Figures for amounts: what a customer will spend. N rows. Those of forecasts with quantiles: forecasts.py."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -124,65 +118,3 @@ FIGURES = {
     "bias": bias_figure,
 }
 """name -> how the figure is prepared for resampling"""
-
-
-def pinball(truth: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """Pinball (quantile) loss of each row, step and level: float64 (..., Q), truth (...), quantiles (..., Q)."""
-    error = np.asarray(truth)[..., None] - quantiles
-    level = np.asarray(levels)
-    return np.maximum(level * error, (level - 1.0) * error)
-
-
-def quantiles(
-    truth: np.ndarray, predicted: np.ndarray, levels: Sequence[float], *, weights: np.ndarray | None = None,
-    scale: np.ndarray | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """pinball (mean over levels), wape and bias of the median, mase with `scale`, coverage and width by interval.
-
-    truth (N, H), NaN where nothing came; predicted (N, H, Q) at ascending levels (Q,), 0.5 among them; weights (N, H)
-    of each cell; scale (N,) of each series, above 0 (mean absolute error of the naive forecast in training). Coverage
-    {"0.8": share of cells within the interval from level 0.1 to 0.9}. Figures are weighted means over known cells;
-    mase is the mean over rows. DataError for shapes that do not fit.
-    """
-    truth, predicted = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
-    level = [round(float(value), 6) for value in levels]
-    if predicted.shape != (*truth.shape, len(level)) or truth.ndim != 2 or level != sorted(set(level)):
-        raise DataError(
-            f"got truth {truth.shape}, quantiles {predicted.shape} and levels {level}, expected (N, H), (N, H, Q) and "
-            "Q ascending levels"
-        )
-    if 0.5 not in level or not np.isfinite(predicted).all():
-        raise DataError(f"got levels {level}, expected 0.5 among them and quantiles that are all finite")
-    known = np.isfinite(truth)
-    weight = known * (np.ones_like(truth) if weights is None else np.asarray(weights, dtype=np.float64))
-    if not weight.sum():
-        raise NotEnoughDataError("got no cell with a value and a weight, expected at least one")
-    truth = np.where(known, truth, 0.0)
-    middle = predicted[..., level.index(0.5)]
-    total = float((weight * np.abs(truth)).sum())
-    errors = weight * np.abs(truth - middle)
-    found: dict[str, Any] = {
-        "pinball": float((weight[..., None] * pinball(truth, predicted, level)).sum() / weight.sum() / len(level)),
-        "mae": float(errors.sum() / weight.sum()),
-        "wape": float(errors.sum() / total) if total else None,
-        "bias": float((weight * middle).sum() / (weight * truth).sum() - 1.0) if (weight * truth).sum() else None,
-    }
-    if scale is not None:
-        seen = weight.sum(1) > 0
-        found["mase"] = float((errors.sum(1)[seen] / weight.sum(1)[seen] / np.asarray(scale)[seen]).mean())
-    return {**found, **_intervals(truth, predicted, level, weight), "rows": len(truth), "cells": int(known.sum())}
-
-
-def _intervals(truth: np.ndarray, predicted: np.ndarray, level: list[float], weight: np.ndarray) -> dict[str, Any]:
-    """Coverage and mean width of every pair of levels that lies evenly about 0.5."""
-    coverage, width = {}, {}
-    for low, left in enumerate(level):
-        right = round(1.0 - left, 6)
-        if left >= 0.5 or right not in level:
-            continue
-        lower, upper = predicted[..., low], predicted[..., level.index(right)]
-        inside = (truth >= lower) & (truth <= upper)
-        name = f"{right - left:g}"
-        coverage[name] = float((weight * inside).sum() / weight.sum())
-        width[name] = float((weight * (upper - lower)).sum() / weight.sum())
-    return {"coverage": coverage, "width": width}

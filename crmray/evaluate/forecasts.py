@@ -31,7 +31,7 @@ def figures(
 
     wql: 2 · pinball loss, mean over the levels, over sum of |truth|; wape: sum of |error| over sum of |truth|; mae and
     pinball: their means, in the unit of the truth; coverage_80: share between the levels 0.1 and 0.9; mase: mean over
-    the series (by their weights, as a bootstrap draws them) of mean |error| over scale (N,), not weighted by week.
+    the series of mean |error| over scale (N,), not weighted; left out where no series has a scale.
     NotEnoughDataError where nothing was sold in any of these weeks.
     """
     known = np.isfinite(truth)
@@ -52,7 +52,7 @@ def figures(
     return {
         "wql": float(2 * loss / total),
         "wape": float((w * error).sum() / total),
-        "mase": float(by_series[counted].mean()) if counted.any() else 0.0,
+        **({"mase": float(by_series[counted].mean())} if counted.any() else {}),
         "mae": float((w * error).sum() / w.sum()),
         "pinball": float(loss / w.sum()),
         "coverage_80": float(inside.sum() / known.sum()),
@@ -125,14 +125,12 @@ def by_group(
 def by_horizon(
     truth: np.ndarray, quantiles: np.ndarray, levels: Sequence[float], *, weights: np.ndarray
 ) -> list[dict[str, float]]:
-    """wql, wape and coverage_80 of each week ahead, 0 where nothing was sold in it."""
+    """wql, wape and coverage_80 of each week ahead in which something was sold, the only ones they can be told of."""
     found = []
     for week in range(truth.shape[1]):
         part = slice(week, week + 1)
-        one = np.full(len(truth), np.nan)
         if np.nansum(np.abs(truth[:, part])) > 0:
-            got = figures(truth[:, part], quantiles[:, part], levels, weights=weights[:, part], scale=one)
-        else:
-            got = {"wql": 0.0, "wape": 0.0, "coverage_80": 1.0}
-        found.append({"week": week + 1, **{name: got[name] for name in ("wql", "wape", "coverage_80")}})
+            no_scale = np.full(len(truth), np.nan)
+            got = figures(truth[:, part], quantiles[:, part], levels, weights=weights[:, part], scale=no_scale)
+            found.append({"week": week + 1, **{name: got[name] for name in ("wql", "wape", "coverage_80")}})
     return found

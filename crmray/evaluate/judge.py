@@ -3,7 +3,7 @@
 `metrics` and `amounts` give plain figures, cheap enough for every epoch; this adds what is looked at once, on the test
 rows.
 Intervals are 95 % percentile intervals of the bootstrap over rows. Curves are lists of at most MAX_POINTS points.
-N rows, K classes, H steps, Q levels.
+N rows, K classes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ MIN_GROUP_ROWS = 50
 """smaller groups are not shown: their figures are noise, and few people could be told apart in them"""
 MAX_GROUPS = 8
 """categories of a column that is shown by category"""
-
-quantiles = amounts.quantiles
 
 
 def binary(

@@ -102,6 +102,14 @@ def decision(model: Any, validation: pa.Table, threshold: decide.How) -> dict[st
     return {"kind": kind}
 
 
+def shipped(model: Any, decided: Mapping[str, Any], validation: pa.Table) -> dict[str, Any]:
+    """The decision with the calibration of yes or no anchored at the level of the refitted model."""
+    if decided["kind"] != "yes_no":
+        return dict(decided)
+    raw = model.predict(validation)["score"]
+    return {**decided, "calibration": calibration.anchored(decided["calibration"], labels_of(validation), raw)}
+
+
 def _interval(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     """What is added to a prediction for the ends of its interval: quantiles of the errors of rows predicted alike.
 

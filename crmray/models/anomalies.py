@@ -14,15 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from crmray.errors import CorruptError
 from crmray.models.tabular import file_of, to_json
+from crmray.models.trees import estimator_of
 
 NUM_TREES = 50
 EXPLAINED_SHARE = 0.8
 """of the variance, that the principal components keep"""
 NUM_QUANTILES = 1_000
-TRUSTED = ("sklearn.tree._tree.Tree",)
-"""what the skops file may hold beside numpy and scikit-learn's estimators"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +76,7 @@ class Anomalies:
     @classmethod
     def load(cls, files: Mapping[str, bytes]) -> Anomalies:
         """From what `save` gave. CorruptError for a file that holds anything else."""
-        from skops import io
-        from skops.io.exceptions import UntrustedTypesFoundException
-
-        try:
-            forest = io.loads(file_of(files, "anomalies.skops"), trusted=list(TRUSTED))
-        except UntrustedTypesFoundException as error:
-            raise CorruptError(f"anomalies.skops: {error}; expected none but {', '.join(TRUSTED)}") from None
+        forest = estimator_of(files, "anomalies.skops")
         arrays = {name: np.array(values) for name, values in json.loads(file_of(files, "anomalies.json")).items()}
         return cls(forest=forest, **arrays)
 

@@ -138,7 +138,7 @@ class LightGBM:
         labels = target.values(rows)
         focused = Focal.start_of(labels, self.focal_gamma) if self.imbalance == "focal" else None
         data = lightgbm.Dataset(
-            _lightgbm_matrix(tabular, rows),
+            lightgbm_matrix(tabular, rows),
             labels,
             weight=class_weights(labels) if self.imbalance == "weights" else None,
             init_score=np.full(len(labels), focused.start) if focused else None,
@@ -164,7 +164,7 @@ class LightGBM:
         return LightGBMModel(
             tabular=tabular,
             target=target,
-            booster=_reloaded(booster.model_to_string(num_iteration=best)),
+            booster=reloaded(booster.model_to_string(num_iteration=best)),
             focal=focused,
             rounds=best,
             history=learning_of(recorded),
@@ -194,7 +194,7 @@ class LightGBM:
     def load(files: Mapping[str, bytes]) -> LightGBMModel:
         """The model that `save` wrote."""
         state = json.loads(file_of(files, "tabular.json"))
-        booster = _reloaded(file_of(files, "model.txt").decode())
+        booster = reloaded(file_of(files, "model.txt").decode())
         return LightGBMModel(
             tabular=Tabular.from_state(state),
             target=Target.from_state(state["target"]),
@@ -235,7 +235,7 @@ def _held(
     labels = target.values(validation, part="validation")
     known = labels >= 0 if target.kind == "class" else np.ones(len(labels), bool)
     start = np.full(int(known.sum()), focused.start) if focused else None
-    return data.create_valid(_lightgbm_matrix(tabular, validation)[known], labels[known], init_score=start)
+    return data.create_valid(lightgbm_matrix(tabular, validation)[known], labels[known], init_score=start)
 
 
 def learning_of(recorded: Mapping[str, Mapping[str, list[float]]]) -> dict[str, list[float]]:
@@ -247,7 +247,8 @@ def learning_of(recorded: Mapping[str, Mapping[str, list[float]]]) -> dict[str, 
     }
 
 
-def _reloaded(text: str) -> lightgbm.Booster:
+def reloaded(text: str) -> lightgbm.Booster:
+    """The booster of LightGBM's own text format. CorruptError for a text that it refuses."""
     import lightgbm
 
     try:
@@ -256,7 +257,7 @@ def _reloaded(text: str) -> lightgbm.Booster:
         raise CorruptError(f"model.txt: got text that LightGBM refuses ({error}), expected a model") from None
 
 
-def _lightgbm_matrix(tabular: Tabular, table: pa.Table) -> np.ndarray:
+def lightgbm_matrix(tabular: Tabular, table: pa.Table) -> np.ndarray:
     """Numbers with NaN where missing, then codes: float64 (N, F + C)."""
     return np.concatenate([tabular.raw(table), tabular.codes(table)], axis=1)
 
@@ -283,7 +284,7 @@ class LightGBMModel:
         if not examples.num_rows:
             return self.target.empty()
         threads: dict[str, Any] = {"num_threads": 1} if examples.num_rows < SINGLE_THREAD_ROWS else {}
-        raw = np.asarray(self.booster.predict(_lightgbm_matrix(self.tabular, examples), **threads))
+        raw = np.asarray(self.booster.predict(lightgbm_matrix(self.tabular, examples), **threads))
         if self.focal is not None:
             raw = focal.recovered(sigmoid(raw + self.focal.start), self.focal.gamma)
         return self.target.scores(raw)

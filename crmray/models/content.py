@@ -64,26 +64,38 @@ def _attributes(schema: pa.Schema) -> list[str]:
     return [name for name in schema.names if name.startswith(ATTRIBUTE) and pa.types.is_string(schema.field(name).type)]
 
 
-def cold_scores(examples: pa.Table, catalogue: Catalogue, found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(B, I) float32 scores for customers without purchases, and (B,) bool: whether an attribute had a say.
+def cold_scores(examples: pa.Table, catalogue: Catalogue, found: Mapping[str, Any]) -> np.ndarray:
+    """(B, I) float32 scores for customers without purchases.
 
     The logarithm of popularity plus the lifts of the customer's attribute values. found: from `lifts`, or empty.
     """
     log_popularity_I = np.log(catalogue.popularity + 1e-4).astype(np.float32)
     scores_BI = np.repeat(log_popularity_I[None, :], examples.num_rows, axis=0)
-    informed_B = np.zeros(examples.num_rows, bool)
-    places = [
-        (i, catalogue.code_of[item]) for i, item in enumerate(found.get("products", ())) if item in catalogue.code_of
-    ]
+    places = _lifted(catalogue, found)
     if not places:
-        return scores_BI, informed_B
+        return scores_BI
     given, codes = (list(column) for column in zip(*places, strict=True))
     for name, by_value in found["columns"].items():
         for row, value in enumerate(histories.column_of(examples, name).to_pylist()):
             if value in by_value:
                 scores_BI[row, codes] += np.array(by_value[value], np.float32)[given]
-                informed_B[row] = True
-    return scores_BI, informed_B
+    return scores_BI
+
+
+def informed(examples: pa.Table, catalogue: Catalogue, found: Mapping[str, Any]) -> np.ndarray:
+    """(B,) bool: whether an attribute has a say in `cold_scores`."""
+    result = np.zeros(examples.num_rows, bool)
+    if _lifted(catalogue, found):
+        for name, by_value in found["columns"].items():
+            values = histories.column_of(examples, name)
+            result |= pc.is_in(values, value_set=pa.array(list(by_value), values.type)).to_numpy()
+    return result
+
+
+def _lifted(catalogue: Catalogue, found: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Places of the products with lifts: among these, and in the catalogue."""
+    products = found.get("products", ())
+    return [(place, catalogue.code_of[item]) for place, item in enumerate(products) if item in catalogue.code_of]
 
 
 def new_products(

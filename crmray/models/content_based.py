@@ -21,7 +21,7 @@ from crmray.errors import NotEnoughDataError
 from crmray.models import histories, ranking
 from crmray.models.content import product_vectors
 from crmray.models.histories import Catalogue
-from crmray.models.neighbours import TIE, check_share, needs_history, reasons_by_share
+from crmray.models.neighbours import TIE, arrays_of, check_share, matrix_of, needs_history, reasons_by_share
 from crmray.models.tabular import file_of, to_json
 
 DESCRIBED = "described_share"
@@ -117,13 +117,8 @@ class FittedContent:
 
     def save(self) -> dict[str, bytes]:
         """The catalogue's files, model.json, vectors.safetensors."""
-        vectors = self.vectors_IW
-        arrays = {
-            "data": vectors.data, "indices": vectors.indices.astype(np.int32),
-            "indptr": vectors.indptr.astype(np.int64),
-        }  # fmt: skip
-        about = {"decay": self.decay, "popularity": self.popularity, "num_words": vectors.shape[1]}
-        own = {"model.json": to_json(about), "vectors.safetensors": safetensors.save(arrays)}
+        about = {"decay": self.decay, "popularity": self.popularity, "num_words": self.vectors_IW.shape[1]}
+        own = {"model.json": to_json(about), "vectors.safetensors": safetensors.save(arrays_of(self.vectors_IW))}
         return {**self.catalogue.save(), **own}
 
     @staticmethod
@@ -131,6 +126,5 @@ class FittedContent:
         """What `save` wrote. CorruptError when a file is missing."""
         catalogue, about = Catalogue.load(files), json.loads(file_of(files, "model.json"))
         arrays = safetensors.load(file_of(files, "vectors.safetensors"))
-        parts = arrays["data"], arrays["indices"], arrays["indptr"]
-        vectors_IW = sp.csr_matrix(parts, shape=(len(catalogue), about.pop("num_words")))
+        vectors_IW = matrix_of(arrays, (len(catalogue), about.pop("num_words")))
         return FittedContent(catalogue=catalogue, vectors_IW=vectors_IW, **about)

@@ -30,11 +30,10 @@ def sentences(
                 if products and not found[row][place]:
                     told = " and ".join(facts.names.get(product, product) for product in products)
                     found[row][place] = member.BECAUSE.format(told)
-    neighbours = next((m.BECAUSE for m in _by_weight(model) if hasattr(m, "BECAUSE") and "{}" not in m.BECAUSE), None)
     bought = histories.column_of(examples, "history").to_pylist()
     return [
         [
-            words if words and source == PERSONAL else _otherwise(product, source, set(own or ()), facts, neighbours)
+            words if words and source == PERSONAL else _otherwise(product, source, set(own or ()), facts)
             for words, product in zip(row, products, strict=True)
         ]
         for row, products, source, own in zip(found, shown, sources, bought, strict=True)
@@ -48,14 +47,12 @@ def _by_weight(model: Any) -> list[Any]:
     return [model.members[name] for name in sorted(model.members, key=lambda name: -model.weights[name])]
 
 
-def _otherwise(product: str, source: str, bought: set[str], facts: Facts, neighbours: str | None) -> str:
+def _otherwise(product: str, source: str, bought: set[str], facts: Facts) -> str:
     """Words for a product of which no model says why."""
     category = facts.categories.get(product)
     if source == CONTENT:
         return "bought by similar customers"
     if source == POPULAR:
         return f"popular now in {category}" if category else "popular now"
-    if neighbours is not None:
-        return neighbours
     known = category is not None and any(facts.categories.get(other) == category for other in bought)
     return f"fits what was bought in {category}" if known else "fits what was bought"

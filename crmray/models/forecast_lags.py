@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from crmray import log
 from crmray.errors import NotEnoughDataError
-from crmray.models.boosting import _reloaded
+from crmray.models.boosting import reloaded
 from crmray.models.forecast_features import MIN_WEEKS, Known, Targets, names_of
 from crmray.models.forecast_naive import needs_history
 from crmray.models.forecast_panel import MIDDLE, QUANTILES, Panel, finish
@@ -115,12 +115,12 @@ class Lags:
         most = self.max_rounds if stop_early else rounds or self.num_rounds
         middle = lightgbm.train(self._parameters(0.5, seed), data, num_boost_round=most, **how)
         best = middle.best_iteration if stop_early else middle.current_iteration()
-        boosters = {0.5: _reloaded(middle.model_to_string(num_iteration=best))}
+        boosters = {0.5: reloaded(middle.model_to_string(num_iteration=best))}
         rows, origins, ahead = (part[:: 2 if len(part) > self.max_targets // 2 else 1] for part in targets)
         spread = self._dataset(known, (rows, origins, ahead), levels)
         for quantile in (q for q in QUANTILES if q != 0.5):
             trees = lightgbm.train(self._parameters(quantile, seed), spread, num_boost_round=self.spread_rounds)
-            boosters[quantile] = _reloaded(trees.model_to_string())
+            boosters[quantile] = reloaded(trees.model_to_string())
         log.event("train.boosted", rounds=best, targets=len(targets[0]), series=len(known.values))
         return LagsModel(
             boosters=tuple(boosters[q] for q in QUANTILES), base=self.base, levels=levels, kinds=list(known.kinds),
@@ -165,7 +165,7 @@ class Lags:
     def load(files: Mapping[str, bytes]) -> LagsModel:
         """The model that `save` wrote."""
         about = json.loads(file_of(files, "lags.json"))
-        boosters = tuple(_reloaded(file_of(files, f"q{round(100 * q)}.txt").decode()) for q in QUANTILES)
+        boosters = tuple(reloaded(file_of(files, f"q{round(100 * q)}.txt").decode()) for q in QUANTILES)
         return LagsModel(boosters=boosters, **about)
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crmray.data.asof_series import weeks
 from crmray.errors import NotEnoughDataError, SchemaError
+from crmray.schema import TIME
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 COLUMNS = ("q10", "q25", "q50", "q75", "q90")
@@ -21,8 +23,6 @@ MIDDLE = QUANTILES.index(0.5)
 YEAR_WEEKS = 52
 SEASON_WEEKS = 365.25 / 7
 EVENT = "event_"
-FIRST_MONDAY_DAYS = 3  # 1 January 1970 was a Thursday
-DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class Panel:
     values: np.ndarray
     """(N, L) float64 sales; NaN before a series begins and where a week is not known"""
     events: np.ndarray
-    """(N, L + H, K) float64, 1 in a week with such an event; the last H are those to forecast; K = 0 without any"""
+    """(N, L + H, K) float64, 1 in a week with such an event, NaN before a series begins; the last H are those to
+    forecast; K = 0 without any"""
     kinds: tuple[str, ...]
     """(K,) names of the event columns"""
     week: np.ndarray
@@ -57,12 +58,11 @@ class Panel:
         kinds = tuple(sorted(name for name in rows.column_names if name.startswith(EVENT)))
         events = [_aligned(rows[kind])[0] for kind in kinds]
         label, weight = (_labels(rows, name) for name in ("label", "label_weight"))
-        days = pc.cast(rows["as_of"].cast(pa.timestamp("us", tz="UTC")), pa.int64()).to_numpy() // DAY_US
         return Panel(
             values=values,
-            events=np.nan_to_num(np.stack(events, axis=2)) if events else np.zeros((len(values), length, 0)),
+            events=np.stack(events, axis=2) if events else np.zeros((len(values), length, 0)),
             kinds=kinds,
-            week=(days + FIRST_MONDAY_DAYS) // 7,
+            week=weeks(rows["as_of"].cast(TIME)),
             level=rows["level"].to_pylist(),
             label=label,
             weight=weight,

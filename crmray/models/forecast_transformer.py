@@ -199,7 +199,7 @@ def _past(panel: Panel, size_N: np.ndarray, weeks: int) -> np.ndarray:
     length = panel.values.shape[1]
     padding = ((0, 0), (max(0, weeks - length), 0))
     values_NL = np.pad(panel.values, padding, constant_values=np.nan)[:, -weeks:]
-    events_NLK = np.pad(panel.events[:, :length], (*padding, (0, 0)))[:, -weeks:]
+    events_NLK = np.pad(np.nan_to_num(panel.events[:, :length]), (*padding, (0, 0)))[:, -weeks:]
     known_NL = np.isfinite(values_NL)
     scaled_NL = _cut(np.nan_to_num(values_NL) / size_N[:, None])
     return np.concatenate([scaled_NL[:, :, None], known_NL[:, :, None], events_NLK], axis=2).astype(np.float32)

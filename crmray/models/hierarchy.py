@@ -13,7 +13,17 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from crmray.models.kmeans import NUM_SEGMENTS, Segments, feature_names, matrix, nearest, quality, stability
+from crmray.models.kmeans import (
+    NUM_SEGMENTS,
+    Segments,
+    feature_names,
+    matrix,
+    mean_and_scale,
+    nearest,
+    quality,
+    stability,
+    sums,
+)
 
 SAMPLE_ROWS = 2_000
 """rows of the hierarchy"""
@@ -45,8 +55,7 @@ class Ward:
         """Centres of the hierarchy's segments. NotEnoughDataError for too few customers."""
         columns = feature_names(train, self.num_segments)
         values_ND = matrix(train, columns)
-        mean_D, scale_D = np.nanmean(values_ND, axis=0), np.nanstd(values_ND, axis=0)
-        scale_D = np.where(scale_D < 1e-9, 1.0, scale_D)
+        mean_D, scale_D = mean_and_scale(sums(values_ND))
         rows_ND = np.nan_to_num((values_ND - mean_D) / scale_D)
         sample_ND = sample(rows_ND, SAMPLE_ROWS, seed)
         found = [self._cut(sample_ND, k, seed) for k in ((self.num_segments,) if self.num_segments else NUM_SEGMENTS)]
@@ -56,8 +65,8 @@ class Ward:
     def _cut(self, sample_ND: np.ndarray, k: int, seed: int) -> tuple[float, np.ndarray, float]:
         """Quality, centres and stability of k segments."""
         part_ND = sample_ND[:STABILITY_ROWS]
-        steady = stability(part_ND, lambda rows: nearest(part_ND, _centers(part_ND[rows], k))[0], seed)
-        centers_KD = _centers(sample_ND, k)
+        steady = stability(part_ND, lambda rows: nearest(part_ND, centers(part_ND[rows], k))[0], seed)
+        centers_KD = centers(sample_ND, k)
         return quality(sample_ND, nearest(sample_ND, centers_KD)[0], steady), centers_KD, steady
 
     @staticmethod
@@ -71,7 +80,8 @@ def sample(rows_ND: np.ndarray, count: int, seed: int) -> np.ndarray:
     return rows_ND[np.random.default_rng(seed).permutation(len(rows_ND))[:count]]
 
 
-def _centers(rows_ND: np.ndarray, k: int) -> np.ndarray:
+def centers(rows_ND: np.ndarray, k: int) -> np.ndarray:
+    """(K, D) means of the k clusters of Ward's hierarchy of all rows."""
     from sklearn.cluster import AgglomerativeClustering
 
     found = AgglomerativeClustering(k, linkage="ward").fit_predict(rows_ND)

@@ -22,8 +22,9 @@ from safetensors.numpy import save as save_tensors
 from sklearn.cluster import KMeans as LocalKMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from crmray.errors import BundleError, DataError, NotEnoughDataError
+from crmray.errors import DataError, NotEnoughDataError
 from crmray.models.anomalies import Anomalies
+from crmray.models.tabular import file_of
 
 NUM_SEGMENTS = (3, 4, 5, 6, 7, 8)
 """numbers of segments that are tried"""
@@ -52,6 +53,22 @@ def matrix(examples: pa.Table, columns: Sequence[str]) -> np.ndarray:
             raise DataError(f"segmentation: column {column!r} holds an infinite value, expected finite numbers")
         values_ND[:, d] = np.sign(values) * np.log1p(np.abs(values))
     return values_ND
+
+
+def sums(values_ND: np.ndarray) -> dict[str, np.ndarray]:
+    """n, sum and squares (D,) of the known values of each feature; those of all shards add up."""
+    known_ND = ~np.isnan(values_ND)
+    filled_ND = np.where(known_ND, values_ND, 0.0)
+    return {"n": known_ND.sum(axis=0), "sum": filled_ND.sum(axis=0), "squares": (filled_ND**2).sum(axis=0)}
+
+
+def mean_and_scale(total: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and population standard deviation (D,) from `sums`; of a feature without a value 0 and 1."""
+    n_D = np.maximum(total["n"], 1)
+    mean_D = total["sum"] / n_D
+    scale_D = np.sqrt(np.maximum(total["squares"] / n_D - mean_D**2, 0.0))
+    scale_D[scale_D < 1e-9] = 1.0  # a constant feature stays at zero and separates nobody
+    return mean_D, scale_D
 
 
 def silhouette(rows_ND: np.ndarray, segment: np.ndarray) -> float:
@@ -139,11 +156,9 @@ class Segments:
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Segments:
-        """From what `save` gave."""
-        try:
-            head, tensors = json.loads(files["segments.json"]), load_tensors(files["segments.safetensors"])
-        except KeyError as error:
-            raise BundleError(f"segmentation model: file {error} is missing, got {sorted(files)}") from None
+        """From what `save` gave. CorruptError when a file is missing."""
+        head = json.loads(file_of(files, "segments.json"))
+        tensors = load_tensors(file_of(files, "segments.safetensors"))
         return cls(
             columns=tuple(head["columns"]), mean_D=tensors["mean"], scale_D=tensors["scale"],
             centers_KD=tensors["centers"], stability=head["stability"], anomalies=Anomalies.load(files),
@@ -217,9 +232,7 @@ class KMeans:
         """Sums of one shard: of the features in the first pass, per segment afterwards."""
         rows_ND = matrix(shard, state["columns"])
         if "centers" not in state:
-            known_ND = ~np.isnan(rows_ND)
-            filled_ND = np.where(known_ND, rows_ND, 0.0)
-            return {"n": known_ND.sum(axis=0), "sum": filled_ND.sum(axis=0), "squares": (filled_ND**2).sum(axis=0)}
+            return sums(rows_ND)
         rows_ND = np.nan_to_num((rows_ND - state["mean"]) / state["scale"])
         segment, _ = nearest(rows_ND, state["centers"])
         sums_KD = np.zeros_like(state["centers"])
@@ -232,10 +245,7 @@ class KMeans:
         """Next state, and whether the centres stand still."""
         total = {name: np.sum([partial[name] for partial in partials], axis=0) for name in partials[0]}
         if "centers" not in state:
-            n_D = np.maximum(total["n"], 1)
-            mean_D = total["sum"] / n_D
-            scale_D = np.sqrt(np.maximum(total["squares"] / n_D - mean_D**2, 0.0))
-            scale_D[scale_D < 1e-9] = 1.0  # a constant feature stays at zero and separates nobody
+            mean_D, scale_D = mean_and_scale(total)
             sample_ND = np.nan_to_num((state["sample"] - mean_D) / scale_D)
             rest = {key: value for key, value in state.items() if key != "sample"}
             centers_KD, steady = self._best(sample_ND, state["seed"])

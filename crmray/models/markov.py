@@ -5,8 +5,8 @@ alike, leads to product i with probability S[j, i]; and with probability w_0 fro
 z buys i with probability T[z, i]. All of it is fitted by expectation maximisation (Dempster, Laird and Rubin 1977).
 Sources: Raftery, "A model for high-order Markov chains" (1985), for the mixture over lags; Hofmann, "Probabilistic
 latent semantic analysis" (UAI 1999), and Hofmann and Puzicha, "Latent class models for collaborative filtering" (IJCAI
-1999), for the tastes; Rendle, Freudenthaler and Schmidt-Thieme, "Factorizing
-personalized Markov chains for next-basket recommendation" (WWW 2010), for joining both.
+1999), for the tastes; Rendle, Freudenthaler and Schmidt-Thieme, "Factorizing personalized Markov chains for next-basket
+recommendation" (WWW 2010), for joining both.
 Shapes: B rows, I items, N history entries of all rows, Z tastes, L lags.
 """
 
@@ -25,7 +25,15 @@ from safetensors import numpy as safetensors
 from crmray.evaluate import metrics
 from crmray.models import histories, ranking
 from crmray.models.histories import Catalogue, Histories
-from crmray.models.neighbours import TIE, between, needs_history, reasons_by_share, strongest
+from crmray.models.neighbours import (
+    TIE,
+    arrays_of,
+    between,
+    matrix_of,
+    needs_history,
+    reasons_by_share,
+    strongest,
+)
 from crmray.models.tabular import check_choice, check_positive, file_of, to_json
 from crmray.models.visit_chain import Chain, Mixture, groups, maximise, of_mixed_tastes, one_taste
 
@@ -153,7 +161,14 @@ def _sampled(bought: Histories, num_lags: int, rng: np.random.Generator) -> Hist
 def _newest_visit(model: FittedMarkov, bought: Histories) -> float:
     """Mean NDCG@10 of what MAX_TOLD customers bought for the first time on their newest visit, given the others."""
     several = np.flatnonzero(np.bincount(bought.rows, bought.visits_from_end(), minlength=len(bought)) > 0)
-    part = bought.take(np.sort(np.random.default_rng(0).permutation(several)[:MAX_TOLD]))
+    asked = bought.take(np.sort(np.random.default_rng(0).permutation(several)[:MAX_TOLD]))
+    blocks = ranking.blocks(len(asked), len(model.catalogue))
+    found = np.concatenate([np.empty(0), *(_told(model, asked.slice(block.start, block.stop)) for block in blocks)])
+    return float(found.mean()) if len(found) else 0.0
+
+
+def _told(model: FittedMarkov, part: Histories) -> np.ndarray:
+    """NDCG@10 of each of these customers, of those who bought something for the first time on their newest visit."""
     newest = part.visits_from_end() == 0
     past = part.where(~newest)
     scores_BI = model.scores_of(past)
@@ -161,10 +176,10 @@ def _newest_visit(model: FittedMarkov, bought: Histories) -> float:
     is_new = newest & np.isfinite(scores_BI[part.rows, part.codes])
     rows = np.unique(part.rows[is_new])
     if not len(rows):
-        return 0.0
+        return np.empty(0)
     truth = np.split(part.codes[is_new], np.flatnonzero(np.diff(part.rows[is_new])) + 1)
     ranked = ranking.top(scores_BI[rows], min(10, scores_BI.shape[1]))[0]
-    return float(metrics.ranking_rows(ranked, [set(codes.tolist()) for codes in truth])["ndcg"].mean())
+    return metrics.ranking_rows(ranked, [set(codes.tolist()) for codes in truth])["ndcg"]
 
 
 def _on_sale(bought: Histories, num_items: int) -> np.ndarray:
@@ -264,10 +279,7 @@ class FittedMarkov:
 
     def save(self) -> dict[str, bytes]:
         """The catalogue's files, model.json, markov.safetensors."""
-        arrays = {
-            "data": self.votes.data, "indices": self.votes.indices.astype(np.int32),
-            "indptr": self.votes.indptr.astype(np.int64), "tastes": self.taste_ZI, "added": self.taste_added_Z,
-        }  # fmt: skip
+        arrays = {**arrays_of(self.votes), "tastes": self.taste_ZI, "added": self.taste_added_Z}
         about: dict[str, Any] = {name: getattr(self, name) for name in ("lag_weights", "look_ahead_days", "membership")}
         own = {"model.json": to_json(about), "markov.safetensors": safetensors.save(arrays)}
         return {**self.catalogue.save(), **own}
@@ -277,8 +289,7 @@ class FittedMarkov:
         """What `save` wrote. CorruptError when a file is missing."""
         catalogue, about = Catalogue.load(files), json.loads(file_of(files, "model.json"))
         arrays = safetensors.load(file_of(files, "markov.safetensors"))
-        parts = arrays["data"], arrays["indices"], arrays["indptr"]
-        votes = sp.csr_matrix(parts, shape=(len(catalogue), len(catalogue)))
+        votes = matrix_of(arrays, (len(catalogue), len(catalogue)))
         return FittedMarkov(
             catalogue=catalogue, votes=votes, taste_ZI=arrays["tastes"], taste_added_Z=arrays["added"],
             lag_weights=tuple(about["lag_weights"]), look_ahead_days=about["look_ahead_days"],

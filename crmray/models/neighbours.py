@@ -156,6 +156,18 @@ def strongest(votes: sp.csr_matrix, num_neighbours: int) -> sp.csr_matrix:
     return result
 
 
+def arrays_of(matrix: sp.csr_matrix) -> dict[str, np.ndarray]:
+    """A sparse matrix as arrays to be saved; `matrix_of` takes them back."""
+    return {
+        "data": matrix.data, "indices": matrix.indices.astype(np.int32), "indptr": matrix.indptr.astype(np.int64),
+    }  # fmt: skip
+
+
+def matrix_of(arrays: Mapping[str, np.ndarray], shape: tuple[int, int]) -> sp.csr_matrix:
+    """From what `arrays_of` gave, among other arrays."""
+    return sp.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape)
+
+
 def between(votes: sp.csr_matrix) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Of a matrix (I, I) the dense part at some rows and columns."""
     return lambda rows, columns: votes[rows][:, columns].toarray()
@@ -222,12 +234,8 @@ class ItemToItem:
 
     def save(self) -> dict[str, bytes]:
         """The catalogue's files, model.json, votes.safetensors."""
-        arrays = {
-            "data": self.votes.data,
-            "indices": self.votes.indices.astype(np.int32),
-            "indptr": self.votes.indptr.astype(np.int64),
-        }
-        own = {"model.json": to_json({"decay": self.decay}), "votes.safetensors": safetensors.save(arrays)}
+        votes = safetensors.save(arrays_of(self.votes))
+        own = {"model.json": to_json({"decay": self.decay}), "votes.safetensors": votes}
         return {**self.catalogue.save(), **own}
 
     @staticmethod
@@ -235,6 +243,5 @@ class ItemToItem:
         """What `save` wrote. CorruptError when a file is missing."""
         catalogue = Catalogue.load(files)
         arrays = safetensors.load(file_of(files, "votes.safetensors"))
-        parts = arrays["data"], arrays["indices"], arrays["indptr"]
-        votes = sp.csr_matrix(parts, shape=(len(catalogue), len(catalogue)))
+        votes = matrix_of(arrays, (len(catalogue), len(catalogue)))
         return ItemToItem(catalogue=catalogue, votes=votes, decay=json.loads(file_of(files, "model.json"))["decay"])

@@ -69,9 +69,7 @@ def rank_block(
     scores_BI: np.ndarray, catalogue: Catalogue, part: pa.Table, *, top_k: int = 10, exclude: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Products (B, K) object and scores (B, K) float32 of the rows whose scores are given; as `rank`."""
-    allowed_BI = np.array(scores_BI, dtype=np.float32)
-    allowed_BI[owned(part, catalogue)] = -np.inf
-    allowed_BI[:, [catalogue.code_of[product] for product in exclude if product in catalogue.code_of]] = -np.inf
+    allowed_BI = _allowed(scores_BI, catalogue, part, exclude)
     best_BK, values_BK = top(allowed_BI, min(top_k, len(catalogue)))
     shown_BK = np.isfinite(values_BK)
     products_BK = np.full((len(allowed_BI), top_k), None, dtype=object)
@@ -95,17 +93,19 @@ def lists(
 ) -> list[tuple[list[str], list[float]]]:
     """Products and scores that each row is shown under the rules, best first; shorter where fewer are left.
 
-    Rules that reorder choose among the `pool` best products, and among all where these are not enough.
+    Rules that reorder choose among the `pool` best products; for a row for which these are not enough, among all.
     """
+    found: list[tuple[list[str], list[float]]] = [([], [])] * examples.num_rows
+    short = np.arange(examples.num_rows)
     for depth in [min(pool, len(catalogue)), len(catalogue)] if rules.reorders else [top_k]:
-        best = rank(scores, catalogue, examples, top_k=depth, exclude=sorted(hidden))
-        found = []
-        for names, values in zip(best["products"], best["scores"], strict=True):
-            size = int(np.isfinite(values).sum())
-            chosen = rules.choose(names[:size].tolist(), values[:size], top_k, facts)
-            found.append((names[chosen].tolist(), values[chosen].astype(float).tolist()))
-        if all(len(names) == top_k for names, _ in found):
-            break
+        for block in blocks(len(short), depth):  # the whole rankings of all rows would not fit the memory
+            part = examples.take(pa.array(short[block]))
+            best = rank(scores, catalogue, part, top_k=depth, exclude=sorted(hidden))
+            for row, names, values in zip(short[block], best["products"], best["scores"], strict=True):
+                size = int(np.isfinite(values).sum())
+                chosen = rules.choose(names[:size].tolist(), values[:size], top_k, facts)
+                found[row] = names[chosen].tolist(), values[chosen].astype(float).tolist()
+        short = np.array([row for row in short if len(found[row][0]) < top_k], np.int64)
     return found
 
 
@@ -123,15 +123,20 @@ def places(
     code = catalogue.code_of.get(product)
     if code is None:
         return found
-    barred = [catalogue.code_of[other] for other in exclude if other in catalogue.code_of]
     for block in blocks(examples.num_rows, len(catalogue)):
         part = examples.slice(block.start, block.stop - block.start)
-        allowed_BI = np.array(scores(part), dtype=np.float32)
-        allowed_BI[owned(part, catalogue)] = -np.inf
-        allowed_BI[:, barred] = -np.inf
+        allowed_BI = _allowed(np.asarray(scores(part)), catalogue, part, exclude)
         own_B1 = allowed_BI[:, [code]]
         found[block] = np.where(np.isfinite(own_B1[:, 0]), 1 + (allowed_BI > own_B1).sum(1), 0)
     return found
+
+
+def _allowed(scores_BI: np.ndarray, catalogue: Catalogue, part: pa.Table, exclude: Sequence[str]) -> np.ndarray:
+    """(B, I) float32: a copy of the scores, -inf for what a row or nobody may be shown."""
+    allowed_BI = np.array(scores_BI, dtype=np.float32)
+    allowed_BI[owned(part, catalogue)] = -np.inf
+    allowed_BI[:, [catalogue.code_of[product] for product in exclude if product in catalogue.code_of]] = -np.inf
+    return allowed_BI
 
 
 def owned(examples: pa.Table, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:

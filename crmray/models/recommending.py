@@ -73,11 +73,11 @@ def _scorers(
     like = content.similar(facts, similar_to, catalogue) if similar_to in facts.place_of and not known.any() else None
     if like is not None:  # a product that nobody bought: products like it
         return [CONTENT] * len(known), [(np.arange(len(known)), lambda block: np.tile(like, (block.num_rows, 1)))]
-    informed = content.cold_scores(examples.filter(pa.array(~known)), catalogue, lifts)[1]
     sources = np.full(len(known), PERSONAL, dtype=object)
+    informed = content.informed(examples.filter(pa.array(~known)), catalogue, lifts)
     sources[~known] = np.where(informed, CONTENT, POPULAR)
     both = [
         (np.flatnonzero(known), model.scores),
-        (np.flatnonzero(~known), lambda block: content.cold_scores(block, catalogue, lifts)[0]),
+        (np.flatnonzero(~known), lambda block: content.cold_scores(block, catalogue, lifts)),
     ]
     return sources.tolist(), [(rows, scorer) for rows, scorer in both if len(rows)]

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from crmray.models.kmeans import STABILITY_ROWS, before, matrix, stability
+from crmray.models.tabular import file_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class RFMRules:
     @staticmethod
     def load(files: Mapping[str, bytes]) -> FittedRules:
         """The fitted rules from what `save` gave."""
-        head = json.loads(files["rules.json"])
+        head = json.loads(file_of(files, "rules.json"))
         arrays = {name: np.array(head[name]) for name in ("edges_DB", "mean_D", "scale_D")}
         return FittedRules(**arrays, stability=head["stability"], rounds=None)
 

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from crmray.models import histories, ranking
+from crmray.models.attention import Block
 from crmray.models.histories import Catalogue, Histories
 from crmray.models.neighbours import check_share, needs_history
 from crmray.models.tabular import check_positive, file_of, to_json
@@ -220,30 +221,6 @@ def _padded(offsets: np.ndarray, values: np.ndarray, width: int, filler: int, ne
     return result
 
 
-class _Block(nn.Module):
-    """Pre-norm attention and feed-forward."""
-
-    def __init__(self, sizes: Sizes):
-        super().__init__()
-        self.num_heads, self.dropout = sizes.num_heads, sizes.dropout
-        self.norm_attention, self.norm_forward = nn.LayerNorm(sizes.dim), nn.LayerNorm(sizes.dim)
-        self.query_key_value = nn.Linear(sizes.dim, 3 * sizes.dim)
-        self.out = nn.Linear(sizes.dim, sizes.dim)
-        self.forward_in = nn.Linear(sizes.dim, 4 * sizes.dim)
-        self.forward_out = nn.Linear(4 * sizes.dim, sizes.dim)
-
-    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        size = x_BLD.shape
-        parts = self.query_key_value(self.norm_attention(x_BLD)).view(*size[:2], 3, self.num_heads, -1)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)  # each (B, H, L, D / H)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-        x_BLD = x_BLD + F.dropout(self.out(mixed.transpose(1, 2).reshape(size)), self.dropout, self.training)
-        inner = F.gelu(self.forward_in(self.norm_forward(x_BLD)))
-        return x_BLD + F.dropout(self.forward_out(inner), self.dropout, self.training)
-
-
 class CausalTransformer(nn.Module):
     """Embeddings of items, places and gaps; causal blocks; scores by the same item embeddings."""
 
@@ -253,7 +230,7 @@ class CausalTransformer(nn.Module):
         self.item = nn.Embedding(sizes.num_items + 1, sizes.dim, padding_idx=sizes.num_items)
         self.place = nn.Embedding(sizes.max_length, sizes.dim)
         self.gap = nn.Embedding(NUM_GAP_BUCKETS, sizes.dim)
-        self.blocks = nn.ModuleList(_Block(sizes) for _ in range(sizes.num_layers))
+        self.blocks = nn.ModuleList(Block(sizes.dim, sizes.num_heads, sizes.dropout) for _ in range(sizes.num_layers))
         self.norm = nn.LayerNorm(sizes.dim)
         self.bias_I = nn.Parameter(torch.zeros(sizes.num_items))
         for table in (self.item, self.place, self.gap):

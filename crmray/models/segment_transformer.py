@@ -24,7 +24,7 @@ from crmray.data.splits import PARTS
 from crmray.models import events
 from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
 from crmray.models.kmeans import KMeans, Segments
-from crmray.models.tabular import check_positive, file_of, to_json
+from crmray.models.tabular import check_choice, check_positive, file_of, to_json
 
 TRAIN, VALIDATION = PARTS.index("train"), PARTS.index("validation")
 PREDICT_ROWS = 1024
@@ -74,8 +74,14 @@ class SegmentTransformer:
         )  # fmt: skip
         if self.dim % self.num_heads:
             raise ValueError(f"got dim={self.dim} and num_heads={self.num_heads}, expected dim to be a multiple of it")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"got dropout={self.dropout}, expected a share within [0, 1)")
+        if not 0 <= self.dropout < 1 or not 0 <= self.warmup_share < 1 or self.weight_decay < 0:
+            raise ValueError(
+                f"got dropout={self.dropout}, warmup_share={self.warmup_share}, weight_decay={self.weight_decay}, "
+                "expected shares within [0, 1) and a decay of 0 or more"
+            )
+        check_choice("schedule", self.schedule, ("constant", "cosine"))
+        if self.num_segments is not None and self.num_segments < 2:
+            raise ValueError(f"got num_segments={self.num_segments}, expected 2 or more")
 
     @classmethod
     def applies(cls, columns: Sequence[str]) -> str | None:

@@ -239,14 +239,20 @@ class SklearnModel:
         return {"tabular.json": to_json(state), "model.skops": io.dumps(self.estimator)}
 
 
-def _load_sklearn(files: Mapping[str, bytes]) -> SklearnModel:
+def estimator_of(files: Mapping[str, bytes], name: str) -> Any:
+    """The scikit-learn estimator in a skops file. CorruptError for a missing file, and for one that holds anything
+    that is not trusted."""
     from skops import io
     from skops.io.exceptions import UntrustedTypesFoundException
 
     try:
-        estimator = io.loads(file_of(files, "model.skops"), trusted=list(TRUSTED))
+        return io.loads(file_of(files, name), trusted=list(TRUSTED))
     except UntrustedTypesFoundException as error:
-        raise CorruptError(f"model.skops: {error}; expected none but {', '.join(TRUSTED)}; do not use it") from None
+        raise CorruptError(f"{name}: {error}; expected none but {', '.join(TRUSTED)}; do not use it") from None
+
+
+def _load_sklearn(files: Mapping[str, bytes]) -> SklearnModel:
+    estimator = estimator_of(files, "model.skops")
     state = json.loads(file_of(files, "tabular.json"))
     target = Target.from_state(state["target"])
     return SklearnModel(tabular=Tabular.from_state(state), target=target, estimator=estimator)

@@ -7,8 +7,9 @@ lake is found in its files, and the bundle is retired (crmray.forget). Shapes: B
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -21,7 +22,7 @@ from scipy.sparse.linalg import norm as norms
 
 from crmray.models import histories, ranking
 from crmray.models.histories import Catalogue
-from crmray.models.neighbours import TIE, check_share, needs_history, strongest
+from crmray.models.neighbours import TIE, arrays_of, check_share, matrix_of, needs_history, strongest
 from crmray.models.tabular import check_positive, file_of, to_json
 
 
@@ -111,14 +112,35 @@ class FittedUserKNN:
 
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32: the neighbours' purchases, weighed by likeness. Nobody is a neighbour of their own."""
+        return self._voted(examples).toarray() + np.float32(TIE) * self.catalogue.popularity
+
+    def because(self, examples: pa.Table, products: Sequence[Sequence[str]]) -> list[list[list[str]]]:
+        """For each row and each of its products: the product itself where a neighbour bought it."""
+        voted, code_of = self._voted(examples), self.catalogue.code_of
+        bought = (set(voted.indices[start:stop]) for start, stop in itertools.pairwise(voted.indptr))
+        return [
+            [[product] if code_of.get(product) in codes else [] for product in shown]
+            for codes, shown in zip(bought, products, strict=True)
+        ]
+
+    def _voted(self, examples: pa.Table) -> sp.csr_matrix:
+        """(B, I) float32 votes above 0, of a few rows at a time: each of them may be like every customer."""
+        parts = [
+            self._votes(examples.slice(block.start, block.stop - block.start))
+            for block in ranking.blocks(examples.num_rows, len(self.customers))
+        ]
+        return sp.vstack([sp.csr_matrix((0, len(self.catalogue)), dtype=np.float32), *parts], format="csr")
+
+    def _votes(self, examples: pa.Table) -> sp.csr_matrix:
         history = histories.encode(examples, self.catalogue).matrix(len(self.catalogue), self.decay) @ self._weights
         likeness = (history @ self._compared.T).tocoo()
         norm = norms(history, axis=1)[likeness.row] * norms(self._compared, axis=1)[likeness.col]
         own = np.array([self._place_of.get(who, -1) for who in examples["entity_id"].to_pylist()], np.int64)
         values = np.where(own[likeness.row] == likeness.col, 0.0, likeness.data / (norm + self.shrink))
         cosine = sp.csr_matrix((values, (likeness.row, likeness.col)), shape=likeness.shape)
-        voted = strongest(cosine, self.num_neighbours) @ self.bought
-        return voted.toarray().astype(np.float32) + np.float32(TIE) * self.catalogue.popularity
+        voted = (strongest(cosine, self.num_neighbours) @ self.bought).astype(np.float32)
+        voted.eliminate_zeros()
+        return voted
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """The ten best products of each row; see `ranking.rank`."""
@@ -126,20 +148,15 @@ class FittedUserKNN:
 
     def save(self) -> dict[str, bytes]:
         """The catalogue's files, model.json, customers.json, bought.safetensors."""
-        arrays = {
-            "data": self.bought.data, "indices": self.bought.indices.astype(np.int32),
-            "indptr": self.bought.indptr.astype(np.int64),
-        }  # fmt: skip
         about = {name: getattr(self, name) for name in ("num_neighbours", "shrink", "decay", "rarity")}
         own = {"model.json": to_json(about), "customers.json": to_json(self.customers)}
-        return {**self.catalogue.save(), **own, "bought.safetensors": safetensors.save(arrays)}
+        return {**self.catalogue.save(), **own, "bought.safetensors": safetensors.save(arrays_of(self.bought))}
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> FittedUserKNN:
         """What `save` wrote. CorruptError when a file is missing."""
         catalogue, customers = Catalogue.load(files), json.loads(file_of(files, "customers.json"))
         arrays = safetensors.load(file_of(files, "bought.safetensors"))
-        parts = arrays["data"], arrays["indices"], arrays["indptr"]
-        bought = sp.csr_matrix(parts, shape=(len(customers), len(catalogue)))
+        bought = matrix_of(arrays, (len(customers), len(catalogue)))
         about = json.loads(file_of(files, "model.json"))
         return FittedUserKNN(catalogue=catalogue, customers=customers, bought=bought, **about)

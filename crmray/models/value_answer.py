@@ -33,10 +33,12 @@ NUM_PLACES = 201
 """quantiles of validation spend by which a customer's percentile is found"""
 
 
-def fit(raw: Mapping[str, np.ndarray], train: pa.Table, validation: pa.Table, *, horizon_days: int) -> dict[str, Any]:
+def fit(
+    raw: Mapping[str, np.ndarray], train: pa.Table, validation: pa.Table, *, horizon_days: int, lookback_days: int
+) -> dict[str, Any]:
     """The maps as JSON, from raw outputs on validation rows."""
     targets = targets_of(validation, part="validation")
-    season = value_season.fit(train, validation, horizon_days)
+    season = value_season.fit(train, validation, horizon_days=horizon_days, lookback_days=lookback_days)
     (date,) = value_season.dates_of(validation)
     bought, p = targets.bought.astype(float), np.clip(raw["p_purchase"], 0.0, 1.0)
     curve = calibration.fit(bought, p)

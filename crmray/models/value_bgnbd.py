@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crmray.errors import NotEnoughDataError, SchemaError, TrainingError
 from crmray.models.preprocess import numbers_of
@@ -89,8 +90,6 @@ class BGNBD:
 
 
 def _newest(train: pa.Table) -> pa.Table:
-    import pyarrow.compute as pc
-
     if "as_of" not in train.column_names or train["as_of"].null_count == train.num_rows:
         return train
     return train.filter(pc.equal(train["as_of"], pc.max(train["as_of"])))
@@ -180,15 +179,19 @@ class BGNBDModel:
         return np.where(x > 0, 1.0 / (1.0 + odds * np.exp(np.minimum(log_ratio, 700.0))), 1.0)
 
     def purchase_days(self, x: np.ndarray, t_x: np.ndarray, age: np.ndarray) -> np.ndarray:
-        """(N,) expected number of purchases in the horizon: equation (10) of the paper."""
+        """(N,) expected number of purchases in the horizon: equation (10) of the paper.
+
+        After Euler's transformation of 2F1 (DLMF 15.8.1): as it stands in the paper, a vanishing power times an
+        infinite series is no number for those who bought hundreds of times.
+        """
         from scipy.special import hyp2f1
 
         r, alpha, b, t = self.r, self.alpha, self.b, self.weeks
         a = self.a if abs(self.a - 1.0) > 1e-6 else 1.0 + 1e-6  # the formula has a removable gap at 1
         shape, place = (alpha + age) / (alpha + age + t), t / (alpha + age + t)
-        series = 1.0 - shape ** (r + x) * hyp2f1(r + x, b + x, a + b + x - 1.0, place)
+        series = 1.0 - shape ** (a - 1.0) * hyp2f1(a + b - 1.0 - r, a - 1.0, a + b + x - 1.0, place)
         expected = (a + b + x - 1.0) / (a - 1.0) * series * self.alive(x, t_x, age)
-        return np.maximum(np.nan_to_num(expected), 0.0)
+        return np.maximum(expected, 0.0)
 
     def purchase_value(self, x: np.ndarray, mean: np.ndarray) -> np.ndarray:
         """(N,) expected value of a purchase, given the mean of x of them: equation (5) of Fader and Hardie (2013)."""

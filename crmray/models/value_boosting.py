@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from crmray import log
-from crmray.models.boosting import SINGLE_THREAD_ROWS, _lightgbm_matrix, _reloaded
+from crmray.models.boosting import SINGLE_THREAD_ROWS, lightgbm_matrix, reloaded
 from crmray.models.labels import within_budget
 from crmray.models.preprocess import Preparation, Tabular
 from crmray.models.tabular import check_choice, check_positive, check_some_feature, file_of, needs_features, to_json
@@ -109,11 +109,11 @@ class SpendLightGBM:
         rows = within_budget(
             train, bytes_per_row=8 * 4 * width, memory_gib=self.memory_gib, candidate=self.NAME, seed=seed
         )
-        seen = self._parts(_lightgbm_matrix(tabular, rows), targets_of(rows))
+        seen = self._parts(lightgbm_matrix(tabular, rows), targets_of(rows))
         held: Mapping[str, _Part] | None = None
         if rounds is None and validation is not None:
             targets = targets_of(validation, part="validation")
-            held = self._parts(_lightgbm_matrix(tabular, validation), targets)
+            held = self._parts(lightgbm_matrix(tabular, validation), targets)
         boosters, curves = {}, []
         for part in PARTS:
             boosters[part], curve = self._boost(
@@ -124,7 +124,7 @@ class SpendLightGBM:
         together = [] if held is None else _together(curves)
         best = rounds or self.num_rounds if held is None else int(np.argmin(together)) + 1
         log.event("train.boosted", rounds=best, features=width)
-        cut = {part: _reloaded(boosters[part].model_to_string(num_iteration=best)) for part in PARTS}
+        cut = {part: reloaded(boosters[part].model_to_string(num_iteration=best)) for part in PARTS}
         history = {"validation_loss": together} if together else {}
         return SpendLightGBMModel(tabular=tabular, boosters=cut, spend=self.spend, rounds=best, history=history)
 
@@ -184,7 +184,7 @@ class SpendLightGBM:
     def load(files: Mapping[str, bytes]) -> SpendLightGBMModel:
         """The model that `save` wrote."""
         about = json.loads(file_of(files, "lightgbm.json"))
-        boosters = {part: _reloaded(file_of(files, f"{part}.txt").decode()) for part in PARTS}
+        boosters = {part: reloaded(file_of(files, f"{part}.txt").decode()) for part in PARTS}
         return SpendLightGBMModel(
             tabular=Tabular.from_state(about["tabular"]), boosters=boosters, spend=about["spend"],
             rounds=about["rounds"],
@@ -221,7 +221,7 @@ class SpendLightGBMModel:
         if not examples.num_rows:
             return {"p_purchase": np.zeros(0), "purchases": np.zeros(0), "spend": np.zeros(0)}
         threads: dict[str, Any] = {"num_threads": 1} if examples.num_rows < SINGLE_THREAD_ROWS else {}
-        matrix = _lightgbm_matrix(self.tabular, examples)
+        matrix = lightgbm_matrix(self.tabular, examples)
         p, surplus, spend = (np.asarray(self.boosters[part].predict(matrix, **threads)) for part in PARTS)
         return {
             "p_purchase": p,

@@ -75,7 +75,7 @@ class RunRateModel:
     """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """OUTPUTS; missing columns count as no orders."""
+        """OUTPUTS; a missing value counts as no orders."""
         spend = np.maximum(np.nan_to_num(numbers_of(examples, self.net)), 0.0) * self.net_share
         purchases = np.maximum(np.nan_to_num(numbers_of(examples, self.orders)), 0.0) * self.orders_share
         return {"p_purchase": -np.expm1(-purchases), "purchases": purchases, "spend": spend}

@@ -2,10 +2,10 @@
 needs before it holds for another.
 
 `orders_by_month` (N, 12) of the rows of one date, each customer's orders in the 365 days before by calendar month, adds
-up to the org's orders of that year, since everybody who ordered in it is in the rows. So each date has an index: orders
-in the months of its horizon, a year before, over the mean of the year. How far to believe the index is learned: by how
-far it told, date by date, how much the customers then bought. And the customers of an earlier date, looked up on the
-validation date, show what is left of them.
+up to the org's orders of that year where the lookback is a year or more: everybody who ordered is in the rows. So each
+date has an index: orders in the months of its horizon, a year before, over the mean of the year. How far to believe the
+index is learned: by how far it told, date by date, how much the customers then bought. And the customers of an earlier
+date, looked up on the validation date, show what is left of them.
 """
 
 from __future__ import annotations
@@ -56,14 +56,17 @@ class Season:
         return float(np.array(self.factors)[dates.astype("datetime64[M]").astype(int) % MONTHS].mean())
 
 
-def fit(train: pa.Table, validation: pa.Table, horizon_days: int) -> Season:
-    """The season to apply from the validation date on; flat where the history before it is shorter than a year.
+def fit(train: pa.Table, validation: pa.Table, *, horizon_days: int, lookback_days: int) -> Season:
+    """The season to apply from the validation date on; flat where the history before it, or the lookback, is shorter
+    than a year: then who bought in the far months alone is not in the rows, and these months would look empty.
 
     The months of the year before it, without the growth of the org from year to year (a year's orders at the first date
     against those at the last), to the power by which the indexes of the dates explain the orders that came: a ridge
     regression of log(orders that came / orders of the year before) on log(index).
     """
     flat = Season(factors=(1.0,) * MONTHS)
+    if lookback_days < YEAR_DAYS:
+        return flat
     (end,) = dates_of(validation)
     rows = {
         date: train.filter(pc.equal(train["as_of"], pa.scalar(date, train["as_of"].type))) for date in dates_of(train)

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from crmray.data.sequences import COLUMNS, EVENT_KINDS
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models import events
+from crmray.models.attention import Block
 from crmray.models.events import FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
 from crmray.models.preprocess import Preparation, Tabular, feature_columns
 from crmray.models.tabular import check_choice, check_positive, file_of, to_json
@@ -209,7 +210,7 @@ def _orders(examples: pa.Table) -> pa.Table:
     found = {}
     for name, values in zip(COLUMNS, lists, strict=True):
         flat = values.flatten()
-        if len(flat) != len(ours):
+        if not pc.list_value_length(values).fill_null(0).equals(pc.list_value_length(lists[0]).fill_null(0)):
             raise SchemaError(f"column {name!r}: its lists differ in length from those of {COLUMNS[0]!r}")
         found[name] = pa.ListArray.from_arrays(offsets, flat.filter(ours))
     return pa.table(found)
@@ -218,28 +219,6 @@ def _orders(examples: pa.Table) -> pa.Table:
 def _joined(column: pa.ChunkedArray) -> pa.Array:
     whole = column.combine_chunks()
     return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
-
-
-class _Block(nn.Module):
-    """Pre-norm attention and feed-forward; padding is attended by nobody."""
-
-    def __init__(self, dim: int, num_heads: int, dropout: float):
-        super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.norm_attention, self.norm_forward = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.query_key_value, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.forward_in, self.forward_out = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-
-    def forward(self, x_BTD: torch.Tensor, seen_B11T: torch.Tensor) -> torch.Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        size = x_BTD.shape
-        parts = self.query_key_value(self.norm_attention(x_BTD)).view(*size[:2], 3, self.num_heads, -1)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen_B11T, dropout_p=dropout)
-        x_BTD = x_BTD + F.dropout(self.out(mixed.transpose(1, 2).reshape(size)), self.dropout, self.training)
-        inner = F.gelu(self.forward_in(self.norm_forward(x_BTD)))
-        return x_BTD + F.dropout(self.forward_out(inner), self.dropout, self.training)
 
 
 class OrderEncoder(nn.Module):
@@ -253,7 +232,7 @@ class OrderEncoder(nn.Module):
         self.kind = nn.Embedding(num_kinds + FIRST_KIND, dim, padding_idx=PADDING)
         self.order, self.place = nn.Linear(NUM_EVENT_NUMBERS, dim), nn.Embedding(max_events, dim)
         self.summary_D = nn.Parameter(torch.zeros(dim))
-        self.blocks = nn.ModuleList(_Block(dim, num_heads, dropout) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(Block(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         nn.init.normal_(self.place.weight, std=0.02)
         widths = [min(16, 1 + round(size**0.5)) for size in num_codes]

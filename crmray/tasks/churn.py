@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 
 from crmray import schema
-from crmray.data import asof, splits
-from crmray.errors import DataError
+from crmray.data import asof, outcomes, splits
 from crmray.evaluate import calibration, decide, judge, metrics, reasons
 from crmray.evaluate.decide import Decided
 from crmray.models.blend import Blend, best_blend
@@ -39,6 +38,7 @@ CANDIDATES = {
     candidate.NAME: candidate for candidate in (LSTM, Logistic, DecisionTree, RandomForest, LightGBM, Recency)
 }
 BLEND = Blend
+AFTER = ("sentiment",)
 BANDS = ("low", "medium", "high")
 NUM_REASONS = 3
 
@@ -53,6 +53,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "reaction to mail": ("mail_", "exposure_"),
     "contacts and cases": ("contact_",),
     "ratings": ("rating_",),
+    "what they wrote": ("sentiment_",),
     "subscription": ("subscription_",),
     "changes to the record": ("change_",),
     "time as a customer": ("tenure_", "is_young"),
@@ -125,7 +126,8 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
     elif settings.label == "cancelled":
         entities, label, mapped = _cancelled(tables, as_of, settings)
     elif labels:
-        entities, label, mapped = _outcome(tables, as_of, settings)
+        name = settings.label.removeprefix("outcome:")
+        entities, label, mapped = outcomes.yes_no(tables["outcomes"], name, as_of, settings.horizon_days)
     else:
         entities, label, mapped = asof.known(tables, as_of), None, None
     rows = asof.frame(
@@ -164,27 +166,6 @@ def _subscribers(subscriptions: pa.Table, at: datetime) -> pa.Array:
     begun = pc.less(subscriptions["started_at"], moment)
     running = pc.fill_null(pc.greater_equal(subscriptions["ended_at"], moment), True)
     return asof.distinct(subscriptions["entity_id"].filter(pc.and_(begun, running)))
-
-
-def _outcome(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings) -> _Population:
-    """The customers with a label of that name: all of them without time, else those with one in the horizon."""
-    outcomes = tables["outcomes"]
-    given = outcomes.filter(pc.equal(outcomes["name"], settings.label.removeprefix("outcome:")))
-    if as_of is not None:
-        start, end = (pa.scalar(at, schema.TIME) for at in (as_of, as_of + timedelta(days=settings.horizon_days)))
-        given = given.filter(pc.and_(pc.greater_equal(given["as_of"], start), pc.less(given["as_of"], end)))
-    wrong = pc.invert(pc.is_in(given["value"], value_set=pa.array([0.0, 1.0])))
-    if pc.any(wrong).as_py():
-        value = given["value"].filter(wrong)[0].as_py()
-        raise DataError(f"table outcomes: column 'value' holds {value:g} for {settings.label!r}, expected 0 or 1")
-    entities = asof.distinct(given["entity_id"])
-    row = pc.index_in(given["entity_id"], value_set=entities).to_numpy()
-    label = np.zeros(len(entities), bool)
-    np.logical_or.at(label, row, given["value"].to_numpy() == 1.0)
-    if "split" not in given.column_names:
-        return entities, label, None
-    first = pc.index_in(entities, value_set=given["entity_id"].combine_chunks())
-    return entities, label, given["split"].combine_chunks().take(first)
 
 
 def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -78,6 +78,7 @@ class Task(Protocol):
     shipped(model, decision, validation) -> dict  the decision for the refitted model, which has seen these rows too
     AGREES                                        other task -> function that holds the answers against the other's:
                                                   see crmray.train.agreement
+    AFTER: tuple[str, ...]                        tasks whose predictions its examples read, where there are any
     gather(tables, settings) -> dict              for rows that span customers: one shard's part of what is read,
     combine(parts, settings) -> dict              and all parts together; `examples` then sees what it gave, once
     together(model, decision, rows) -> Table      the `now` rows with what follows from all of them at once

@@ -66,10 +66,10 @@ OWN_NAME = re.compile(
 """at most 20 characters: a field of Salesforce is named by it"""
 
 
-class Settings(splits.TimeSettings, Decided):
-    """A prediction of one's own."""
+class Definition(splits.TimeSettings, Decided):
+    """A prediction of one's own, about whatever entity."""
 
-    entity: Entity = "customer"
+    entity: Entity
     """whom it is about; follows from the task's name"""
     population: list[Segment] = Field(default_factory=list)
     """all of these hold; default: everyone known at the date"""
@@ -77,7 +77,7 @@ class Settings(splits.TimeSettings, Decided):
     """what is predicted; default: whether there is a transaction within the horizon"""
 
     @model_validator(mode="after")
-    def _fits_the_entity(self) -> Settings:
+    def _fits_the_entity(self) -> Definition:
         if self.outcome.table:
             definitions.check_table(self.entity, self.outcome.table, own=False)
         for segment in self.population:
@@ -86,6 +86,11 @@ class Settings(splits.TimeSettings, Decided):
                 raise ValueError(
                     f"population: got table {segment.table} with an outcome without time, expected "
                     f"{OWN_TABLES[self.entity]} only"
+                )
+            if segment.days is not None and not (self.uses_time and schema.table(segment.table).time):
+                raise ValueError(
+                    f"population: got days {segment.days} with table {segment.table}, expected none: its rows have no "
+                    "date here that days could count from"
                 )
         if self.entity == "product" and self.outcome.measure not in ("exists", "none", "count", "sum"):
             raise ValueError(
@@ -106,25 +111,25 @@ class Settings(splits.TimeSettings, Decided):
         return self.outcome.kind_for(self.entity)
 
 
-class LeadSettings(Settings):
-    """A prediction of one's own about leads."""
-
-    entity: Literal["lead"] = "lead"
-
-
-class ProductSettings(Settings):
-    """A prediction of one's own about products."""
-
-    entity: Literal["product"] = "product"
-
-
-class CustomerSettings(Settings):
+class Settings(Definition):
     """A prediction of one's own about customers."""
 
     entity: Literal["customer"] = "customer"
 
 
-SETTINGS: dict[str, type[Settings]] = {"customer": CustomerSettings, "lead": LeadSettings, "product": ProductSettings}
+class LeadSettings(Definition):
+    """A prediction of one's own about leads."""
+
+    entity: Literal["lead"] = "lead"
+
+
+class ProductSettings(Definition):
+    """A prediction of one's own about products."""
+
+    entity: Literal["product"] = "product"
+
+
+SETTINGS: dict[str, type[Definition]] = {"customer": Settings, "lead": LeadSettings, "product": ProductSettings}
 
 
 class Request(EntityRequest):
@@ -185,7 +190,7 @@ def named(name: str) -> Named:
     return Named(name)
 
 
-def needs(settings: Settings) -> Needs:
+def needs(settings: Definition) -> Needs:
     """What population and outcome need; everything else that is known of the entity helps."""
     outcome, own = settings.outcome, OWN_TABLES[settings.entity]
     required: dict[str, tuple[str, ...]] = {}
@@ -210,7 +215,7 @@ def needs(settings: Settings) -> Needs:
 # -- examples ----------------------------------------------------------------------------------------------------------
 
 
-def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings, *, labels: bool) -> pa.Table:
+def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Definition, *, labels: bool) -> pa.Table:
     """One row per entity of the population at as_of: keys, `label`, features.
 
     label: int8, float64 or string by the kind, null without `labels`. With `labels` those are left out whose outcome is
@@ -237,7 +242,7 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
     return rows.add_column(at + 1, LABEL, label)
 
 
-def _population(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings) -> pa.Array:
+def _population(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Definition) -> pa.Array:
     """Entities (N,), sorted."""
     if settings.entity == "lead":
         leads = tables["leads"]
@@ -256,7 +261,7 @@ def _population(tables: Mapping[str, pa.Table], as_of: datetime | None, settings
 
 
 def _rows_of(
-    tables: Mapping[str, pa.Table], settings: Settings, table: str, where: Mapping[str, Any], place: str, key: str
+    tables: Mapping[str, pa.Table], settings: Definition, table: str, where: Mapping[str, Any], place: str, key: str
 ) -> tuple[pa.Table, str, str]:
     """The chosen rows, the column with the entity's id, and the one that says how many rows a row stands for."""
     if place in tables:  # counted by day, over all shards
@@ -265,7 +270,9 @@ def _rows_of(
     return definitions.chosen(tables, table, where, key), ids, ""
 
 
-def _label(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings, entities: pa.Array) -> pa.Array:
+def _label(
+    tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Definition, entities: pa.Array
+) -> pa.Array:
     """(N,) label, null where it is not known."""
     outcome = settings.outcome
     if outcome.given:
@@ -285,7 +292,7 @@ def _label(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Set
     return definitions.measured(outcome, rows, ids, entities, as_of, end, settings.kind, num=num)
 
 
-def gather_products(tables: Mapping[str, pa.Table], settings: Settings) -> dict[str, pa.Table]:
+def gather_products(tables: Mapping[str, pa.Table], settings: Definition) -> dict[str, pa.Table]:
     """What one shard's customers bought of each product, by day, and how often population and outcome were met."""
     found = {name: rows for name, rows in tables.items() if name in ("products", "outcomes")}
     if "transactions" in tables:
@@ -302,7 +309,7 @@ def gather_products(tables: Mapping[str, pa.Table], settings: Settings) -> dict[
     return found
 
 
-def combine_products(parts: Sequence[Mapping[str, pa.Table]], settings: Settings) -> dict[str, pa.Table]:
+def combine_products(parts: Sequence[Mapping[str, pa.Table]], settings: Definition) -> dict[str, pa.Table]:
     """All shards' parts together; the catalogue is the same in every shard, given labels are of one shard each."""
     whole = {name: rows for name, rows in parts[0].items() if name == "products"}
     for name in dict.fromkeys(name for part in parts for name in part if name != "products"):
@@ -314,15 +321,15 @@ def combine_products(parts: Sequence[Mapping[str, pa.Table]], settings: Settings
 # -- figures and answers -----------------------------------------------------------------------------------------------
 
 
-def fixed(settings: Settings) -> dict[str, Any]:
+def fixed(settings: Definition) -> dict[str, Any]:
     """The candidates are told what kind of label the definition has."""
     return {} if settings.kind == "yes_no" else {f"{name}.kind": settings.kind for name in CANDIDATES}
 
 
-score, blend = kinds.score, kinds.blend
+score, blend, shipped = kinds.score, kinds.blend, kinds.shipped
 
 
-def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
+def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Definition) -> dict[str, Any]:
     """What kinds.decision fits on validation, and what reasons compare with, from training rows."""
     words = GROUPS[settings.entity].items()
     starts = {word: tuple(name for name in train.column_names if name.startswith(begin)) for word, begin in words}
@@ -351,7 +358,7 @@ def predict(
     return pa.table({**keys, **columns, "reasons": pa.array(told, pa.list_(pa.string()))})
 
 
-def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
+def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Definition) -> dict[str, Any]:
     """Test figures with intervals and curves: judge.binary, judge.amount with the coverage of the interval, or
     judge.classes."""
     return kinds.judged(model, decision, test, kinds.answers(model, decision, test))

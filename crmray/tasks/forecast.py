@@ -237,7 +237,7 @@ def _figures(examples: pa.Table, quantiles: np.ndarray) -> dict[str, float]:
     levels = forecasts.by_group(truth, quantiles, QUANTILES, examples["level"].to_pylist(), **how)
     found[METRIC] = float(np.mean([one[METRIC] for one in levels.values()]))
     if len(levels) > 1:
-        found |= {f"{name}_{level}": one[name] for level, one in levels.items() for name in BY_LEVEL}
+        found |= {f"{name}_{level}": one[name] for level, one in levels.items() for name in BY_LEVEL if name in one}
     return found
 
 

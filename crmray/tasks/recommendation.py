@@ -209,8 +209,9 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
         found = attributes(entities, tables["customers"], None)
         body |= {name: values for name, values in found.items() if isinstance(values, pa.StringArray)}
     table = product_facts.attach(
-        pa.table({**head, **body}), tables.get("products"), as_of, stock_column=settings.stock_column, is_now=not labels
-    )
+        pa.table({**head, **body}), tables.get("products"), as_of, matching=settings.products_matching,
+        stock_column=settings.stock_column, is_now=not labels,
+    )  # fmt: skip
     told = _about_products(table, as_of, settings)
     return pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **told}).replace_schema_metadata(
         table.schema.metadata
@@ -270,7 +271,7 @@ def finalize(model: Recommender, train: pa.Table, validation: pa.Table, settings
     truth, catalogue = part["target"].to_pylist(), model.catalogue
 
     def reached(lifted: Mapping[str, Any]) -> float:
-        answer = ranking.rank(lambda block: content.cold_scores(block, catalogue, lifted)[0], catalogue, part)
+        answer = ranking.rank(lambda block: content.cold_scores(block, catalogue, lifted), catalogue, part)
         return float(metrics.ranking_rows(answer["products"], truth)["ndcg"].mean())
 
     return {**decision, "lifts": found if reached(found) > reached({}) else {}}

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 from scipy.stats import kruskal
-from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import calinski_harabasz_score, precision_recall_fscore_support
 
 from crmray.data import asof, splits
@@ -27,7 +26,7 @@ from crmray.data.splits import Snapshots, TimeSettings
 from crmray.errors import DataError, NotEnoughDataError
 from crmray.evaluate.plots import bar_chart, dendrogram
 from crmray.models.events import EVENT_COLUMNS
-from crmray.models.hierarchy import Ward, linkage, sample
+from crmray.models.hierarchy import Ward, centers, linkage, sample
 from crmray.models.kmeans import BEFORE, KMeans, nearest, quality, silhouette
 from crmray.models.rfm import RFMRules
 from crmray.models.segment_transformer import SegmentTransformer
@@ -249,10 +248,9 @@ def _subsegments(position: np.ndarray, columns: Sequence[str]) -> list[dict[str,
     if len(position) < NUM_SUBSEGMENTS * MIN_SUBSEGMENT_ROWS:
         return [{"name": "all of it", "center": position.mean(axis=0).tolist()}]
     rows = np.random.default_rng(0).permutation(len(position))[:SUBSEGMENT_ROWS]
-    found = AgglomerativeClustering(NUM_SUBSEGMENTS, linkage="ward").fit_predict(position[rows])
-    centers = sorted((position[rows][found == k].mean(axis=0) for k in range(NUM_SUBSEGMENTS)), key=lambda c: -c[0])
-    names = _names([center - position.mean(axis=0) for center in centers], columns)
-    return [{"name": name, "center": center.tolist()} for name, center in zip(names, centers, strict=True)]
+    found = sorted(centers(position[rows], NUM_SUBSEGMENTS), key=lambda center: -center[0])
+    names = _names([center - position.mean(axis=0) for center in found], columns)
+    return [{"name": name, "center": center.tolist()} for name, center in zip(names, found, strict=True)]
 
 
 def predict(
@@ -279,9 +277,7 @@ def predict(
             entries[k]["subsegments"][j]["name"] for k, j in zip(segment.tolist(), subsegment.tolist(), strict=True)
         ],
         "distance": predictions["distance"],
-        "previous_segment": pa.array(
-            [entries[k]["name"] if k >= 0 else None for k in previous.tolist()], pa.string()
-        ),
+        "previous_segment": pa.array([entries[k]["name"] if k >= 0 else None for k in previous.tolist()], pa.string()),
         "movement": _movement(segment, previous).tolist(),
         "anomaly": pa.array(anomaly, from_pandas=True),  # NaN of rules, which know none, becomes null
         "unlike": anomaly >= UNLIKE,

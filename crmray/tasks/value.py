@@ -180,7 +180,10 @@ def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
 
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
     """Calibration, season, retention and percentiles from validation rows; what reasons compare with."""
-    state = value_answer.fit(model.predict(validation), train, validation, horizon_days=settings.horizon_days)
+    state = value_answer.fit(
+        model.predict(validation), train, validation, horizon_days=settings.horizon_days,
+        lookback_days=settings.lookback_days,
+    )  # fmt: skip
     groups = reasons.groups_of(train.schema, _groups(train.schema), LABELS)
     return {
         **state,

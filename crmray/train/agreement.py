@@ -13,40 +13,44 @@ import pyarrow as pa
 from crmray import tasks
 from crmray.errors import NoChampionError
 from crmray.registry import Bundle, Ledger, load_bundle
-from crmray.storage import Lake
+from crmray.storage import Lake, Run
+from crmray.tasks.contract import Task
 from crmray.train import rows
 
 KEYS = ["entity_id", "as_of"]
 
 
+def others(lake: Lake, task: Task) -> dict[str, tuple[str, Run]]:
+    """Other task -> version of its champion and its current examples, of those that have both, of present features."""
+    found = {}
+    for name in getattr(task, "AGREES", {}):
+        try:
+            version = Ledger(lake, name).champion()
+        except NoChampionError:
+            continue
+        examples = lake.latest("examples", name)
+        if examples.manifest()["features_version"] == tasks.task(name).FEATURES_VERSION:
+            found[name] = version, examples
+    return found
+
+
 def of(lake: Lake, bundle: Bundle, test: pa.Table) -> dict[str, Any]:
     """Other task -> figures of a bundle's answers on these rows beside those of the other's champion on its test rows;
-    for tasks that have a champion, rows of the present features, and some of the same customers on the same date."""
-    found = {}
-    for name, compare in getattr(bundle.task, "AGREES", {}).items():
-        theirs = _answers(lake, name)
-        if theirs is None:
-            continue
-        other, answers = theirs
+    for tasks of `others`, with some of the same customers on the same date."""
+    found, compare = {}, getattr(bundle.task, "AGREES", {})
+    for name, (version, examples) in others(lake, bundle.task).items():
+        other, answers = _answers(lake, name, version, examples)
         own, both = _matched(bundle.predict(test), answers)
-        figures = compare(own, both, bundle.settings, other.settings) if own.num_rows else None
+        figures = compare[name](own, both, bundle.settings, other.settings) if own.num_rows else None
         if figures is not None:
             found[name] = {"version": other.version, "rows": own.num_rows, **figures}
     return found
 
 
-def _answers(lake: Lake, name: str) -> tuple[Bundle, pa.Table] | None:
-    """The champion of a task, and its answers on the test rows of the current examples."""
-    task = tasks.task(name)
-    try:
-        version = Ledger(lake, name).champion()
-    except NoChampionError:
-        return None
-    examples = lake.latest("examples", name)
-    if examples.manifest()["features_version"] != task.FEATURES_VERSION:
-        return None
+def _answers(lake: Lake, name: str, version: str, examples: Run) -> tuple[Bundle, pa.Table]:
+    """A version of a task, and its answers on the test rows of these examples."""
     rows.check_consent(examples, lake)
-    bundle = load_bundle(lake, lake.run("bundles", name, version), task)
+    bundle = load_bundle(lake, lake.run("bundles", name, version), tasks.task(name))
     return bundle, bundle.predict(bundle.check(rows.test(examples)))
 
 

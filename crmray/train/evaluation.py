@@ -49,6 +49,8 @@ def evaluate(org: Org, lake: Lake, task: Task, *, version: str | None = None) ->
     which = version or str(champion)
     examples = lake.latest("examples", task.NAME)
     inputs = {"bundles": which, "examples": examples.run_id}
+    for name, (champion_of_it, its_examples) in agreement.others(lake, task).items():
+        inputs |= {f"{name} bundles": champion_of_it, f"{name} examples": its_examples.run_id}
     own = {"task": task.NAME, "is_champion": which == champion}
     number = storage.run_id("evaluate", inputs=inputs, settings=own, seed=org.seed, format=FORMAT)
     run = lake.run("evaluations", task.NAME, number)

@@ -28,6 +28,8 @@ CEILINGS = {
     "value": "ngini", "forecast": "pinball",
 }  # fmt: skip
 """task -> figure that the generator's own knowledge bounds"""
+SECTIONS = {"forecast": {"known_ahead": ["Newsletter", "Promotion"]}}
+"""business facts beside those of the demo's org file: mails go out every second week, planned ahead"""
 Row = tuple[str, str, str, bool]
 """what, crmray's figure, the bar, whether it is reached"""
 
@@ -41,7 +43,7 @@ def main() -> int:
     folder = arguments.folder or tempfile.mkdtemp(prefix="crmray-demo-org-")
     log.setup()
     demo = config.load(config.DEMO_ORG)
-    sections = {task: demo.tasks.get(task, {}) for task in arguments.tasks}
+    sections = {task: {**demo.tasks.get(task, {}), **SECTIONS.get(task, {})} for task in arguments.tasks}
     org = OpenOrg(demo.model_copy(update={"storage": folder, "tasks": sections}))
     org.ingest()
     org.shard()

@@ -14,6 +14,7 @@ import pytest
 from conformance import fit, planted, rows_of, same, settings_of, small
 
 from crmray import config, schema, tasks
+from crmray.data import asof_products
 from crmray.data.examples_shard import task_at
 from crmray.errors import ConfigError, DataError
 from crmray.salesforce import fields
@@ -120,6 +121,7 @@ def test_given_labels_and_attributes():
         ({"outcome": {"table": "interactions", "measure": "first", "column": "text"}}, "got 'text'.*free text is none"),
         ({"population": [{"table": "interactions", "at_most": 0}]}, r"got at_most 0, expected at_least \(1\) or more"),
         ({"population": [{"table": "products"}]}, "got 'products' for entity customer, expected one of"),
+        ({"population": [{"table": "customers", "days": 30}]}, "got days 30 with table customers, expected none"),
     ],
 )
 def test_wrong_definitions_are_told_by_key_value_and_expectation(settings, words):
@@ -162,8 +164,9 @@ def test_names_routes_and_workers():
             tasks.task(wrong)
     with pytest.raises(ConfigError, match="churn is a task of its own"):
         tasks.task("custom.churn")
-    with pytest.raises(ConfigError, match="entity: got 'lead'"):
-        tasks.check_settings(tasks.task("custom.mine"), {"entity": "lead"})
+    for name in ("custom.mine", "custom"):  # whom it is about follows from the name
+        with pytest.raises(ConfigError, match="entity: got 'lead'"):
+            tasks.check_settings(tasks.task(name), {"entity": "lead"})
 
 
 def test_an_org_file_may_hold_several(tmp_path):
@@ -181,6 +184,8 @@ tasks:
     assert tasks.settings(org, "custom.product.next_month").kind == "number"
 
 
+FLAT = {"method": "platt", "slope": 0.5, "intercept": 2.0}
+"""a calibration that adds to the level"""
 OWN = {
     "custom.spend": {"outcome": {"table": "transactions", "measure": "sum", "column": "net_amount"}},
     "custom.next_channel": {"outcome": {"table": "transactions", "measure": "first", "column": "channel"}},
@@ -268,6 +273,30 @@ def test_products_are_counted_over_all_shards():
         tasks.check_settings(task, {"outcome": {**outcome, "measure": "mean"}})
 
 
+def test_sales_by_day_have_the_same_bits_on_any_number_of_threads():
+    rng, size, threads = np.random.default_rng(0), 40_000, pa.cpu_count()
+    day = pa.array(np.zeros(size, np.int64)).cast(schema.TIME)
+    amounts = pa.array(rng.gamma(1.0, 37.3, size))
+    sold = pa.table({"entity_id": pa.repeat("p", size), "occurred_at": day, "net_amount": amounts})
+    parts = [sold.slice(start, 2_000) for start in range(0, size, 2_000)]
+    try:
+        pa.set_cpu_count(4)
+        found = {asof_products.together(parts)["net_amount"][0].as_py() for _ in range(12)}
+    finally:
+        pa.set_cpu_count(threads)
+    assert len(found) == 1
+
+
+def test_whether_a_product_is_sold_today_is_no_feature_of_a_past_date():
+    products = {"product_id": ["p1", "p2"], "category": ["x", "y"], "active": [True, False]}
+    tables = {"products": schema.check("products", pa.table(products))}
+    shown = {"lookback_days": 90, "horizon_days": 30, "entities": pa.array(["p1", "p2"])}
+    past = asof_products.frame(tables, AS_OF, **shown).column_names
+    assert "product_category" in past
+    assert "product_active" not in past
+    assert "product_active" in asof_products.frame(tables, None, **shown).column_names
+
+
 def test_leads_have_their_own_frame():
     task = tasks.task("custom.lead.called")
     settings = task.Settings.model_validate({"outcome": {"table": "interactions"}, "horizon_days": 30})
@@ -288,6 +317,11 @@ def test_yes_and_no_are_answered_at_the_threshold_that_was_chosen():
     decision = custom.finalize(model, rows["train"], rows["validation"], chosen)
     answers = custom.predict(model, decision, rows["validation"])
     assert 0 < pc.sum(pc.equal(answers["answer"], "yes")).as_py() <= 40
+    refitted = fit(small(custom.CANDIDATES["one_rule"]), rows["validation"], rows["validation"])
+    shipped = custom.shipped(refitted, {**decision, "calibration": FLAT}, rows["validation"])
+    mean = np.mean(custom.predict(refitted, shipped, rows["validation"])["probability"].to_numpy())
+    assert mean == pytest.approx(np.mean(rows["validation"]["label"].to_numpy()), abs=1e-6)  # at its own level
+    assert custom.shipped(refitted, {"kind": "number"}, rows["validation"]) == {"kind": "number"}
     everyone = custom.predict(model, decision, rows["validation"], threshold=0.0)
     assert set(everyone["answer"].to_pylist()) == {"yes"}
 

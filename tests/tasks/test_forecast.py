@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pyarrow as pa
 import pytest
+from conformance import fit
 
 from crmray import schema
 from crmray.data import asof_series, demo_truth_forecast
@@ -16,11 +17,13 @@ from crmray.errors import DataError, NotEnoughDataError, SchemaError
 from crmray.evaluate import forecasts
 from crmray.models.forecast_blend import best_blend
 from crmray.models.forecast_ets import ETSModel
+from crmray.models.forecast_features import Known
 from crmray.models.forecast_harmonic import Harmonic
 from crmray.models.forecast_lags import Lags
 from crmray.models.forecast_naive import SeasonalNaive, year_ago
 from crmray.models.forecast_panel import COLUMNS, QUANTILES, Panel, finish, stacked, week_of_year
 from crmray.models.forecast_sums import SHARES, expected, sums
+from crmray.models.forecast_transformer import PatchTransformer
 from crmray.tasks import forecast
 
 MONDAY = datetime(2024, 1, 1, tzinfo=timezone.utc)
@@ -254,6 +257,26 @@ def test_each_level_has_the_forecasters_that_are_best_for_it():
     assert best_blend({"a": Fixed(3.0), "c": Fixed(99.0)}, rows, error, mode="min") is None
 
 
+def test_a_young_series_with_events_is_answered_alike_alone():
+    """What lies before its first week is not known, whether it stands beside older series or not."""
+    rng, weeks = np.random.default_rng(0), [120, 120, 120, 20]
+    rows = panel_rows([rng.gamma(2.0, 3.0, n).tolist() for n in weeks], [[5.0, 6.0]] * len(weeks))
+    sale = (np.arange(122) % 5 == 0).astype(float)
+    flags = pa.array([sale[120 - n :].tolist() for n in weeks], pa.list_(pa.float64()))
+    rows = rows.append_column("event_sale", flags)
+    beside, alone = (Known.past(Panel.of(part), 2) for part in (rows, rows.slice(3)))
+    one = np.array([1])
+    np.testing.assert_array_equal(  # NaN for the event a year ago in both
+        beside.features(3 * one, 120 * one, one, ["product"]), alone.features(0 * one, 20 * one, one, ["product"])
+    )
+    small = PatchTransformer(hidden=8, num_layers=1, max_epochs=1)
+    for candidate in (Lags(num_rounds=5, spread_rounds=5, min_rows_leaf=5), Harmonic(), small):
+        model = fit(candidate, rows, rows)
+        found, told = stacked(model.predict(rows)), stacked(model.predict(rows.slice(3)))
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found[3:], told, rtol=1e-6)
+
+
 def test_another_horizon_of_events_is_refused():
     rows = panel_rows([[1.0] * 8], [[1.0, 1.0]])
     rows = rows.append_column("event_x", pa.array([[0.0] * 10], pa.list_(pa.float64())))
@@ -271,6 +294,11 @@ def test_figures_by_hand():
     first = np.mean([0.1 * 10, 0.25 * 6, 0.5 * 2, 0.25 * 2, 0.1 * 6])
     second = np.mean([0.0, 0.75 * 4, 0.5 * 8, 0.25 * 12, 0.1 * 16])
     assert found["wql"] == pytest.approx(2 * (first + 3 * second) / 10)
+    steady = forecasts.figures(truth, quantiles, QUANTILES, weights=np.ones((1, 2)), scale=np.array([np.nan]))
+    assert "mase" not in steady  # there is nothing to measure it by
+    weeks = forecasts.by_horizon(truth, quantiles, QUANTILES, weights=np.ones((1, 2)))
+    assert [one["week"] for one in weeks] == [1]  # nothing was sold in the second: no error and no coverage to tell
+    assert weeks[0]["wape"] == 2 / 10
     with pytest.raises(NotEnoughDataError, match="nothing was sold"):
         forecasts.figures(truth * 0, quantiles, QUANTILES, weights=np.ones((1, 2)), scale=np.ones(1))
 

@@ -12,8 +12,12 @@ import pytest
 from pydantic import ValidationError
 
 from crmray import schema
+from crmray.data.product_facts import Facts, attach
 from crmray.errors import DataError, NotEnoughDataError
+from crmray.models import ranking
+from crmray.models.histories import Catalogue
 from crmray.models.neighbours import Popularity
+from crmray.models.rules import Rules
 from crmray.tasks import recommendation
 from crmray.tasks.recommendation import Request, Settings
 from crmray.train import rows as training_rows
@@ -347,6 +351,35 @@ def test_caps_and_diversity_reorder_a_list(fitted):
         assert len(found) == len(set(found))
     with pytest.raises(DataError, match="no product has a category"):
         recommendation.predict(model, decision, now(org()), max_per_category=1)
+
+
+def test_a_list_is_the_same_alone_and_beside_one_that_runs_out():
+    """Two rows over six products: at a pool of three, rules leave enough for the first and too few for the other."""
+    names = ["tea", "tea", "wine", "milk", "milk", "milk"]
+    products = pa.table({"product_id": list("abcdef"), "name": names, "category": ["x", "y", "y", "x", "x", "y"]})
+    head = {"history": pa.array([[], ["b", "f"]], pa.list_(pa.string())), "exclude_owned": [True, True]}
+    rows = attach(pa.table(head), products, AS_OF, stock_column=None, is_now=True)
+    catalogue = Catalogue.named(list("abcdef"))
+    score = {0: [1.0, 0.9, 0.5, 0.4, 0.3, -9.0], 2: [1.0, 0.0, 0.0, 0.9, 0.8, 0.0]}
+
+    def lists(part: pa.Table) -> list:
+        return ranking.lists(
+            lambda block: np.array([score[len(own)] for own in block["history"].to_pylist()], np.float32), catalogue,
+            part, 2, Rules(max_per_category=1, diversity=0.3), Facts.of(part), [], pool=3,
+        )  # fmt: skip
+
+    assert [names for names, _ in lists(rows)] == [["a", "b"], ["a", "c"]]
+    # scaled over all six products b and c would lie closely together, and c, which is unlike a, would be shown
+    assert lists(rows) == [*lists(rows.slice(0, 1)), *lists(rows.slice(1, 1))]
+
+
+def test_products_that_do_not_match_are_shown_by_no_model():
+    settings = SETTINGS.model_copy(update={"products_matching": "^(tea[0-3]|wine)"})
+    rows = recommendation.examples(org(), AS_OF, settings, labels=True)
+    model = recommendation.CANDIDATES["content"]().fit(rows, None, seed=0)
+    assert {"tea0", "wine0"} <= set(model.catalogue.items)
+    assert not {"bread", "tea9", "tea-old"} & set(model.catalogue.items)
+    assert set(now(org(), settings)["new_products"].to_pylist()[1]) == set()
 
 
 def test_reasons_are_words_of_the_models():

@@ -13,6 +13,7 @@ from crmray.errors import NotEnoughDataError
 from crmray.models.hierarchy import Ward
 from crmray.models.kmeans import KMeans, Segments
 from crmray.models.rfm import RFMRules
+from crmray.models.segment_transformer import SegmentTransformer
 from crmray.tasks import segmentation
 from crmray.tasks.segmentation import Settings
 
@@ -130,6 +131,13 @@ def test_too_few_customers_is_said_with_the_counts():
         KMeans().start(table, 0)
 
 
+def test_wrong_settings_of_the_transformer_are_named():
+    for wrong in ({"weight_decay": -0.1}, {"warmup_share": 1.0}, {"schedule": "linear"}, {"num_segments": 1}):
+        ((name, given),) = wrong.items()
+        with pytest.raises(ValueError, match=f"{name}={given!r}"):
+            SegmentTransformer(**wrong)
+
+
 def test_movements_are_counted_from_the_features_one_horizon_earlier():
     table, group = planted()
     rng = np.random.default_rng(1)
@@ -183,6 +191,16 @@ def test_the_hierarchy_finds_the_planted_groups_and_draws_its_tree():
     assert len(decision["tree"]) == segmentation.DENDROGRAM_ROWS - 1
     figures = segmentation.evaluate(model, decision, table, Settings())
     assert b"Hierarchy of 300 customers" in segmentation.files(decision, figures)["dendrogram.svg"]
+
+
+def test_a_feature_that_is_never_known_stands_at_the_mean():
+    table, _ = planted()
+    values = table["spend_amount"].to_numpy()
+    bare = table.append_column("visit_num_90d", pa.nulls(table.num_rows, pa.float64()))
+    for model in (Ward(num_segments=3).fit(bare, None, seed=0), fit(bare, KMeans(num_segments=3))):
+        assert (model.mean_D[-1], model.scale_D[-1]) == (0.0, 1.0)
+        assert not model.predict(bare)["position"][:, -1].any()
+        assert model.scale_D[0] == pytest.approx(np.log1p(values).std())
 
 
 def test_agreement_with_the_teacher_is_that_of_the_test_part():

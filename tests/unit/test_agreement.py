@@ -29,7 +29,11 @@ def bundle(table: pa.Table, **agrees) -> SimpleNamespace:
 
 
 def test_the_shared_customers_are_compared_in_one_order(monkeypatch):
-    monkeypatch.setattr(agreement, "_answers", lambda lake, name: (bundle(answers()), answers(c=3.0, a=1.0, z=9.0)))
+    theirs = bundle(answers()), answers(c=3.0, a=1.0, z=9.0)
+    monkeypatch.setattr(
+        agreement, "others", lambda lake, task: dict.fromkeys(getattr(task, "AGREES", {}), ("v1", None))
+    )
+    monkeypatch.setattr(agreement, "_answers", lambda lake, name, version, examples: theirs)
     found = agreement.of(None, bundle(answers(a=10.0, b=20.0, c=30.0), other=beside), None)
     assert found["other"] == {
         "version": "v1", "rows": 2, "own": [10.0, 30.0], "theirs": [1.0, 3.0], "settings": ["mine", "mine"],

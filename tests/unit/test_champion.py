@@ -11,6 +11,7 @@ from crmray import log, registry
 from crmray.privacy import consent
 from crmray.storage import Lake
 from serve import app, champion, options
+from serve.errors import Refused
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ray"))
 import toy_task as toy
@@ -101,3 +102,20 @@ def test_the_demo_org_is_not_served_silently(monkeypatch, tmp_path, told):
     told.clear()
     options.RootOptions(org=toy.write_org(tmp_path)).load_org()
     assert told == []
+
+
+def test_what_spans_customers_cannot_be_described_or_continued_by_rows(tmp_path, monkeypatch):
+    lake = Lake(tmp_path)
+    toy.write_examples(lake, 20)
+    toy.write_bundle(lake, "a" * 16, bias=2.5, weight=-1.0)
+    registry.publish(lake, toy.module(), force="test")
+    replica = champion.Champion(lake, toy.module())
+    assert replica.poll()
+    monkeypatch.setattr(toy.module(), "gather", lambda tables, settings: {}, raising=False)
+    for field, ask in (
+        ("recent_events", lambda served: served.updated(SECRET, {})),
+        ("customer", lambda served: served.described({})),
+    ):
+        with pytest.raises(Refused, match=f"{field}: got rows, .*expected an id alone") as refused:
+            ask(replica.current())
+        assert (refused.value.status, refused.value.field) == (422, field)

@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from test_markov import rows
 
 from crmray import erase
+from crmray.models import ranking
 from crmray.models.factorization import ALS, solve
 from crmray.models.user_neighbours import UserKNN
 
@@ -48,6 +49,20 @@ def test_likeness_is_the_cosine_and_nobody_is_their_own_neighbour():
     assert scores[0, code["c"]] == pytest.approx(1 / 2, abs=1e-5)  # one of two and two products: 1 / sqrt(2 * 2)
     assert scores[0, code["b"]] == pytest.approx(0.0, abs=1e-5)  # that is c0's own row
     assert scores[0, code["d"]] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_it_says_only_of_what_a_neighbour_bought_that_others_buy_it():
+    model = UserKNN().fit(rows([[["a", "b"]], [["a", "c"]], [["d"]]]), None, seed=0)
+    asked = rows([[["a", "b"]], [[]]])
+    assert model.because(asked, [["c", "d", "gone"], ["a"]]) == [[["c"], [], []], [[]]]
+
+
+def test_customers_in_blocks_get_the_same_scores(monkeypatch):
+    model = UserKNN().fit(rows(TWO_GROUPS), None, seed=0)
+    together = model.scores(rows(TWO_GROUPS))
+    monkeypatch.setattr(ranking, "BLOCK_CELLS", 4)  # a customer at a time
+    assert np.array_equal(model.scores(rows(TWO_GROUPS)), together)
+    assert model.scores(rows(TWO_GROUPS).slice(0, 0)).shape == (0, 6)
 
 
 def test_only_the_customers_with_the_latest_purchases_are_kept():

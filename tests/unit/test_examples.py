@@ -7,6 +7,7 @@ import sys
 import types
 from datetime import datetime, timedelta, timezone
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -14,11 +15,13 @@ import pytest
 from crmray import config, schema
 from crmray.data import splits
 from crmray.data.examples import examples
+from crmray.data.partition import shard_of
 from crmray.data.profile import Profile
 from crmray.errors import DataError, NotEnoughDataError, NotFoundError
 from crmray.storage import Lake
 from crmray.tasks import churn
 from crmray.tasks.contract import Needs
+from serve.known import Known
 
 START = datetime(2023, 1, 1, tzinfo=timezone.utc)
 NUM_SHARDS = 3
@@ -224,3 +227,34 @@ def test_a_task_over_all_customers_sees_every_shard_at_once(tmp_path, monkeypatc
     test = run.read_table("test/*.parquet")
     assert test["sold"][0].as_py() + test["label_units"][0].as_py() == bought.num_rows
     assert run.manifest()["excluded"]["customers_outside_population_now"] == 0
+
+
+def test_churn_reads_what_customers_were_scored_to_have_said(tmp_path):
+    bought = purchases()
+    days = [350 - i for i in range(60)]
+    said = pa.table(
+        {
+            "entity_id": [f"c{i:03d}" for i in range(60)],
+            "occurred_at": [START + timedelta(days=day) for day in days],
+            "interaction_id": [f"i{i:03d}" for i in range(60)],
+        }
+    )
+    lake = lake_with(tmp_path, transactions=bought, interactions=said)
+    before = make(lake)
+    assert not [name for name in before.manifest()["schema"] if name.startswith("sentiment_")]
+    scored = lake.run("predictions", "sentiment", "f" * 16)
+    scored.write_table(
+        "part-00000.parquet", pa.table({"entity_id": said["interaction_id"], "score": [-1.0] * 30 + [1.0] * 30})
+    )
+    scored.commit()
+    run = make(lake)
+    assert run.run_id != before.run_id
+    assert run.manifest()["sentiment"] == "f" * 16
+    now = run.read_table("now/*.parquet")
+    number = np.array([int(key[1:]) for key in now["entity_id"].to_pylist()])
+    assert now["sentiment_last"].to_pylist() == np.where(number < 30, -1.0, 1.0).tolist()
+    known = Known.open(run)
+    homes = dict(zip(ids := said["entity_id"].to_pylist(), shard_of(pa.array(ids), NUM_SHARDS).tolist(), strict=True))
+    there = next(key for key in ids[:30] if homes[key] == hashlib.sha1(key.encode()).digest()[0] % NUM_SHARDS)
+    assert known.history(there)["interactions"]["sentiment_score"].to_pylist() == [-1.0]
+    assert "sentiment_score" in known.schemas()["interactions"].names

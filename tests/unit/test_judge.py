@@ -130,23 +130,6 @@ def test_amounts_that_cannot_be_judged_are_refused():
     assert same["spearman"] == 0.0
 
 
-def test_quantiles_by_hand():
-    truth = np.array([[10.0, 20.0], [np.nan, 0.0]])
-    predicted = np.array([[[8.0, 12.0, 14.0], [10.0, 14.0, 18.0]], [[0.0, 1.0, 2.0], [0.0, 2.0, 4.0]]])
-    found = judge.quantiles(truth, predicted, [0.1, 0.5, 0.9], scale=np.array([2.0, 1.0]))
-    # pinball of the cells that came: .1·2 + .5·2 + .1·4; .1·10 + .5·6 + .9·2; 0 + .5·2 + .1·4
-    assert found["pinball"] == pytest.approx((1.6 + 5.8 + 1.4) / 9)
-    assert found["wape"] == pytest.approx((2 + 6 + 2) / 30)
-    assert found["bias"] == pytest.approx(28 / 30 - 1)
-    assert found["mase"] == pytest.approx(((2 + 6) / 2 / 2 + 2) / 2)
-    assert found["coverage"] == {"0.8": pytest.approx(2 / 3)}
-    assert found["width"] == {"0.8": pytest.approx((6 + 8 + 4) / 3)}
-    weighted = judge.quantiles(truth, predicted, [0.1, 0.5, 0.9], weights=np.array([[5.0, 1.0], [1.0, 0.0]]))
-    assert weighted["mae"] == pytest.approx((5 * 2 + 6) / 6)
-    with pytest.raises(DataError, match="ascending levels"):
-        judge.quantiles(truth, predicted, [0.5, 0.1, 0.9])
-
-
 def test_segments_are_frequent_values_of_few():
     test = pa.table({
         "entity_id": [str(k) for k in range(120)],

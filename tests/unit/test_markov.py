@@ -10,7 +10,7 @@ import pytest
 
 from crmray.models import histories, visit_chain
 from crmray.models.histories import Catalogue
-from crmray.models.markov import Markov, _on_sale
+from crmray.models.markov import Markov, _newest_visit, _on_sale
 from crmray.models.visit_chain import Chain
 
 AS_OF = datetime(2024, 1, 1, tzinfo=timezone.utc)
@@ -119,6 +119,16 @@ def test_customers_are_sampled_above_the_limit_of_pairs(monkeypatch):
     monkeypatch.setattr("crmray.models.markov.MAX_PAIRS", 100)
     model = Markov(num_tastes=2, num_lags=1).fit(planted(0), None, seed=0)
     assert np.isfinite(model.scores(planted(0))).all()
+
+
+def test_memberships_are_compared_on_the_newest_visits_a_few_customers_at_a_time(monkeypatch):
+    """`a` leads to b and c to d, always; of three customers who came again two did as the others before them."""
+    model = Markov(membership="mixed", num_tastes=2, num_lags=1).fit(planted(0), None, seed=0)
+    bought = histories.encode(rows([[["a"], ["b"]], [["c"], ["d"]], [["a"], ["a"]], [["e"]]]), model.catalogue)
+    assert _newest_visit(model, bought) == 1.0  # the third bought nothing for the first time, the fourth came once
+    monkeypatch.setattr("crmray.models.ranking.BLOCK_CELLS", 1)
+    assert _newest_visit(model, bought) == 1.0
+    assert _newest_visit(model, bought.slice(2, 4)) == 0.0
 
 
 def test_settings_are_checked():

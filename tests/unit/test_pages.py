@@ -212,6 +212,16 @@ def test_newer_examples_give_a_new_report_with_the_figures_of_the_training_besid
     assert "On newer rows than at its training" in run.read_bytes("report.html").decode()
 
 
+def test_another_champion_to_be_held_against_gives_a_new_report(org, page, monkeypatch):
+    monkeypatch.setattr(evaluation.agreement, "of", lambda *_: {})
+    paths = []
+    for version in ("v1", "v2"):
+        beside = {"value": (version, SimpleNamespace(run_id="e"))}
+        monkeypatch.setattr(evaluation.agreement, "others", lambda lake, task, beside=beside: beside)
+        paths.append(org.evaluate("churn").path)
+    assert paths[0] != paths[1]
+
+
 def test_the_comparison_of_all_tasks(org, page):
     run = org.evaluate()
     told = json.loads(run.read_bytes("report.json"))
