@@ -39,7 +39,6 @@ FIGURES: dict[str, tuple[str, Shown, str]] = {
     "mean_truth": ("mean", "number", "of what came"),
     "pinball": ("pinball loss", "number", "error of the quantiles; lower is better"),
     "wape": ("WAPE", "share", "sum of the absolute errors over the sum of what came; lower is better"),
-    "wmae": ("WMAE", "number", "weighted mean absolute error; lower is better"),
     "mase": ("MASE", "number", "error against that of the naive forecast; below 1 is better than it"),
     "hr10": ("hit rate at 10", "share", "customers with at least one right item among ten"),
     "ndcg10": ("NDCG at 10", "number", "right items among ten, the upper places counting more; 1 is perfect"),

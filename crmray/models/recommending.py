@@ -48,8 +48,7 @@ def answer(
             [[p for p in row if p not in hidden] for row in examples["new_products"].to_pylist()], pa.list_(pa.string())
         ),
     }
-    if for_product is not None:
-        shown["place"] = pa.array(place, mask=place == 0)
+    shown["place"] = pa.array(place, mask=place == 0)
     told = explanations.sentences(model, examples, products, sources, facts) if explain else [None] * len(products)
     return pa.table({**shown, "reasons": pa.array(told, pa.list_(pa.string()))})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -210,6 +211,8 @@ def test_a_task_decides_predicts_and_reports(task, neural):
     )
     answers = task.predict(model, decision, rows["now"], explain=True)
     assert answers.column_names[:2] == ["entity_id", "as_of"]
+    (answer,) = get_args(task.Response.model_fields["predictions"].annotation)
+    assert set(answer.model_fields) <= set(answers.column_names), "write-back reads every field of an answer"
     assert answers["entity_id"].equals(rows["now"]["entity_id"])
     one = task.predict(model, decision, rows["now"].slice(3, 1), explain=True)
     assert one.drop_columns(["entity_id"]).num_rows == 1
