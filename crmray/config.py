@@ -248,7 +248,7 @@ class Writeback(Part):
     """Which fields of which records a task's predictions go to."""
 
     object: str = ""
-    """API name; default: Account, for leads Lead"""
+    """API name; default: Account, for leads Lead, for interactions Case, for products Product2"""
     key: str = "Id"
     """field that holds the entity's id as the source has it: Id, or an external id"""
     fields: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]] = {}

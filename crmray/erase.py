@@ -28,8 +28,8 @@ _LOOSE = frozenset({"MasterRecordId", "ReportsToId", "BillToContactId", "ShipToC
 """references that do not make a row one about the person: they are emptied, the row stays"""
 _TREES = frozenset({"Account", "Contact", "Campaign"})
 """objects whose ParentId names another record of the same kind"""
-ID_COLUMNS = ("entity_id", "lead_id")
-"""columns of the canonical tables that hold ids of customers and leads"""
+ID_COLUMNS = ("entity_id", "lead_id", "customer_id")
+"""columns of the canonical tables, of examples and predictions that hold ids of customers and leads"""
 _HEAD = ("kind", "name", "run_id", "crmray", "created_at", "files", "replaces")
 
 

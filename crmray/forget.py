@@ -2,8 +2,8 @@
 
 In this order, each step safe to do again: tombstones, the list of what is about them (in the vault where there is one),
 runs written again without their rows (raw to predictions and receipts), references repointed, bundles that hold their
-rows retired, _work emptied, vault and caches; a receipt with counts alone. Killed anywhere, the same command completes
-it.
+rows retired with what they predicted, _work emptied, vault and caches; a receipt with counts alone. Killed anywhere,
+the same command completes it.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _repoint(run: Run, replaced: dict[str, str]) -> None:
 
 
 def _retire(lake: Lake, vault: Vault | None, erased: Erased) -> None:
-    """Take bundles that hold rows out of use and delete them."""
+    """Take bundles that hold rows out of use; delete them, and what they predicted, which may quote these rows."""
     _drop_unfinished(lake, "bundles")
     retired = bundles_with(lake, erased.ids | erased.entities)
     erased.retired |= {f"{run.name}/{run.run_id}" for run in retired}
@@ -199,15 +199,23 @@ def _retire(lake: Lake, vault: Vault | None, erased: Erased) -> None:
                 figures={},
                 why="the version before held rows of somebody who was erased",
             )
+    for run in list(complete(lake, "predictions")):
+        if f"{run.name}/{run.manifest().get('version')}" in erased.retired:
+            _drop_current(run, rest=[])
     for run in retired:
-        rest = [other for other in complete(lake, "bundles") if other.name == run.name and other.run_id not in gone]
-        path = f"{run.kind}/{run.name}/latest.json"
-        if lake.has(run.kind, run.name) and json.loads(lake.read(path))["run_id"] == run.run_id:
-            if rest:
-                max(rest, key=lambda one: one.manifest()["created_at"]).make_latest()
-            else:
-                lake.fs.rm_file(f"{lake.base}/{path}")
-        drop(run)
+        others = (other for other in complete(lake, "bundles") if other.name == run.name and other.run_id not in gone)
+        _drop_current(run, rest=list(others))
+
+
+def _drop_current(run: Run, rest: list[Run]) -> None:
+    """Delete a run; where it was the current one the newest of the rest becomes it, if there is any."""
+    path = f"{run.kind}/{run.name}/latest.json"
+    if run.lake.has(run.kind, run.name) and json.loads(run.lake.read(path))["run_id"] == run.run_id:
+        if rest:
+            max(rest, key=lambda one: one.manifest()["created_at"]).make_latest()
+        else:
+            run.lake.fs.rm_file(f"{run.lake.base}/{path}")
+    drop(run)
 
 
 def _forget_elsewhere(lake: Lake, vault: Vault | None, erased: Erased, pseudonymised: bool) -> None:

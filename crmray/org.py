@@ -113,7 +113,7 @@ class OpenOrg:
         return _live(rollback(self.lake, tasks.task(task), **options), task)
 
     def score(self, task: str) -> Run:
-        """Predict for every customer with the champion."""
+        """Predict for all current rows of a task with the champion."""
         from crmray import tasks
         from crmray.cluster import connect
         from crmray.score import score

@@ -13,8 +13,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -139,6 +139,13 @@ class Bundle:
         """All `now` rows with what follows from all of them at once, where the task has such a thing."""
         hook = getattr(self.task, "together", None)
         return rows if hook is None or not rows.num_rows else hook(self.model, self.decision, self.check(rows))
+
+    def without(self, people: Collection[str]) -> Bundle:
+        """The bundle but for what its decision quotes of these people, where the task has such a thing."""
+        hook = getattr(self.task, "without", None)
+        if hook is None or not people:
+            return self
+        return replace(self, about={**self.about, "decision": hook(self.decision, people)})
 
     def predict(self, examples: pa.Table, *, explain: bool = False, **options: Any) -> pa.Table:
         """The task's prediction columns, entity_id first, in the order of the rows."""

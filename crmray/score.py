@@ -1,6 +1,7 @@
 """Batch scoring: the champion's answer for every `now` row, by Ray Data actors.
 
     predictions/<task>/<run_id>/part-00000.parquet …   entity_id, as_of, version, the task's columns, reasons, scored_at
+                                                       and, where the examples have it, customer_id: consent goes by it
 
 Each actor maps the rows from its local disk and loads the bundle once. A part is a fixed range of rows under a fixed
 name, so a run that died goes on with the parts that are missing.
@@ -22,12 +23,13 @@ from crmray.config import Org
 from crmray.data.examples_shard import task_at
 from crmray.errors import CorruptError
 from crmray.privacy import Withheld
+from crmray.privacy.consent import CUSTOMER
 from crmray.registry import Bundle, Ledger, load_bundle
 from crmray.schema import TIME
 from crmray.storage import Lake, Run, run_id
 from crmray.tasks.contract import Task
 
-FORMAT = 1
+FORMAT = 2
 """raised when the columns of predictions/ change"""
 PART_ROWS = 20_000
 PREDICT_ROWS = 2_000
@@ -107,9 +109,9 @@ class _Scorer:
     ):
         which: Any = task_at(task)
         self.run, self.explain = _run(run), explain
-        wishes = Withheld.from_run(self.run.lake.run("raw", "consent", consent)) if consent else Withheld()
-        self.withheld = pa.array(sorted(wishes.profiling), pa.string())
-        self.bundle = load_bundle(self.run.lake, self.run.lake.run("bundles", which.NAME, version), which)
+        self.withheld = Withheld.from_run(self.run.lake.run("raw", "consent", consent)) if consent else Withheld()
+        bundle = load_bundle(self.run.lake, self.run.lake.run("bundles", which.NAME, version), which)
+        self.bundle = bundle.without(self.withheld.profiling)
         self.rows = self.bundle.together(_now(_run(examples)))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
@@ -121,8 +123,7 @@ class _Scorer:
 
     def _allowed(self, rows: pa.Table) -> pa.Table:
         """Without those who withdrew their consent since the examples were made."""
-        name = "customer_id" if "customer_id" in rows.column_names else "entity_id"  # of an interaction: who wrote it
-        gone = pc.is_in(rows[name].cast(pa.string()), self.withheld)
+        gone = self.withheld.mask(rows)
         return rows.filter(pc.invert(gone)) if pc.any(gone).as_py() else rows
 
 
@@ -135,6 +136,7 @@ def predictions(bundle: Bundle, rows: pa.Table, *, explain: bool = True) -> pa.T
         "as_of": rows["as_of"],
         "version": pa.repeat(pa.scalar(bundle.version), rows.num_rows),
     }
+    head |= {CUSTOMER: rows[CUSTOMER]} if CUSTOMER in rows.column_names else {}
     body = {name: answer[name] for name in answer.column_names if name not in head}
     return pa.table({**head, **body, "scored_at": pa.repeat(scored_at, rows.num_rows)})
 

@@ -30,9 +30,9 @@ STATIONS = {
     "examples": "make as-of rows of tasks",
     "train": "fit every candidate of tasks once, refit the winner",
     "tune": "search the candidates' grids with Ray Tune, refit the winner",
-    "evaluate": "write the report of tasks' champions; without a task the page that compares all",
+    "evaluate": "write the pages of tasks' champions; without a task the page that compares all",
     "publish": "compare with the champion; promote, refuse or roll back",
-    "score": "predict for every customer",
+    "score": "predict for all that is known now: every customer, open lead, recent text or series",
     "writeback": "bring the predictions into fields of the org, or take them back",
 }
 WITHOUT_TASK = ("ingest", "shard")
@@ -54,7 +54,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "concurrency": ("--concurrency", {"type": _count, "help": "trials at the same time; default: all that fit"}),
     "scheduler": ("--scheduler", {"choices": ["asha"], "help": "stop hopeless trials early"}),
     "search": ("--search", {"choices": ["optuna"], "help": "search instead of the full grid (extra `optuna`)"}),
-    "version": ("--version", {"help": "a bundle's version; default: the current one"}),
+    "version": ("--version", {"help": "a bundle's version; default: the newest, to evaluate the champion"}),
     "force": ("--force", {"metavar": "REASON", "help": "promote whatever the comparison says, and say why"}),
     "dry_run": ("--dry-run", {"action": "store_true", "help": "show counts and samples, write nothing"}),
     "undo": ("--undo", {"metavar": "RUN", "help": "restore what this receipt replaced, where it still stands"}),
@@ -83,7 +83,7 @@ def job(
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=STATIONS[name])
     if name not in WITHOUT_TASK:
         count = "*" if name in FOR_ALL else "+"
-        parser.add_argument("tasks", nargs=count, metavar="task", help="churn, segmentation, recommendation, …")
+        parser.add_argument("tasks", nargs=count, metavar="task", help="churn, leads, custom.NAME, …")
     parser.add_argument("--org", required=True, metavar="ORG.yaml", help="the org file")
     add_flags(parser, flags)
     arguments = parser.parse_args(argv)

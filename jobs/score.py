@@ -1,4 +1,4 @@
-"""Predict for every customer with the champion."""
+"""Predict for all current rows of a task with the champion."""
 
 from __future__ import annotations
 

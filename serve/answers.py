@@ -14,6 +14,7 @@ import pyarrow as pa
 from pydantic_core import to_json
 
 from crmray.errors import DataError
+from crmray.privacy import PERSONS
 from crmray.tasks.contract import EntityRequest
 from serve.champion import Champion, Served
 from serve.errors import Refused
@@ -125,7 +126,8 @@ class Answers:
         """The document for somebody described inline, or for a known one with recent events."""
         served = self.champion.current()
         if request.described is not None:
-            rows, looked = served.described(request.described, request.num_described), _Looked()
+            subject = next(name for name in request.SUBJECTS if getattr(request, name) is not None)
+            rows, looked = served.described(request.described, subject, request.num_described), _Looked()
         else:
             looked = _look_up(served, request)
             rows = served.updated(served.lake_id(request.id or ""), request.recent_events or {})
@@ -174,7 +176,8 @@ def _look_up(served: Served, request: EntityRequest) -> _Looked:
     entity, count = served.bundle.task.ENTITY, len(looked.unknown) + len(looked.withheld)
     field = "id" if request.ids is None else "ids"
     if looked.withheld:
-        which = f"this {entity}" if count == 1 else f"{len(looked.withheld)} of the {count} ids"
+        person = f"this {entity}" if entity in PERSONS else f"the customer whom this {entity} is about"
+        which = person if count == 1 else f"those behind {len(looked.withheld)} of the {count} ids"
         message = f"{which} withdrew the consent to be profiled: nothing is predicted"
         raise Refused(403, "consent_withdrawn", message, field=field)
     which = f"this {entity} is" if count == 1 else f"none of the {count} ids is"

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from crmray import log, tasks
 from crmray.config import Org
+from crmray.data import asof_series
 from crmray.data.asof import conform
 from crmray.errors import CrmrayError, DataError, NoChampionError, NotFoundError
 from crmray.privacy import PERSONS, Pseudonyms, Withheld
@@ -49,19 +50,25 @@ class Served:
         return self.bundle.version, self.known.run.run_id, self.withheld.run_id
 
     def lake_id(self, sent: str) -> str:
-        """An id as a client sends it, of 15 or 18 characters, as it stands in the rows."""
-        if self.pseudonyms and sent.strip() and self.bundle.task.ENTITY in PERSONS:
-            return self.pseudonyms.one(sent)
-        return sent if self.bundle.task.ENTITY == "series" else normalize(sent)
+        """An id as a client sends it, of 15 or 18 characters, as it stands in the rows; of a customer in the name of a
+        series too."""
+        entity = self.bundle.task.ENTITY
+        if entity == "series":
+            return asof_series.in_lake(sent, self._person)
+        return self._person(sent) if entity in PERSONS else normalize(sent)
 
-    def described(self, rows: dict[str, list[dict[str, Any]]], count: int = 1) -> pa.Table:
-        """The examples of what is described inline. 422 where the description is wrong or has nothing to go by."""
-        tables = tables_of(rows, self.schemas, field="customer", entity_id=INLINE_ID)
+    def _person(self, sent: str) -> str:
+        return self.pseudonyms.one(sent) if self.pseudonyms and sent.strip() else normalize(sent)
+
+    def described(self, rows: dict[str, list[dict[str, Any]]], field: str, count: int = 1) -> pa.Table:
+        """The examples of what is described inline, under a field of the request. 422 where the description is wrong or
+        has nothing to go by."""
+        tables = tables_of(rows, self.schemas, field=field, entity_id=INLINE_ID)
         if "customers" in tables and not tables["customers"].num_rows:
             tables |= tables_of(
                 {"customers": [{}]}, {"customers": self.schemas["customers"]}, field="", entity_id=INLINE_ID
             )
-        return self._examples(tables, "customer", count)
+        return self._examples(tables, field, count)
 
     def updated(self, entity_id: str, events: dict[str, list[dict[str, Any]]]) -> pa.Table:
         """The example of a known one whose history is continued by recent events."""
@@ -140,7 +147,9 @@ class Champion:
         version that cannot be loaded."""
         found = self.lake.latest("raw", CONSENT).run_id if self.lake.has("raw", CONSENT) else None
         if self.served is not None and self.served.withheld.run_id != found:
-            self.served = replace(self.served, withheld=Withheld.of(self.lake))
+            withheld = Withheld.of(self.lake)
+            bundle = self.served.bundle.without(withheld.profiling)
+            self.served = replace(self.served, bundle=bundle, withheld=withheld)
             log.event("serve.consent", task=self.task.NAME, consent=found)
         return found
 
@@ -164,14 +173,15 @@ class Champion:
         return self._features_of[run.run_id]
 
     def _load(self, bundle: Bundle, run: Run) -> Served:
-        known = Known.open(run)
+        known, withheld = Known.open(run), Withheld.of(self.lake)
+        bundle = bundle.without(withheld.profiling)
         known = replace(known, rows=bundle.together(known.rows))
         served = Served(
             bundle=bundle,
             known=known,
             schemas=known.schemas(),
             shared=known.shared_tables(),
-            withheld=Withheld.of(self.lake),
+            withheld=withheld,
             pseudonyms=Pseudonyms.of_lake(self.org, self.lake) if self.org else None,
         )
         for count in (1, _WARM_ROWS):  # the first calls of a model are slow: they are made here, not by a client

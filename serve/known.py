@@ -17,6 +17,7 @@ from crmray.data import asof_sentiment
 from crmray.data.examples import Content, content_of
 from crmray.data.splits import Snapshots
 from crmray.errors import CorruptError, NotFoundError
+from crmray.privacy.consent import whom
 from crmray.storage import Run
 
 
@@ -90,10 +91,13 @@ class Known(Dated):
         index = bisect.bisect_left(self._ids, entity_id, key=lambda scalar: scalar.as_py())
         return index if index < len(self._ids) and self._ids[index].as_py() == entity_id else None
 
-    def owner(self, row: int) -> str:
-        """The customer whom a row is about: of an interaction who wrote it."""
-        name = "customer_id" if "customer_id" in self.rows.column_names else "entity_id"
-        return self.rows[name][row].as_py()
+    def owner(self, row: int) -> str | None:
+        """The person whom a row is about; None for a series of several customers."""
+        return self._persons[row].as_py()
+
+    @cached_property
+    def _persons(self) -> pa.ChunkedArray:
+        return whom(self.rows)
 
     def take(self, indices: Sequence[int]) -> pa.Table:
         """The rows of these positions."""

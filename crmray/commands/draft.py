@@ -205,15 +205,24 @@ def render(name: str, guesses: Sequence[Guess], folder: Path) -> str:
                 lines += ["    outcomes:", *_outcome_lines(one, place)]
     for one in (guess for guess in guesses if not guess.table):
         lines.append(f"    # {one.path}: no canonical table fits its columns {', '.join(one.seen)}")
-    tables = {guess.table for guess in guesses}
-    lines.append("tasks:  # GUESS what this data can carry; `crmray check` tells")
+    return "\n".join([*lines, *_task_lines(guesses)]) + "\n"
+
+
+def _task_lines(guesses: Sequence[Guess]) -> list[str]:
+    """The tasks that such columns can carry; those that take longest to train as a hint."""
+    columns = {(guess.table, column) for guess in guesses for column in guess.columns}
+    bought = ("transactions", "entity_id") in columns
+    tasks = []
     if any(guess.label for guess in guesses):
-        lines.append('  churn: {label: "outcome:churn"}')
-    elif "transactions" in tables:
-        lines.append("  churn: {}")
-    if "transactions" in tables:
-        lines += ["  segmentation: {}", "  recommendation: {}"]
-    return "\n".join(lines) + "\n"
+        tasks.append('  churn: {label: "outcome:churn"}')
+    elif bought:
+        tasks.append("  churn: {}")
+    tasks += ["  segmentation: {}", "  recommendation: {}"] if bought else []
+    tasks += ["  sentiment: {}"] if ("interactions", "rating") in columns else []
+    if ("transactions", "net_amount") in columns or ("transactions", "unit_price_amount") in columns:
+        tasks += [f"  # {name}: {{}}  # can be carried too" for name in ("value", "forecast")]
+    note = "# GUESS what this data can carry; `crmray check` tells"
+    return [f"tasks:  {note}", *tasks] if tasks else [f"tasks: {{}}  {note}"]
 
 
 def _source_lines(one: Guess, place: str) -> list[str]:

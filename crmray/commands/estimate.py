@@ -75,7 +75,7 @@ def _last(lake: Lake, station: str, tasks: Sequence[str]) -> tuple[float | None,
     if kind is None:
         return None, 0
     seconds, size, known = 0.0, 0, False
-    for name in tasks if kind in ("examples", "bundles", "predictions") else lake.names(kind):
+    for name in tasks if kind in ("examples", "bundles", "evaluations", "predictions") else lake.names(kind):
         if not lake.has(kind, name):
             continue
         facts = lake.latest(kind, name).manifest().get("facts", {})

@@ -42,7 +42,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     down = commands.add_parser(
         "down",
         help="end the head that `up` started",
-        description="End the head that `crmray up` started, and nothing else.",
+        description="End the head that `crmray up` started, and the Salesforce org of `crmray demo --keep`; nothing "
+        "else.",
         epilog="example: crmray down --keep-logs",
     )
     down.add_argument("--keep-logs", action="store_true", help="leave Ray's session folder with its logs")
@@ -195,7 +196,11 @@ def _record(head: Head) -> None:
 
 
 def down_command(arguments: argparse.Namespace) -> int:
-    """End the recorded head."""
+    """End the recorded head, and the Salesforce org that `crmray demo --keep` left beside it."""
+    from crmray.commands.demo import end_kept_sandbox  # which starts and ends heads by this module
+
+    if end_kept_sandbox():
+        print("ended the Salesforce org that `crmray demo --keep` left")
     head = local_head()
     if head is None:
         print("nothing to end: no head of ours runs")

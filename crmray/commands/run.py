@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crmray.commands import lake as lake_commands
@@ -14,6 +15,7 @@ from crmray.commands.text import LogReader, table
 from crmray.config import Org
 from crmray.dashboard import Dashboard
 from crmray.errors import ConfigError, CrmrayError
+from crmray.storage import Lake
 
 COLUMNS = (
     "task",
@@ -33,7 +35,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "run",
         help="all stations for all tasks, to live endpoints",
-        description="Run every station through submitted jobs (what is done is skipped), deploy, and end in one table.",
+        description="Run every station through submitted jobs (what is done is skipped), deploy, write back what "
+        "`writeback:` of the org file names, and end in one table and the pages to open.",
         epilog="examples: crmray run org.yaml    crmray run org.yaml --tune --task churn --no-deploy",
     )
     parser.add_argument("org", metavar="ORG.yaml", help="the org file")
@@ -80,11 +83,25 @@ def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, 
     written = [task for task in wanted if task in org.writeback and task not in failed]
     if written:
         failed |= _station(dashboard, org, "writeback", written)
+    if live := [task for task in wanted if task not in failed]:
+        failed |= _station(dashboard, org, "evaluate", live)
+        if missing := _station(dashboard, org, "evaluate", []):
+            failed["the page of all tasks"] = missing[""]
     print()
     print(table([_row(org, task, failed.get(task), endpoints.get(task)) for task in wanted], COLUMNS))
+    print(_pages(org, wanted))
     for task, why in failed.items():
         print(f"\n{task}: {why}")
     return 2 if failed else 0
+
+
+def _pages(org: Org, tasks: list[str]) -> str:
+    """Where the pages of the tasks are, and the one that compares all."""
+    from crmray.train.evaluation import ALL  # imports torch, as above
+
+    lake = Lake.of(org)
+    there = [name for name in (ALL, *tasks) if lake.has("evaluations", name)]
+    return "\n".join(f"{name}: {lake.latest('evaluations', name).path}/report.html" for name in there)
 
 
 def _row(org: Org, task: str, failure: str | None, endpoint: str | None) -> dict[str, Any]:
@@ -116,7 +133,18 @@ def _station(dashboard: Dashboard, org: Org, station: str, tasks: list[str]) -> 
         raise CrmrayError(f"{station}: the job ended with exit code {code} after its last task; its log tells more")
     if code == 1 and missing:  # a fault of ours: its traceback is worth seeing
         print("\n".join(job.said[-40:]))
-    return {task: _why(station, task, job.said, code) for task in missing}
+    return {task: _why(station, task, job.said, code) for task in missing} | _refused(job.closings)
+
+
+def _refused(closings: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Tasks that a publish left without any champion: there is nothing to score with."""
+    return {
+        one[
+            "task"
+        ]: f"publish: {one['why']}; `crmray submit publish {one['task']} --force REASON` takes it all the same"
+        for one in closings
+        if one.get("promoted") is False and one["previous"] is None
+    }
 
 
 def _why(station: str, task: str, said: list[str], code: int) -> str:

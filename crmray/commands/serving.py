@@ -53,7 +53,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         description="Ask the task's endpoint, with the key in CRMRAY_KEY, else with the one that `deploy` left here.",
         epilog="example: crmray predict churn C00042 --explain",
     )
-    predict.add_argument("task", help="churn, segmentation, recommendation, …")
+    predict.add_argument("task", help="churn, leads, custom.NAME, …")
     predict.add_argument("ids", nargs="+", metavar="ID", help="up to 1,000 ids as the org writes them")
     predict.add_argument("--explain", action="store_true", help="with reasons")
     predict.add_argument("--url", help="where the endpoints are; default: those of the local head")
@@ -237,7 +237,7 @@ def ask(url: str, body: dict[str, Any]) -> Any:
 
 
 def show_request(dashboard: Dashboard, org: Org, task: str) -> str:
-    """One request about the first known customer as a curl line, and its answer."""
+    """One request about the first of the known ids as a curl line, and its answer."""
     url = base_url(dashboard) + route(task)
     body = {"id": _first_id(org, task)}
     curl = (
@@ -248,15 +248,16 @@ def show_request(dashboard: Dashboard, org: Org, task: str) -> str:
 
 
 def _first_id(org: Org, task: str) -> str:
-    """The first customer of the current rows, as the org itself names it."""
-    from crmray.privacy import Pseudonyms, Vault
+    """What the first of the current rows is about, as the org itself names it."""
+    from crmray import tasks
+    from crmray.privacy import PERSONS, Pseudonyms, Vault
 
     lake = Lake.of(org)
-    rows = pa.ipc.open_file(pa.py_buffer(lake.latest("examples", task).read_bytes("now.arrow")))
-    if not rows.num_record_batches:
-        raise NotFoundError(f"examples/{task}: got no current rows, expected a customer to ask about")
-    first = rows.get_batch(0)["entity_id"].slice(0, 1)
-    if Pseudonyms.of_lake(org, lake) is not None:
+    rows = pa.ipc.open_file(pa.py_buffer(lake.latest("examples", task).read_bytes("now.arrow"))).read_all()
+    if not rows.num_rows:
+        raise NotFoundError(f"examples/{task}: got no current rows, expected one to ask about")
+    first = rows["entity_id"].slice(0, 1)
+    if tasks.task(task).ENTITY in PERSONS and Pseudonyms.of_lake(org, lake) is not None:
         first = Vault.open(org, lake).ids_of(first)
     return first[0].as_py()
 

@@ -28,10 +28,17 @@ def add(commands: argparse._SubParsersAction) -> None:
         "submit",
         help="run one job on the cluster",
         description="Submit a job through the Ray Jobs API, follow its log and end with its exit code.",
-        epilog="examples: crmray submit shard --org org.yaml    crmray submit train churn --org org.yaml --set lr=3e-4",
+        epilog="examples: crmray submit shard --org org.yaml    crmray submit train churn --org org.yaml --set lr=3e-4"
+        "    crmray submit evaluate --org org.yaml",
     )
     parser.add_argument("job", choices=STATIONS, metavar="JOB", help=", ".join(STATIONS))
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help="churn, segmentation, recommendation, …")
+    parser.add_argument(
+        "tasks",
+        nargs="*",
+        metavar="TASK",
+        help=f"churn, leads, custom.NAME, … of the org file; none for {' and '.join(WITHOUT_TASK)}; {FOR_ALL[0]} "
+        "without any compares all",
+    )
     parser.add_argument("--org", required=True, metavar="ORG.yaml", help="the org file")
     parser.add_argument(
         "--address", help="dashboard of another cluster, e.g. http://head:8265; default: the local head"

@@ -1,6 +1,6 @@
 """Weekly sales as series: by product, category, region, owner, customer, any pair of them, and in total.
 
-    gather    one shard's transactions -> sales by series and week, and which series lie within which (small)
+    gather    one shard's transactions -> sales by series and week, which series lie within which, and whose they are
     combine   the parts of all shards -> the same for the org
     frame     one row per series known at a date: what was sold each week before it, and what came after it
 
@@ -13,7 +13,7 @@ Shapes: S series, W weeks, H weeks to forecast.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Literal
 
@@ -28,7 +28,8 @@ from crmray.errors import DataError
 TOTAL, UNKNOWN = "total", "unknown"
 USUAL = (TOTAL, "region", "owner", "category", "product")
 """levels where none are asked for; those that the org has"""
-IDS = {"product": ("transactions", "product_id"), "customer": ("transactions", "entity_id")}
+CUSTOMER = "customer"
+IDS = {"product": ("transactions", "product_id"), CUSTOMER: ("transactions", "entity_id")}
 """names of ids as levels; every other name is a column of one of TABLES"""
 TABLES = ("transactions", "products", "customers")
 FIRST_MONDAY_DAYS = 3  # 1 January 1970 was a Thursday
@@ -93,6 +94,7 @@ def gather(
     """Sales of one shard. value: column of transactions that is added up; a missing one counts as 0.
 
     "sales": level, series, week (int64), value (float64). "within": series, parent: pairs with a sale in common.
+    "owners": series, parent: of each series that is named after a customer, this customer.
     """
     transactions = tables["transactions"]
     week_R, value_R = (
@@ -105,7 +107,14 @@ def gather(
         found[level] = _series(tables, level, products_matching).dictionary_encode()
     sales = pa.concat_tables([_sums(level, codes, week_R, value_R) for level, codes in found.items()])
     pairs = [_pairs(found[child], found[parent]) for child in asked for parent in asked if child != parent]
-    return {"sales": sales, "within": pa.concat_tables([_WITHIN.empty_table(), *pairs])}
+    customers = transactions["entity_id"].combine_chunks().cast(pa.string()).dictionary_encode()
+    owners = [_pairs(found[level], customers) for level in asked if CUSTOMER in level.split(",")]
+    none = _WITHIN.empty_table()
+    return {
+        "sales": sales,
+        "within": pa.concat_tables([none, *pairs]),
+        "owners": pa.concat_tables([none, *owners]),
+    }
 
 
 _WITHIN = pa.schema([("series", pa.string()), ("parent", pa.string())])
@@ -160,7 +169,8 @@ def _pairs(child: pa.DictionaryArray, parent: pa.DictionaryArray) -> pa.Table:
 def combine(parts: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
     """Sales of the whole org, sorted by series and week; in "within" only pairs that always hold.
 
-    A series lies within another if all of it does and the same is true of every series of its level.
+    A series lies within another if all of it does and the same is true of every series of its level. "owners": also of
+    the series that lie within one of a customer.
     """
     sales = pa.concat_tables([part["sales"] for part in parts])
     sales = sales.group_by(["level", "series", "week"], use_threads=False).aggregate([("value", "sum")])
@@ -172,7 +182,11 @@ def combine(parts: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
         .group_by(["series", "parent"], use_threads=False)
         .aggregate([])
     )
-    return {"sales": sales, "within": _nested(within).sort_by([("series", "ascending"), ("parent", "ascending")])}
+    within = _nested(within).sort_by([("series", "ascending"), ("parent", "ascending")])
+    named = pa.concat_tables([part["owners"] for part in parts]).combine_chunks()
+    place = pc.index_in(within["parent"], value_set=_whole(named["series"]))
+    parts_of_one = pa.table([within["series"], named["parent"].take(place)], schema=_WITHIN).filter(place.is_valid())
+    return {"sales": sales, "within": within, "owners": pa.concat_tables([named, parts_of_one])}
 
 
 def _nested(within: pa.Table) -> pa.Table:
@@ -203,7 +217,8 @@ def frame(
     entity_id; label and label_weight, lists of H float64 (null without `labels`; a week that is not known has a null
     label); level; history, list of float64: sales of the weeks before as_of from the series' first one on, oldest
     first; event_<kind>: list of float64, as long as history and label together, 1 in the weeks of a campaign of it;
-    scale: mean absolute difference of neighbouring weeks; parents: the series that it is a part of.
+    scale: mean absolute difference of neighbouring weeks; parents: the series that it is a part of; customer_id: the
+    one customer whose sales they are, null for a series of several.
     top: level -> number of series kept, the largest by their sales before as_of.
     """
     now = week_of(as_of)
@@ -236,7 +251,24 @@ def frame(
         columns[f"event_{kind}"] = _lists(np.broadcast_to(events[kind], (len(names), len(events[kind]))), begin_S)
     columns["scale"] = pa.array(_scale(sold_SW[:, :before], first_S - start), pa.float64(), from_pandas=True)
     columns["parents"] = _parents(tables["within"], names)
+    owners = tables["owners"]
+    columns["customer_id"] = owners["parent"].take(pc.index_in(names, value_set=_whole(owners["series"])))
     return pa.table(columns)
+
+
+def in_lake(name: str, lake_id: Callable[[str], str]) -> str:
+    """A series' name as it stands in the lake, where it is named after a customer whose id the lake has as `lake_id`
+    gives it. In a pair the customer's id holds no comma."""
+    level, _, values = name.partition(":")
+    if level == CUSTOMER:
+        return f"{level}:{lake_id(values)}"
+    if level.startswith(f"{CUSTOMER},"):
+        customer, comma, other = values.partition(",")
+        return f"{level}:{lake_id(customer)}{comma}{other}"
+    if level.endswith(f",{CUSTOMER}"):
+        other, comma, customer = values.rpartition(",")
+        return f"{level}:{other}{comma}{lake_id(customer)}"
+    return name
 
 
 def _known(past: pa.Table, top: Mapping[str, int]) -> tuple[pa.Array, np.ndarray, pa.Array]:

@@ -22,12 +22,15 @@ from pydantic import Field, field_validator
 
 from crmray import schema
 from crmray.config import Part
-from crmray.data import splits, text
+from crmray.data import outcomes, splits, text
+from crmray.data.asof_rows import DAY_US
 from crmray.data.splits import Snapshots
 from crmray.errors import DataError, NotEnoughDataError
 
 SPLIT = "split"
 """attribute of the interactions that says the part of a row, where it is mapped"""
+NOTES = ("call", "task", "meeting")
+"""channels whose texts are notes for the org itself: none of them is an answer"""
 MOST_PASSED_OVER = 5
 """outbound texts about something else that are looked past for an answer"""
 _REPLY = r"^\s*(?:(?:re|aw|fw|fwd|wg|sv|rv|tr)\s*:\s*)+"
@@ -153,9 +156,18 @@ def attribute(name: str) -> Callable[[pa.Table], pa.Array]:
     return label_of
 
 
-def outcome(name: str, outcomes: pa.Table, class_of: Callable[[pa.Array], pa.Array]) -> Callable[[pa.Table], pa.Array]:
-    """Class = that of the customer's given outcome of that name: for texts that are labelled one a customer."""
-    given = outcomes.filter(pc.equal(outcomes["name"], name))
+def known_by(as_of: datetime | None, settings: TextSettings) -> pa.Scalar | None:
+    """When the class of a row of this date has to be known, so that those who train at the next date may know it."""
+    return None if as_of is None else pa.scalar(as_of + timedelta(days=settings.horizon_days), schema.TIME)
+
+
+def outcome(
+    name: str, table: pa.Table, until: pa.Scalar | None, class_of: Callable[[pa.Array], pa.Array]
+) -> Callable[[pa.Table], pa.Array]:
+    """Class = that of the customer's last outcome of that name before `until`: for texts labelled one a customer."""
+    given = outcomes.named(table, name)
+    if until is not None and "as_of" in given.column_names:
+        given = given.filter(pc.fill_null(pc.less(given["as_of"], until), True)).sort_by([("as_of", "descending")])
 
     def label_of(table: pa.Table) -> pa.Array:
         at = pc.index_in(table["entity_id"], value_set=given["entity_id"].combine_chunks())
@@ -164,24 +176,33 @@ def outcome(name: str, outcomes: pa.Table, class_of: Callable[[pa.Array], pa.Arr
     return label_of
 
 
-def replies(table: pa.Table, place: np.ndarray, as_of: datetime | None, within_days: int) -> pa.Array:
-    """What the org answered to the interactions at these rows of the table: string, null where it did not, or not yet.
+def solved(table: pa.Table, as_of: datetime | None) -> np.ndarray:
+    """Mask of the interactions that may count as solved: a case only once it is closed, before as_of."""
+    if "closed_at" not in table.column_names:
+        return np.ones(table.num_rows, bool)
+    closed = pc.is_valid(table["closed_at"])
+    if as_of is not None:
+        closed = pc.and_(closed, pc.less(table["closed_at"], pa.scalar(as_of, schema.TIME)).fill_null(False))
+    return closed.to_numpy() | ~_in_channel(table, ("case",))
+
+
+def replies(table: pa.Table, place: np.ndarray, as_of: datetime | None, within_days: int) -> tuple[pa.Array, pa.Array]:
+    """What the org answered to the interactions at these rows of the table, and the answer's interaction_id: strings,
+    null where it did not, not yet, or where the matter is open (see `solved`).
 
     The answer is the customer's first outbound text after it, before as_of and within so many days, under the same
     subject where both have one. The table is sorted by customer and time.
     """
-    if not len(place):
-        return pa.nulls(0, pa.string())
     number, customer = np.arange(table.num_rows), _codes(table["entity_id"])
     times_us = pc.cast(table["occurred_at"], pa.int64()).to_numpy()
-    out = ~inbound(table) & pc.is_valid(table["text"]).to_numpy()
+    out = ~inbound(table) & pc.is_valid(table["text"]).to_numpy() & ~_in_channel(table, NOTES)
     if as_of is not None:
         out &= times_us < splits.micros(as_of)
     topic = _codes(pc.utf8_lower(_topics(table)))
     sent = np.append(number[out], len(number))
     found = np.full(len(place), -1)
     first = np.searchsorted(sent, place, side="right")
-    limit_us = within_days * 86_400_000_000
+    limit_us = within_days * DAY_US
     for step in range(MOST_PASSED_OVER):
         row = sent[np.minimum(first + step, len(sent) - 1)]
         there = row < len(number)
@@ -189,8 +210,15 @@ def replies(table: pa.Table, place: np.ndarray, as_of: datetime | None, within_d
         near = there & (customer[at] == customer[place]) & (times_us[at] - times_us[place] <= limit_us)
         same = (topic[at] == topic[place]) | (topic[at] < 0) | (topic[place] < 0)
         found = np.where((found < 0) & near & same, at, found)
-    answers = text.clean(table["text"].take(pa.array(np.maximum(found, 0))))
-    return pc.if_else(pa.array(found >= 0), answers, None)
+    row = pa.array(found, mask=(found < 0) | ~solved(table, as_of)[place])
+    return text.clean(table["text"].take(row)), _ids(table).take(row)
+
+
+def _in_channel(table: pa.Table, channels: tuple[str, ...]) -> np.ndarray:
+    """Mask of the interactions in one of these channels."""
+    if "channel" not in table.column_names:
+        return np.zeros(table.num_rows, bool)
+    return pc.is_in(pc.utf8_lower(table["channel"]), value_set=pa.array(channels)).to_numpy()
 
 
 def _topics(table: pa.Table) -> pa.ChunkedArray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -22,6 +22,11 @@ _COMPARE: dict[str, Callable] = {
     "eq": pc.equal, "ne": pc.not_equal, "lt": pc.less, "le": pc.less_equal, "gt": pc.greater, "ge": pc.greater_equal,
 }  # fmt: skip
 _DATE = re.compile(r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?(Z|[+-]\d{2}:?\d{2})?$")
+
+
+def is_date(value: Any) -> bool:
+    """Whether an operand is a date or a time, or a text that says one."""
+    return isinstance(value, date) or _DATE.match(str(value)) is not None
 
 
 class Plan(Protocol):
@@ -100,7 +105,7 @@ def _comparable(column: pa.ChunkedArray, operands: list[Any], plan: Plan) -> tup
         return parse.booleans(column).values, pa.array(operands, pa.bool_())
     if all(isinstance(value, (int, float)) for value in operands):
         return parse.numbers(column, decimal=plan.decimal).values, pa.array(map(float, operands), pa.float64())
-    if all(isinstance(value, (date, datetime)) or _DATE.match(str(value)) for value in operands):
+    if all(map(is_date, operands)):
         times = parse.times(column, time_zone=plan.time_zone, date_format=plan.date_format).values
         iso = pa.array([value.isoformat() if isinstance(value, date) else value for value in operands])
         return times, parse.times(iso, time_zone=plan.time_zone).values.combine_chunks()

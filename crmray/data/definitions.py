@@ -9,7 +9,7 @@ entities, R rows of a table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -20,9 +20,9 @@ from pydantic import Field, model_validator
 
 from crmray import schema
 from crmray.config import CONDITIONS, Part
-from crmray.data import outcomes
+from crmray.data import history, outcomes
 from crmray.data.asof_rows import micros_of
-from crmray.data.conditions import Canonical, matches
+from crmray.data.conditions import Canonical, is_date, matches
 from crmray.data.splits import micros
 from crmray.errors import DataError
 
@@ -48,9 +48,30 @@ KINDS: dict[str, Kind | None] = {
 
 def _check_where(where: Mapping[str, Any]) -> None:
     for column, condition in where.items():
-        unknown = set(condition) - set(CONDITIONS) if isinstance(condition, Mapping) else set()
-        if unknown:
+        conditions = condition if isinstance(condition, Mapping) else {"eq": condition}
+        unknown = set(conditions) - set(CONDITIONS)
+        if unknown or not conditions:
             raise ValueError(f"where: column {column}: got condition {sorted(unknown)}, expected one of {CONDITIONS}")
+        for name, operand in conditions.items():
+            if wrong := _wrong_operand(name, operand):
+                raise ValueError(f"where: column {column}: {name}: {wrong}")
+
+
+def _wrong_operand(name: str, operand: Any) -> str | None:
+    """What is wrong with it, whatever the column; None where nothing is."""
+    operands = operand if name == "in" and isinstance(operand, list) else [operand]
+    if not operands or any(one is None for one in operands):
+        return "got nothing, expected a value; {missing: true} is for rows without one"
+    if name == "in" and operands is not operand:
+        return f"got {operand!r}, expected a list of values"
+    if name == "missing" and not isinstance(operand, bool):
+        return f"got {operand!r}, expected true or false"
+    if name == "matches":
+        try:
+            pc.match_substring_regex(pa.array([""]), str(operand))
+        except pa.ArrowInvalid as error:
+            return f"got {operand!r}, expected a regular expression (RE2): {error}"
+    return None
 
 
 class Segment(Part):
@@ -148,7 +169,7 @@ class Outcome(Part):
 def chosen(tables: Mapping[str, pa.Table], table: str, where: Mapping[str, Any], key: str) -> pa.Table:
     """The rows of a table that meet the conditions; none where nothing of that table is known of somebody described.
 
-    DataError for a column that the table does not have.
+    DataError for a column that the table does not have, and for a value that its type cannot be compared with.
     """
     if table not in tables:
         return schema.empty(table)
@@ -156,9 +177,50 @@ def chosen(tables: Mapping[str, pa.Table], table: str, where: Mapping[str, Any],
     for column in where:
         if column not in rows.column_names:
             raise DataError(
-                f"{key}: table {table} has no column {column!r} with a value, got {', '.join(rows.column_names)}"
+                f"{key}: table {table} has no column {column!r} with a value (that was known at the dates of the "
+                f"examples), got {', '.join(rows.column_names)}"
             )
+        _check_comparable(rows, column, where[column], f"{key}: table {table}: column {column!r}")
     return rows.filter(matches(rows, where, Canonical(table=table), key=key)) if where else rows
+
+
+def _check_comparable(rows: pa.Table, column: str, condition: Any, place: str) -> None:
+    """DataError for a number, a date or a bool that is compared with something else. Text is compared with anything:
+    what reads as a number or a date is compared as one."""
+    conditions = condition if isinstance(condition, Mapping) else {"eq": condition}
+    type_ = rows.schema.field(column).type
+    for name, operand in conditions.items():
+        operands = operand if isinstance(operand, list) else [operand]
+        expected = _expected(type_, operands) if name not in ("missing", "matches") else None
+        if expected:
+            raise DataError(f"{place}: {name}: got {operand!r}, expected {expected}: its values are of type {type_}")
+
+
+def _expected(type_: pa.DataType, operands: Sequence[Any]) -> str | None:
+    """What a column of this type is compared with, if one of the operands is something else."""
+    are_bool = all(isinstance(one, bool) for one in operands)
+    if pa.types.is_boolean(type_):
+        return None if are_bool else "true or false"
+    if pa.types.is_timestamp(type_):
+        return None if all(map(is_date, operands)) else "a date"
+    if pa.types.is_integer(type_) or pa.types.is_floating(type_):
+        return None if not are_bool and all(isinstance(one, (int, float)) for one in operands) else "a number"
+    return None
+
+
+def known_before(rows: pa.Table, table: str, moment: datetime | None) -> pa.Table:
+    """The rows as they stood at a moment, as far as the dates in them tell: what a later date says (that a subscription
+    ended, that a case was closed) was not known then, nor the rating of a case that was not closed."""
+    if moment is None:
+        return rows
+    if table == "interactions":
+        rows = history.until_closed(rows, moment)
+    spec, limit = schema.table(table), pa.scalar(moment, schema.TIME)
+    for name, type_ in spec.fields.items():
+        if name in rows.column_names and pa.types.is_timestamp(type_) and name != spec.time:
+            told = pc.if_else(pc.less(rows[name], limit), rows[name], pa.scalar(None, type_))
+            rows = rows.set_column(rows.schema.get_field_index(name), name, told)
+    return rows
 
 
 def place_of(ids: pa.ChunkedArray, entities: pa.Array) -> np.ndarray:

@@ -15,7 +15,9 @@ from datetime import datetime, timedelta, timezone
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from crmray.data import demo_sales
 from crmray.data import demo_world as dw
 from crmray.data.demo_catalogue import FOLLOW, NUM_TASTES
 from crmray.data.demo_world import Block, World
@@ -55,6 +57,13 @@ def day_of(world: World, as_of: datetime) -> int:
     if moment.time() != datetime.min.time() or not first <= moment.date() <= last:
         raise DataError(f"got as_of {as_of.isoformat()}, expected a midnight UTC from {first} to {last}")
     return (moment.date() - world.epoch).days
+
+
+def days_of(world: World, times: pa.ChunkedArray) -> np.ndarray:
+    """(L,) days since the epoch, with fractions; NaN where there is none."""
+    epoch = pa.scalar(datetime.combine(world.epoch, datetime.min.time(), timezone.utc), TIME)
+    since = pc.cast(pc.subtract(times.cast(TIME), epoch), pa.int64())
+    return since.cast(pa.float64(), safe=False).to_numpy() / (demo_sales.DAY_S * 1e6)
 
 
 def _rows(world: World, block: Block, day: int, p: np.ndarray, horizon_days: int) -> pa.Table:

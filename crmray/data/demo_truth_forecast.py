@@ -190,9 +190,8 @@ def _lines(world: World, block: Block, number: int) -> tuple[np.ndarray, np.ndar
     buyer = pc.index_in(items["Order.AccountId"], value_set=demo_sales.account_ids(block)).to_numpy()
     ids = demo_sales.product_ids(world, np.arange(len(world.catalogue.price)))
     product = pc.index_in(items["Product2Id"], value_set=ids).to_numpy()
-    first_us = int(demo_sales.moments(world, np.zeros(1)).cast(pa.int64())[0].as_py())
-    moment_us = items["Order.EffectiveDate"].cast(pa.int64()).to_numpy()
-    return buyer, (moment_us - first_us) // (demo_sales.DAY_S * 1_000_000), product, items["TotalPrice"].to_numpy()
+    day = np.floor(demo_truth.days_of(world, items["Order.EffectiveDate"])).astype(np.int64)
+    return buyer, day, product, items["TotalPrice"].to_numpy()
 
 
 def _last_orders(block: Block, day: int) -> np.ndarray:

@@ -40,7 +40,7 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
     index = block.first // dw.BLOCK
     created = demo_sales.created_days(world, block, world.rng(index, dw.STREAMS["created"]))
     leads = demo_sales.leads(world, block, created, world.rng(index, dw.STREAMS["leads"]))
-    start, converted = (_days(world, leads[name]) for name in ("CreatedDate", "ConvertedDate"))
+    start, converted = (demo_truth.days_of(world, leads[name]) for name in ("CreatedDate", "ConvertedDate"))
     tables = []
     for day in (demo_truth.day_of(world, date) for date in as_of):
         is_open = (start < day) & ~(converted < day)
@@ -80,13 +80,6 @@ _NAMED = {"LeadSource": demo_sales.LEAD_SOURCES, "Rating": demo_sales.RATINGS}
 
 def _index(column: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
     return pc.index_in(column, value_set=pa.array(names)).to_numpy()
-
-
-def _days(world: World, times: pa.ChunkedArray) -> np.ndarray:
-    """(L,) days since the epoch, with fractions; NaN where there is none."""
-    epoch = pa.scalar(datetime.combine(world.epoch, datetime.min.time(), timezone.utc), TIME)
-    since = pc.cast(pc.subtract(times.cast(TIME), epoch), pa.int64())
-    return since.cast(pa.float64(), safe=False).to_numpy() / (demo_sales.DAY_S * 1e6)
 
 
 def _before(age_days: np.ndarray) -> np.ndarray:

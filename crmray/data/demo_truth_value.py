@@ -66,8 +66,7 @@ def _lines(world: World, block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarr
     orders, items = demo_sales.sales(world, block, world.rng(block.first // dw.BLOCK, dw.STREAMS["sales"]))
     place = pc.index_in(items["OrderId"], value_set=orders["Id"].combine_chunks()).to_numpy()
     buyer = pc.index_in(orders["AccountId"], value_set=demo_sales.account_ids(block)).to_numpy()[place]
-    first_us = int(demo_sales.moments(world, np.zeros(1)).cast(pa.int64())[0].as_py())
-    day = (orders["EffectiveDate"].cast(pa.int64()).to_numpy()[place] - first_us) // (demo_sales.DAY_S * 1_000_000)
+    day = np.floor(demo_truth.days_of(world, orders["EffectiveDate"]))[place]
     opens = np.zeros(len(place), bool)
     opens[np.unique(place, return_index=True)[1]] = True
     amount = items["TotalPrice"].to_numpy()

@@ -125,7 +125,8 @@ def _contents(lake: Lake, task: Any, settings: Any) -> dict[str, Content]:
                 found[name] = content
     for name, columns in needs.required.items():
         if name not in found:
-            lake.latest("tables", name)  # when nothing was sharded at all, this says which job to run
+            if not found:
+                lake.latest("tables", name)  # when nothing was sharded at all, this says which job to run
             raise DataError(
                 f"task {task.NAME} needs table {name} (columns {', '.join(columns)}), got no rows of it;"
                 f" map {name} in the org file, or take {task.NAME} out of `tasks:`"
@@ -335,7 +336,7 @@ def _check_enough(task: Any, counts: Mapping[str, Any], dates: Snapshots) -> Non
         if not total.get("rows"):
             raise NotEnoughDataError(
                 f"task {task.NAME}: got 0 {place}, expected some; counts: {_told(counts)};"
-                " bring more history or customers, or change the dates"
+                " bring more history or customers, or change the dates, the population or the label"
             )
         for label in task.LABELS:
             classes = total.get(label)

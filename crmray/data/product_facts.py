@@ -2,7 +2,8 @@
 
 The rows are of customers, and what is told of a product is the same for all of them: it is stored once per file, as an
 Arrow table, and stays with the rows wherever they go. So a product that went out of stock is left out as soon as the
-rows are made again, without a new fit.
+rows are made again, without a new fit. Rows of several dates may stand in one file, so the file tells of all products,
+and `Facts.of` of those that were launched before the newest row.
 """
 
 from __future__ import annotations
@@ -30,13 +31,12 @@ COLUMNS = ("product_id", "name", "category", "brand", "price_amount", "launched_
 def attach(
     rows: pa.Table,
     products: pa.Table | None,
-    as_of: datetime | None,
     *,
     matching: str | None = None,
     stock_column: str | None,
     is_now: bool,
 ) -> pa.Table:
-    """The rows with the facts of the products launched before `as_of`.
+    """The rows with the facts of the products.
 
     matching: regular expression of the ids; other products are not told of, so that nothing can show them.
     stock_column: of the products, yes or no, or a number above 0 of what is in stock. is_now: the rows are of the
@@ -49,9 +49,6 @@ def attach(
         found = found.append_column(AVAILABLE, _available(products, stock_column))
     if matching:
         found = found.filter(pc.match_substring_regex(found["product_id"], matching))
-    if as_of is not None and "launched_at" in found.column_names:
-        known = pc.less(found["launched_at"], pa.scalar(as_of, schema.TIME))
-        found = found.filter(pc.fill_null(known, True))
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.ipc.new_stream(sink, found.schema, options=options) as writer:
@@ -85,11 +82,12 @@ class Facts:
 
     @staticmethod
     def of(rows: pa.Table) -> Facts:
-        """The facts that `attach` put there; SchemaError when the rows have none."""
+        """The facts that `attach` put there, of the products launched before the newest as_of of the rows; all where
+        rows have no date. SchemaError when the rows have none."""
         found = (rows.schema.metadata or {}).get(KEY)
         if found is None:
             raise SchemaError("got rows without the products' facts, expected examples of the recommendation task")
-        return _read(found)
+        return _read(found, pc.max(rows["as_of"]).as_py() if "as_of" in rows.column_names else None)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -138,5 +136,9 @@ class Facts:
 
 
 @lru_cache(maxsize=8)
-def _read(found: bytes) -> Facts:
-    return Facts(table=pa.ipc.open_stream(pa.py_buffer(found)).read_all())
+def _read(found: bytes, as_of: datetime | None) -> Facts:
+    table = pa.ipc.open_stream(pa.py_buffer(found)).read_all()
+    if as_of is not None and "launched_at" in table.column_names:
+        known = pc.less(table["launched_at"], pa.scalar(as_of, schema.TIME))
+        table = table.filter(pc.fill_null(known, True)).combine_chunks()
+    return Facts(table=table)

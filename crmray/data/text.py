@@ -18,7 +18,10 @@ MAX_CHARS = 8_000
 """of a cleaned text; of a longer one the beginning is kept, where people say what they want"""
 MAX_RAW_CHARS = 200_000
 """of a text before cleaning: a mail with a thousand pictures in it is not read to its end"""
-_MARKUP = re.compile(r"</?[a-zA-Z][^<>]{0,2000}>|<!--|&(?:#\w{1,8}|[a-zA-Z]{2,8});")
+_TAG = re.compile(r"<[/!?]?[a-zA-Z\[][^<>]{0,2000}>")
+_MARKUP = re.compile(_TAG.pattern + r"|<!--|&(?:#\w{1,8}|[a-zA-Z]{2,8});")
+_INLINE_FILE = re.compile(r"data:[\w.+/-]{1,100};base64,[\w+/=%]*")
+"""a picture in the midst of HTML: longer than any tag, and than all that is said"""
 _UNSEEN = [
     (re.compile(rf"<{name}\b[^<>]{{0,2000}}>", re.IGNORECASE), re.compile(rf"</{name}\s*>", re.IGNORECASE))
     for name in ("script", "style", "head", "title", "blockquote")
@@ -27,7 +30,6 @@ _UNSEEN.append((re.compile("<!--"), re.compile("-->")))
 """beginning and end of what a reader does not see, or did not write"""
 _QUOTED_MARKUP = re.compile(r"<div[^<>]{0,200}gmail_quote", re.IGNORECASE)
 _BREAKS = re.compile(r"<(?:br|/?p|/?div|/?tr|/?li|/?h[1-6]|/?table|hr)\b[^<>]{0,2000}>", re.IGNORECASE)
-_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,2000}>")
 _QUOTED_FROM_HERE = re.compile(
     r"^[ \t]*(?:"
     r"-{2,}\s*(?:original message|forwarded message|ursprüngliche nachricht|message d'origine|mensaje original).*"
@@ -51,8 +53,11 @@ _MOST_SIGNED = 12
 """lines after a farewell that may be a name, a firm and its address"""
 _SPACE = re.compile(r"\s+")
 _PICTURE = re.compile("[\u2600-\u27bf\u2b00-\u2bff\U0001f1e6-\U0001faff]")
-_DROPPED = re.compile("[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")
-"""control characters, soft hyphens, marks of width zero and variants of emoji"""
+_DROPPED = re.compile(
+    "[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f\u00ad\u034f\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff\U0001f3fb-\U0001f3ff]"
+)
+"""control characters, soft hyphens, marks of width zero, variants of emoji, and their skin colours:
+no business of a model"""
 
 
 def clean(texts: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -66,9 +71,10 @@ def clean(texts: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 def clean_one(text: str) -> str:
     """One text cleaned; empty where nothing was said."""
-    text = _DROPPED.sub("", text[:MAX_RAW_CHARS])
+    text = _INLINE_FILE.sub("", text)[:MAX_RAW_CHARS]
     if _MARKUP.search(text):
         text = _plain(text)
+    text = _DROPPED.sub("", text)
     if not text.isascii():
         text = _PICTURE.sub(lambda found: f" {_name(found[0])} ", unicodedata.normalize("NFKC", text))
     text = text.replace("\r\n", "\n")
@@ -96,13 +102,22 @@ def _plain(text: str) -> str:
 
 
 def _without(text: str, begin: re.Pattern[str], end: re.Pattern[str]) -> str:
-    """Without what lies between a beginning and the next end. Linear, which one expression for both would not be."""
+    """Without what lies between a beginning and its end, quotes within quotes included; what has no end is kept.
+
+    Linear, which one expression for both would not be.
+    """
     first, *rest = begin.split(text)
-    kept = [first]
+    kept, unended, depth = [first], list[str](), 0
     for part in rest:
-        found = end.search(part)
-        kept.append(part[found.end() :] if found else part)
-    return " ".join(kept)
+        ends = [found.end() for found in end.finditer(part)]
+        depth += 1
+        if len(ends) >= depth:
+            kept.append(part[ends[depth - 1] :])
+            unended, depth = [], 0
+        else:
+            unended.append(part)
+            depth -= len(ends)
+    return " ".join([*kept, *unended])
 
 
 def _own_words(text: str) -> str:

@@ -8,6 +8,8 @@ from crmray.errors import DataError, NotEnoughDataError
 from crmray.evaluate.metrics import Figure
 
 TOP_SHARE = 0.1
+ROUNDING = 1e-9
+"""share of all amounts, signs aside, below which their sum is taken as 0"""
 
 
 def checked(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -26,14 +28,16 @@ def checked(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.n
 def amount(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     """spearman, ngini, decile_lift, rmse, mae, bias, mean_truth, rows.
 
-    NotEnoughDataError when all amounts are equal: nothing can be ranked then.
+    Amounts that add up to nothing, such as sales and returns, or to less, have no ngini, decile_lift and bias: these
+    are left out then. NotEnoughDataError when all amounts are equal: nothing can be ranked then.
     """
     truth, prediction = checked(truth, prediction)
     if np.ptp(truth) == 0:
         raise NotEnoughDataError(f"got one and the same amount in all {len(truth)} rows, expected amounts that differ")
     every = np.ones(len(truth))
     figures = {name: make(truth, prediction)(every) for name, make in FIGURES.items()}
-    return {**figures, "mean_truth": float(truth.mean()), "rows": len(truth)}
+    defined = {name: figure for name, figure in figures.items() if np.isfinite(figure)}
+    return {**defined, "mean_truth": float(truth.mean()), "rows": len(truth)}
 
 
 def spearman_figure(truth: np.ndarray, prediction: np.ndarray) -> Figure:
@@ -56,7 +60,8 @@ def spearman_figure(truth: np.ndarray, prediction: np.ndarray) -> Figure:
 def ngini_figure(truth: np.ndarray, prediction: np.ndarray) -> Figure:
     """Normalised Gini: G(truth sorted by prediction) / G(truth sorted by itself), highest first, ties in row order.
 
-    G(a) = (sum of the cumulative shares of a - (N + 1) / 2) / N. NaN where the weighted rows hold one amount only.
+    G(a) = (sum of the cumulative shares of a - (N + 1) / 2) / N. NaN where the weighted rows hold one amount only, or
+    add up to nothing or less.
     """
     truth, prediction = checked(truth, prediction)
     orders = [np.argsort(-values, kind="stable") for values in (prediction, truth)]
@@ -69,18 +74,25 @@ def ngini_figure(truth: np.ndarray, prediction: np.ndarray) -> Figure:
 
 
 def _gini(amounts: np.ndarray) -> float:
-    total = amounts.sum()
+    total = positive_sum(amounts)
     return float((np.cumsum(amounts).sum() / total - (len(amounts) + 1) / 2) / len(amounts)) if total else 0.0
 
 
+def positive_sum(amounts: np.ndarray) -> float:
+    """What amounts add up to; 0 for less than that, and where gains and losses cancel but for the last digits."""
+    total = float(amounts.sum())
+    return total if total > ROUNDING * float(np.abs(amounts).sum()) else 0.0
+
+
 def decile_lift_figure(truth: np.ndarray, prediction: np.ndarray) -> Figure:
-    """Mean truth of the ceil(N / 10) highest predictions / mean truth of all; ties in row order."""
+    """Mean truth of the ceil(N / 10) highest predictions / mean truth of all; ties in row order. NaN where the truth
+    adds up to nothing or less."""
     truth, prediction = checked(truth, prediction)
     order = np.argsort(-prediction, kind="stable")
 
     def figure(weights: np.ndarray) -> float:
         drawn = np.repeat(truth[order], weights[order].astype(np.int64))
-        mean = drawn.mean()
+        mean = positive_sum(drawn) / len(drawn)
         return float(drawn[: int(np.ceil(TOP_SHARE * len(drawn)))].mean() / mean) if mean else float("nan")
 
     return figure
@@ -99,11 +111,11 @@ def mae_figure(truth: np.ndarray, prediction: np.ndarray) -> Figure:
 
 
 def bias_figure(truth: np.ndarray, prediction: np.ndarray) -> Figure:
-    """sum(prediction) / sum(truth) - 1; NaN where the truth adds up to 0."""
+    """sum(prediction) / sum(truth) - 1; NaN where the truth adds up to nothing or less."""
     truth, prediction = checked(truth, prediction)
 
     def figure(weights: np.ndarray) -> float:
-        total = weights @ truth
+        total = positive_sum(weights * truth)
         return float(weights @ prediction / total - 1.0) if total else float("nan")
 
     return figure

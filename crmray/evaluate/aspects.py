@@ -29,7 +29,8 @@ LEAST_Z = 1.64
 """z-score of the log-odds: one-sided 5 %"""
 SAME_SHARE = 0.7
 """of an aspect's texts that hold a longer one: then the longer one stands for both"""
-_WORD = re.compile(r"[^\W\d_](?:[\w'’-]*\w)?")
+_WORD = re.compile(r"\[[A-Z]+\]|[^\W\d_](?:[\w'’-]*\w)?")
+"""or what stands where a name or a number was taken out"""
 
 
 def of_texts(
@@ -51,7 +52,7 @@ def of_texts(
     ranked = []
     for term, found in places.items():
         own = term.split(" ")
-        if any(edge in common or len(edge) < 3 or "'" in edge for edge in (own[0], own[-1])):
+        if any(edge in common or len(edge) < 3 or "'" in edge or "[" in edge for edge in (own[0], own[-1])):
             continue
         z = _z(found, negative, words)
         if z >= LEAST_Z:

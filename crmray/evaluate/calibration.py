@@ -43,19 +43,25 @@ def fit(y: np.ndarray, p: np.ndarray) -> dict[str, Any]:
     return {**FITTERS[best](y, p), "logloss": reached}
 
 
-def anchored(state: Mapping[str, Any], y: np.ndarray, p: np.ndarray) -> dict[str, Any]:
-    """The map for the same model refitted on more rows: its shape kept, its log odds shifted until the mean is right.
+def refitted(state: Mapping[str, Any], y: np.ndarray, p: np.ndarray, held: np.ndarray) -> dict[str, Any]:
+    """The map for the same model fitted again with the validation rows: its shape kept, its log odds shifted so that it
+    no longer adds what their level was above that of the model's own rows. The refit learns that level itself, as one
+    of all its dates; added again, the next date would be taken for as high as the last.
 
-    y (N,), p (N,) scores of the refitted model on rows that it has seen, the latest ones. What the map added to the
-    model's level for the gap between its rows and the validation rows, the refit has learned itself, and would be
-    added twice.
+    y (N,), p (N,) labels and scores of the rows that the model was fitted on; held (M,) its scores of the validation
+    rows, by which the map was fitted. A model whose level is wrong on its own rows, such as one with class weights,
+    stays corrected for that.
     """
     y, p = checked(y, p)
     if state["method"] == "none" or not 0 < y.mean() < 1:
         return dict(state)
-    odds = _logit(apply(state, p))
-    shift = brentq(lambda size: float(_curve(odds + size).mean() - y.mean()), -MOST_SHIFT, MOST_SHIFT)
-    return {**state, "shift": float(shift)}
+    level = _curve(_logit(held) + _shift(_logit(p), float(y.mean()))).mean()
+    return {**state, "shift": _shift(_logit(apply(state, held)), float(level))}
+
+
+def _shift(odds: np.ndarray, mean: float) -> float:
+    """What is added to log odds so that the probabilities have this mean."""
+    return float(brentq(lambda size: float(_curve(odds + size).mean() - mean), -MOST_SHIFT, MOST_SHIFT))
 
 
 def apply(state: Mapping[str, Any], p: np.ndarray) -> np.ndarray:

@@ -15,17 +15,17 @@ FEW_ROWS = 500
 def render(bundle: Mapping[str, Any]) -> str:
     """Markdown text.
 
-    `bundle`: task, candidate, features_version, seed (required); about, entity, settings, metrics {candidate: {figure:
-    number}}, baselines {name: {figure: number}}, best_possible {figure: number}, test (as the task's `evaluate` gives
-    it), removed, decision, data, rounds (optional).
+    `bundle`: task, candidate, features_version, seed (required); about, entity, settings, metrics {model: {figure:
+    number}}, best_possible {figure: number}, test (as the task's `evaluate` gives it), removed, decision, data, rounds
+    (optional).
     """
     parts = [f"# {bundle['task']}: {bundle['candidate']}", _facts(bundle)]
     if bundle.get("about"):
         parts += ["## What it does", bundle["about"], "## Intended use", *use(bundle)]
-    table = _figures({**bundle.get("metrics", {}), **bundle.get("baselines", {})}, bundle.get("best_possible"))
-    if table:
-        said = "Champion first. Test rows are read once, for this table."
-        parts += ["## Figures", said, _champion_first(table, bundle["candidate"])]
+    rows = dict(sorted(bundle.get("metrics", {}).items(), key=lambda row: row[0] != bundle["candidate"]))
+    if figures_of(rows.values()):
+        rows |= {"best possible": bundle["best_possible"]} if bundle.get("best_possible") else {}
+        parts += ["## Figures", "Champion first. Test rows are read once, for this table.", markdown(rows, "model")]
     if bundle.get("test"):
         parts += ["## The champion on the test rows", _on_test(bundle["test"])]
     if bundle.get("about"):
@@ -75,9 +75,7 @@ def limits(bundle: Mapping[str, Any]) -> list[str]:
         said.append(f"Ranks less well (ROC-AUC, {test['auc']:.4f} for all) among: {'; '.join(weak)}.")
     if bundle.get("suspects"):
         said.append(f"Features that nearly tell the answer alone, to be looked at: {', '.join(bundle['suspects'])}.")
-    said.append(
-        "The figures are of people as they were; they age as the business changes, so evaluate again on new data."
-    )
+    said.append("The figures are of the past; they age as the business changes, so evaluate again on new data.")
     return said
 
 
@@ -113,29 +111,6 @@ def figures_of(rows: Sequence[Mapping[str, Any]] | Any) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name, value in row.items() if is_figure(value)))
 
 
-def _figures(rows: Mapping[str, Mapping[str, Any]], best_possible: Mapping[str, Any] | None) -> str:
-    if best_possible:
-        rows = {**rows, "best possible": best_possible}
-    numbers = {name: {k: v for k, v in row.items() if is_figure(v)} for name, row in rows.items()}
-    columns = figures_of(numbers.values())
-    if not columns:
-        return ""
-    lines = [["model", *columns], ["---"] * (len(columns) + 1)]
-    lines += [[name, *(_number(row.get(column)) for column in columns)] for name, row in numbers.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _champion_first(table: str, champion: str) -> str:
-    head, rule, *rows = table.split("\n")
-    return "\n".join([head, rule, *sorted(rows, key=lambda row: not row.startswith(f"| {champion} |"))])
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
 def _listing(fields: Mapping[str, Any], indent: str = "") -> str:
     """Nested bullet points; long lists are counted, not printed."""
     lines = []
@@ -151,4 +126,4 @@ def _listing(fields: Mapping[str, Any], indent: str = "") -> str:
 
 
 def _scalar(value: Any) -> str:
-    return _number(value) if is_figure(value) else "none" if value is None else str(value)
+    return "none" if value is None else text_of(value)

@@ -11,10 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from crmray.evaluate.words import name_of
+
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 HEIGHT = 360
 SHARE = ".0%"
+BEST = "best possible"
+"""what stands among the models without being one"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +144,8 @@ def _confusion(test: Mapping[str, Any]) -> list[Chart]:
              for rows in zip(cells, shares, strict=True)]  # fmt: skip
     trace = {
         "type": "heatmap", "z": shares, "x": names, "y": names, "zmin": 0, "zmax": 1,
-        "colorscale": [[0, "#ffffff"], [1, COLOURS[0]]], "showscale": False, "text": texts, "texttemplate": "%{text}",
+        "colorscale": [[0, "#ffffff"], [1, COLOURS[4]]], "showscale": False, "text": texts, "texttemplate": "%{text}",
+        "textfont": {"color": "#000000"},
         "hovertemplate": "true %{y}, said %{x}: %{text}<extra></extra>",
     }  # fmt: skip
     layout = _layout(("what the model said", "what came"), legend=False, height=max(HEIGHT, 120 + 44 * len(names)))
@@ -176,7 +181,7 @@ def learning(history: Mapping[str, Sequence[float]], name: str, unit: str) -> li
     steps = history["step"]
     series = {key: values for key, values in history.items() if key != "step"}
     losses = {key.removesuffix("_loss"): (steps, values) for key, values in series.items() if key.endswith("_loss")}
-    others = {key: (steps, values) for key, values in series.items() if not key.endswith("_loss")}
+    others = {name_of(key): (steps, values) for key, values in series.items() if not key.endswith("_loss")}
     found = []
     if losses:
         words = (
@@ -187,14 +192,16 @@ def learning(history: Mapping[str, Sequence[float]], name: str, unit: str) -> li
         found.append(_lines(f"{name}: loss", words, losses, (unit, "loss"), percent=False))
     if others:
         words = "The figure by which the best step is chosen, on rows that the model did not learn from."
-        found.append(_lines(f"{name}: {', '.join(others)}", words, others, (unit, "figure"), percent=False))
+        figures = ", ".join(others)
+        found.append(_lines(f"{name}: {figures}", words, others, (unit, figures), percent=False))
     return found
 
 
 def compared(rows: Sequence[tuple[str, float]], metric: str, words: str, champion: str) -> Chart:
-    """One figure of several models as bars, the champion's in a colour of its own."""
+    """One figure of several models as bars; the champion's and what is possible at best in colours of their own."""
     names, values = [name for name, _ in rows], [value for _, value in rows]
-    colours = [COLOURS[5] if name == champion else COLOURS[0] for name in names]
+    special = {champion: COLOURS[5], BEST: COLOURS[2]}
+    colours = [special.get(name, COLOURS[0]) for name in names]
     trace = {
         "type": "bar", "orientation": "h", "y": names, "x": values, "marker": {"color": colours},
         "text": [f"{value:.4g}" for value in values], "textposition": "auto", "name": metric,
@@ -241,7 +248,7 @@ def _layout(
     axis = {"automargin": True, "fixedrange": True} | ({"tickformat": SHARE} if percent else {})
     return {
         "height": height,
-        "margin": {"l": 64, "r": 16, "t": 16, "b": 56},
+        "margin": {"l": 64, "r": 32, "t": 16, "b": 64},
         "showlegend": legend,
         "legend": {"orientation": "h", "y": -0.25},
         "xaxis": {"title": {"text": axes[0]}, **axis},

@@ -1,6 +1,7 @@
-"""From which probability on the answer is yes: by F1, by what mistakes cost, or by how many one can take care of.
+"""From a model's score to an answer of yes or no: a calibrated probability, and from which one on it is yes: by F1, by
+what mistakes cost, or by how many one can take care of.
 
-A threshold is one of the observed scores of validation rows; positive = score >= threshold.
+A threshold is one of the observed probabilities of validation rows; positive = probability >= threshold. N rows.
 """
 
 from __future__ import annotations
@@ -9,10 +10,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from crmray.config import Part
+from crmray.evaluate import calibration, reasons
 from crmray.evaluate.metrics import checked, f1_threshold
+from crmray.models.labels import labels_of, sampled
+
+MAX_LEVEL_ROWS = 20_000
+"""training rows by which a model's level is told"""
 
 
 class Cost(Part):
@@ -91,3 +98,57 @@ def _cheapest(label: np.ndarray, probability: np.ndarray, cost: Cost) -> float:
     if nobody <= totals.min():
         return float(np.nextafter(-values[0], np.inf))
     return float(-values[np.argmin(totals)])
+
+
+# -- what tasks with a yes/no answer keep of a model, and say with it --------------------------------------------------
+
+
+def fit(model: Any, train: pa.Table, validation: pa.Table, how: Any = "f1") -> dict[str, Any]:
+    """calibration, threshold and bands of the scores of validation rows, as JSON; calibration_refitted: of the model
+    when it is fitted again with these rows.
+
+    train: the rows that the model was fitted on.
+    """
+    label, scores = labels_of(validation), model.predict(validation)["score"]
+    curve = calibration.fit(label, scores)
+    own = sampled(train, MAX_LEVEL_ROWS, seed=0)
+    after = calibration.refitted(curve, labels_of(own), model.predict(own)["score"], scores)
+    probability = calibration.apply(curve, scores)
+    chosen = threshold(label, probability, how)
+    bands = calibration.fit_bands(label, probability, high=chosen)
+    return {"calibration": curve, "calibration_refitted": after, "threshold": chosen, "bands": bands}
+
+
+def shipped(model: Any, decision: Mapping[str, Any], validation: pa.Table) -> dict[str, Any]:
+    """The decision for the model that was fitted again with the validation rows: see calibration.refitted."""
+    return {**decision, "calibration": decision["calibration_refitted"]}
+
+
+def probabilities(model: Any, decision: Mapping[str, Any], rows: pa.Table) -> np.ndarray:
+    """(N,) calibrated."""
+    return calibration.apply(decision["calibration"], model.predict(rows)["score"])
+
+
+def answers(
+    model: Any, decision: Mapping[str, Any], examples: pa.Table, said: str, *, explain: bool, threshold: float | None
+) -> pa.Table:
+    """entity_id, as_of, probability, band, `said` (bool), reasons (list<string>, null without `explain`).
+
+    decision: of `fit`, with what `reasons.basis` gives. threshold: instead of the decision's.
+    """
+    probability = probabilities(model, decision, examples)
+    told: list[list[str]] | list[None] = [None] * examples.num_rows
+    if explain:
+        told = reasons.explain(
+            lambda rows: probabilities(model, decision, rows), examples, decision["reference"], decision["groups"]
+        )
+    return pa.table(
+        {
+            "entity_id": examples["entity_id"],
+            "as_of": examples["as_of"],
+            "probability": pa.array(probability, pa.float64()),
+            "band": pa.array(calibration.bands(probability, decision["bands"]), pa.string()),
+            said: pa.array(probability >= (decision["threshold"] if threshold is None else threshold)),
+            "reasons": pa.array(told, pa.list_(pa.string())),
+        }
+    )

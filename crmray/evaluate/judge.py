@@ -71,12 +71,20 @@ def _intervals(figures: Mapping[str, metrics.Figure], num_rows: int) -> dict[str
     return {name: list(interval) for name, interval in found.items()}
 
 
+def bands(label: np.ndarray, probability: np.ndarray, band: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Name -> rows of the band (N,), their rate of positives and mean probability; null for a band without rows."""
+    return {name: _rates(label[band == name], probability[band == name]) for name in names}
+
+
+def _rates(label: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
+    rate, given = (float(values.mean()) if len(label) else None for values in (label, probability))
+    return {"rows": len(label), "rate": rate, "mean_probability": given}
+
+
 def _group(label: np.ndarray, probability: np.ndarray, threshold: float) -> dict[str, Any]:
     """Rows, their rate of positives and mean probability, accuracy, precision, recall and f1; auc with both classes."""
     return {
-        "rows": len(label),
-        "rate": float(label.mean()),
-        "mean_probability": float(probability.mean()),
+        **_rates(label, probability),
         "auc": metrics.auc(label, probability) if 0 < label.sum() < len(label) else None,
         **metrics.at_threshold(label, probability, threshold),
     }
@@ -139,9 +147,10 @@ def _calibration(label: np.ndarray, probability: np.ndarray) -> list[dict[str, A
 
 
 def _gains(value: np.ndarray, score: np.ndarray) -> dict[str, list[float]]:
-    """share of rows taken from the top of the score, and share of all `value` in them; ties count evenly."""
+    """share of rows taken from the top of the score, and share of all `value` in them, 0 where there is none; ties
+    count evenly."""
     _, place, rows = np.unique(-score, return_inverse=True, return_counts=True)
-    total = float(value.sum())
+    total = amounts.positive_sum(value)
     taken = np.concatenate([[0.0], np.cumsum(rows) / len(score)])
     found = np.concatenate([[0.0], np.cumsum(np.bincount(place, value)) / total if total else np.cumsum(rows) * 0.0])
     share = np.linspace(0.0, 1.0, MAX_POINTS)
@@ -154,7 +163,7 @@ def deciles(value: np.ndarray, score: np.ndarray) -> list[dict[str, Any]]:
     value (N,) of labels or amounts. Empty tenths (fewer than ten rows) are left out.
     """
     order = np.argsort(-score, kind="stable")
-    mean = float(value.mean())
+    mean = amounts.positive_sum(value) / len(value)
     found = []
     for number, rows in enumerate(np.array_split(order, NUM_BINS), start=1):
         if len(rows):
@@ -202,13 +211,14 @@ def amount(truth: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
     truth (N,), prediction (N,), both finite. A decile of `lift` holds rows, mean (of the truth), mean_prediction, lift.
     """
     truth, prediction = amounts.checked(truth, prediction)
-    figures = {name: make(truth, prediction) for name, make in amounts.FIGURES.items()}
+    told = amounts.amount(truth, prediction)
+    figures = {name: make(truth, prediction) for name, make in amounts.FIGURES.items() if name in told}
     lift = [
         {**of_truth, "mean_prediction": of_prediction["mean"]}
         for of_truth, of_prediction in zip(deciles(truth, prediction), deciles(prediction, prediction), strict=True)
     ]
     return {
-        **amounts.amount(truth, prediction),
+        **told,
         "intervals": _intervals(figures, len(truth)),
         "curves": {
             "gains": {**_gains(truth, prediction), "ideal": _gains(truth, truth)["found"]},

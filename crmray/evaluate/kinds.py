@@ -87,27 +87,20 @@ def blend(models: Mapping[str, Any], validation: pa.Table) -> Blend | None:
     return None if found is None else found.with_members(models)
 
 
-def decision(model: Any, validation: pa.Table, threshold: decide.How) -> dict[str, Any]:
-    """kind, and from validation rows calibration, threshold and bands of yes or no, or the errors of a number."""
-    kind, predictions = kind_of(validation), model.predict(validation)
+def decision(model: Any, train: pa.Table, validation: pa.Table, threshold: decide.How) -> dict[str, Any]:
+    """kind, and from validation rows what decide.fit says of yes or no, or the errors of a number."""
+    kind = kind_of(validation)
     if kind == "yes_no":
-        label = labels_of(validation)
-        curve = calibration.fit(label, predictions["score"])
-        probability = calibration.apply(curve, predictions["score"])
-        chosen = decide.threshold(label, probability, threshold)
-        bands = calibration.fit_bands(label, probability, high=chosen)
-        return {"kind": kind, "calibration": curve, "threshold": chosen, "bands": bands}
+        return {"kind": kind, **decide.fit(model, train, validation, threshold)}
     if kind == "number":
-        return {"kind": kind, "interval": _interval(numbers_of(validation, LABEL), predictions["score"])}
+        predicted = model.predict(validation)["score"]
+        return {"kind": kind, "interval": _interval(numbers_of(validation, LABEL), predicted)}
     return {"kind": kind}
 
 
 def shipped(model: Any, decided: Mapping[str, Any], validation: pa.Table) -> dict[str, Any]:
-    """The decision with the calibration of yes or no anchored at the level of the refitted model."""
-    if decided["kind"] != "yes_no":
-        return dict(decided)
-    raw = model.predict(validation)["score"]
-    return {**decided, "calibration": calibration.anchored(decided["calibration"], labels_of(validation), raw)}
+    """The decision for the model that was fitted again with the validation rows."""
+    return decide.shipped(model, decided, validation) if decided["kind"] == "yes_no" else dict(decided)
 
 
 def _interval(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
@@ -160,11 +153,8 @@ def explain(model: Any, decided: Mapping[str, Any], examples: pa.Table, said: pa
     """
     about = decided["reference"], decided["groups"], top
 
-    def probability(rows: pa.Table) -> np.ndarray:
-        return calibration.apply(decided["calibration"], model.predict(rows)["score"])
-
     if decided["kind"] == "yes_no":
-        return reasons.explain(probability, examples, *about)
+        return reasons.explain(lambda rows: decide.probabilities(model, decided, rows), examples, *about)
     if decided["kind"] == "number":
         return reasons.explain(lambda rows: model.predict(rows)["score"], examples, *about)
     told: list[list[str]] = [[] for _ in range(examples.num_rows)]

@@ -59,15 +59,21 @@ def _as_places(hits: np.ndarray, truth: list[list[str]]) -> tuple[np.ndarray, li
     return ranked, named
 
 
+def ranking(lists: pa.ChunkedArray) -> np.ndarray:
+    """(N, TOP_K) object: the first products of each list; None where it is shorter."""
+    found = np.full((len(lists), TOP_K), None, dtype=object)
+    for row, products in enumerate(lists.to_pylist()):
+        found[row, : len(products)] = products[:TOP_K]
+    return found
+
+
 def of_new_products(answers: pa.Table, test: pa.Table, new_days: float) -> dict[str, float | int | None]:
     """hr10 and ndcg10 of `new_products` over the customers with purchases who buy a product launched lately."""
     as_of, facts = test["as_of"][0].as_py(), Facts.of(test)
     places = facts.launched_within(as_of, new_days) if as_of is not None else np.empty(0, np.int64)
     new = set(facts.table["product_id"].take(pa.array(places)).to_pylist())
     truth = [[product for product in target or () if product in new] for target in test["target"].to_pylist()]
-    ranked = np.full((test.num_rows, TOP_K), None, dtype=object)
-    for row, products in enumerate(answers["new_products"].to_pylist()):
-        ranked[row, : len(products)] = products[:TOP_K]
+    ranked = ranking(answers["new_products"])
     audience = test["audience"].to_pylist()
     rows = np.array([row for row, target in enumerate(truth) if target and audience[row] != COLD], np.int64)
     return figures(ranked, truth, rows)

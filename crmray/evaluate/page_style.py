@@ -15,12 +15,13 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1rem; list-style: none; pad
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .75rem; margin: 1rem 0; }
 .card { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; background: var(--row); }
 .card b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; } .card span { font-size: .85rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; margin: .75rem 0; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; }
+table { min-width: min(100%, 30rem); border-collapse: collapse; margin: .75rem 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .25rem; } th, td { padding: .3rem .7rem;
   text-align: right; border-bottom: 1px solid var(--line); }
   th:first-child, td:first-child, .words { text-align: left; } .words { min-width: 14rem; } th { font-weight: 600; }
 tr.champion > * { font-weight: 700; } tbody tr:nth-child(even) { background: var(--row); }
-figure { margin: 1rem 0; break-inside: avoid; } figcaption { color: var(--soft); max-width: 46rem; }
+figure { margin: 1rem 0; break-inside: avoid; } figcaption { color: var(--soft); max-width: 46rem; margin-top: .25rem; }
 .chart { min-height: 12rem; }
 .drawing { background: #fff; padding: .5rem; min-width: 40rem; max-width: none; }
 summary { cursor: pointer; color: var(--mark); } details { margin: .25rem 0 1rem; }

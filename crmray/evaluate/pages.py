@@ -14,13 +14,16 @@ from typing import Any
 from crmray.evaluate import card, charts
 from crmray.evaluate.charts import Chart
 from crmray.evaluate.page_parts import page, picture, table
-from crmray.evaluate.words import intervals_of, is_figure, meaning_of, name_of, text_of
+from crmray.evaluate.words import FIGURES, TABLES, intervals_of, is_figure, meaning_of, name_of, text_of
 
 SHOWN_APART = ("curves", "confusion", "names", "intervals", "classes", "by_horizon")
 LABELLED = ("name", "aspect")
 """fields of the lines of a list whose text is a name"""
 HEADLINES = 8
-BESIDE = ("base_rate", "rows", "threshold", "mean_truth", "majority_share")
+BESIDE = (
+    "base_rate", "rows", "threshold", "mean_truth", "majority_share", "average_effect", "rate_control",
+    "backtest_origins", "num_segments", "num_items",
+)  # fmt: skip
 """what the rows are, not how good the model is"""
 
 
@@ -83,7 +86,7 @@ def all_page(report: Mapping[str, Any]) -> bytes:
 
 def _cards(test: Mapping[str, Any], metric: str) -> str:
     """The first figures in large: the one that chose, then those that the page knows words for."""
-    known = [name for name in test if is_figure(test[name]) and meaning_of(name) and name not in (metric, *BESIDE)]
+    known = [name for name in test if is_figure(test[name]) and name in FIGURES and name not in (metric, *BESIDE)]
     shown = [name for name in (metric, *known) if name in test][:HEADLINES]
     cells = []
     for name in shown:
@@ -124,21 +127,22 @@ def _extras(test: Mapping[str, Any]) -> Iterator[str]:
     """What a task reports beside the figures that all tasks share: its nested numbers as tables."""
     for name, value in test.items():
         if name not in SHOWN_APART:
-            yield from _tables(name_of(name), value)
+            yield from _tables(name_of(name), value, TABLES.get(name, ""))
 
 
-def _tables(name: str, value: Any) -> Iterator[str]:
-    """Fields with figures are the lines of one table; fields of fields have tables of their own."""
-    caption = name[:1].upper() + name[1:]
+def _tables(name: str, value: Any, words: str) -> Iterator[str]:
+    """Fields with figures are the lines of one table; fields of fields, and one alone, have tables of their own."""
+    caption = name[:1].upper() + name[1:] + (f": {words}" if words else "")
     if isinstance(value, Mapping):
         nested = {key: one for key, one in value.items() if isinstance(one, Mapping)}
         lines = {key: one for key, one in nested.items() if any(is_figure(cell) for cell in one.values())}
+        lines = lines if len(lines) > 1 else {}
         alone = {name_of(key): {"value": text_of(one, key)} for key, one in value.items() if is_figure(one)}
         yield table(alone, name, caption, plain=True)
         yield table({key: _flat(one) for key, one in lines.items()}, name, caption)
         for key, one in nested.items():
             if key not in lines:
-                yield from _tables(f"{name}: {name_of(key)}", one)
+                yield from _tables(f"{name}, {name_of(key)}", one, TABLES.get(key, ""))
     elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
         yield table({_label(one) or str(number): _flat(one) for number, one in enumerate(value, 1)}, name, caption)
 
@@ -170,7 +174,7 @@ def _models(report: Mapping[str, Any]) -> list[str | Chart]:
         rows[name] = figures
     if report["best_possible"]:
         best = {name_of(column): text_of(report["best_possible"].get(column), column) for column in columns}
-        rows["best possible"] = best
+        rows[charts.BEST] = best
     words = (
         "Best of each family; test figures, of the refitted model where there is one. The champion is marked; "
         f"baselines: {', '.join(report['baselines']) or 'none'}"
@@ -179,7 +183,7 @@ def _models(report: Mapping[str, Any]) -> list[str | Chart]:
     known = [(name, one["test"][metric]) for name, one in report["models"].items() if metric in one["test"]]
     if known:
         ceiling = (report["best_possible"] or {}).get(metric)
-        known += [("best possible", ceiling)] if ceiling is not None else []
+        known += [(charts.BEST, ceiling)] if ceiling is not None else []
         shown.append(charts.compared(known, name_of(metric), meaning_of(metric), champion))
     return shown
 

@@ -44,6 +44,20 @@ def groups_of(
     return {**result, "order of events": sequences} if sequences else result
 
 
+def basis(train: pa.Table, starts: Mapping[str, Sequence[str]], labels: Collection[str] = ()) -> dict[str, Any]:
+    """What a decision keeps for `explain`, as JSON: {"groups": words -> columns, "reference": as `reference`}.
+
+    starts: words -> beginnings of the names of the group's columns.
+    """
+    named = {words: tuple(n for n in train.column_names if n.startswith(tuple(begin)))
+             for words, begin in starts.items()}  # fmt: skip
+    groups = groups_of(train.schema, named, labels)
+    return {
+        "groups": {words: list(columns) for words, columns in groups.items()},
+        "reference": reference(train, groups),
+    }
+
+
 def _words(column: str) -> str:
     return column.replace("_", " ").strip()
 

@@ -46,8 +46,11 @@ def _curve(treated: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarra
 
 
 def qini_figure(treated: np.ndarray, y: np.ndarray, score: np.ndarray) -> Figure:
-    """Qini area as a function of row weights; NaN where the weighted rows lack an arm."""
+    """Qini area as a function of row weights; NaN where the weighted rows lack an arm. A score that is the same for all
+    ranks nobody: its area is 0, whatever the order of the rows."""
     treated, y, score = checked(treated, y, score)
+    if np.ptp(score) == 0:
+        return lambda weights: 0.0
     order = np.argsort(-score, kind="stable")
     arm, outcome = treated[order], y[order]
 

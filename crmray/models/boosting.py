@@ -176,18 +176,7 @@ class LightGBM:
             "objective": focused.objective if focused else objective,
             "metric": "None" if focused else "auc" if self.stop_on == "auc" else loss,
             **({"num_class": len(target.classes)} if self.kind == "class" else {}),
-            "learning_rate": self.learning_rate,
-            "num_leaves": self.num_leaves,
-            "min_data_in_leaf": self.min_rows_leaf,
-            "feature_fraction": self.feature_fraction,
-            "bagging_fraction": self.bagging_fraction,
-            "bagging_freq": 1 if self.bagging_fraction < 1 else 0,
-            "lambda_l2": self.l2,
-            "seed": seed,
-            "deterministic": True,
-            "force_row_wise": True,
-            "num_threads": self.num_threads,
-            "verbosity": -1,
+            **shared_parameters(self, seed),
         }
 
     @staticmethod
@@ -202,6 +191,24 @@ class LightGBM:
             focal=Focal(**state["focal"]) if state["focal"] else None,
             rounds=booster.current_iteration(),
         )
+
+
+def shared_parameters(candidate: Any, seed: int) -> dict[str, Any]:
+    """What LightGBM is told of the hyper-parameters that candidates made of it share, so that a fit repeats."""
+    return {
+        "learning_rate": candidate.learning_rate,
+        "num_leaves": candidate.num_leaves,
+        "min_data_in_leaf": candidate.min_rows_leaf,
+        "feature_fraction": candidate.feature_fraction,
+        "bagging_fraction": candidate.bagging_fraction,
+        "bagging_freq": 1 if candidate.bagging_fraction < 1 else 0,
+        "lambda_l2": candidate.l2,
+        "seed": seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": candidate.num_threads,
+        "verbosity": -1,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,11 @@ MAX_VALUES = 50
 """commonest values of an attribute that are told apart"""
 PRIOR_BUYERS = 50.0
 """purchases of everybody that are added to those of a value: few purchases say little"""
+MIN_CUSTOMERS = 10
+"""customers with purchases that a value must have to be told apart: fewer say little, and might be recognised"""
+MIN_PURCHASES = 5
+"""customers of a value from whom on a product's share among them counts; both after the least cell counts of official
+statistics (Hundepool et al., Statistical Disclosure Control, 2012)"""
 NUM_NEW = 10
 MAX_NEW = 500
 
@@ -36,7 +41,10 @@ MAX_NEW = 500
 def lifts(train: pa.Table) -> dict[str, Any]:
     """How much more each attribute value's customers buy a product than everybody: {"products", "columns"}.
 
-    products: the NUM_LIFTED most bought ids; columns: column -> value -> log ratio for each of them.
+    products: the NUM_LIFTED most bought ids; columns: column -> value -> log ratio for each of them. Values of fewer
+    than MIN_CUSTOMERS customers with purchases are left out. A product that fewer than MIN_PURCHASES of a value's
+    customers bought counts as bought by that many, or by as many as expected where that is less: so one purchase lifts
+    nothing.
     """
     train = histories.training(train)
     catalogue = Catalogue.of(train)
@@ -49,15 +57,22 @@ def lifts(train: pa.Table) -> dict[str, Any]:
         counts = sorted(
             pc.value_counts(values.drop_null()).to_pylist(), key=lambda pair: (-pair["counts"], pair["values"])
         )
-        if len(counts) < 2:
-            continue
-        columns[name] = {}
+        by_value: dict[str, list[float]] = {}
         for value in (pair["values"] for pair in counts[:MAX_VALUES]):
-            mine = pc.fill_null(pc.equal(values, value), False).to_numpy(zero_copy_only=False)[bought.rows]
-            own = np.bincount(bought.codes[mine], minlength=len(catalogue))
-            ratio = (own + PRIOR_BUYERS * share) / (own.sum() + PRIOR_BUYERS) / share
-            columns[name][value] = np.round(np.log(ratio[:size]), 4).tolist()
+            mine = pc.fill_null(pc.equal(values, value), False).to_numpy(zero_copy_only=False)
+            if np.count_nonzero(bought.lengths[mine]) >= MIN_CUSTOMERS:
+                own = np.bincount(bought.codes[mine[bought.rows]], minlength=len(catalogue))
+                by_value[value] = np.round(np.log(_ratio(own, share)[:size]), 4).tolist()
+        if len(counts) > 1 and by_value:
+            columns[name] = by_value
     return {"products": catalogue.items[:size].tolist(), "columns": columns}
+
+
+def _ratio(own: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """(I,) share of each product among `own` purchases over its `share` among everybody's, both shrunk and floored."""
+    total = own.sum()
+    own = np.where(own < MIN_PURCHASES, np.minimum(MIN_PURCHASES, total * share), own)
+    return (own + PRIOR_BUYERS * share) / (total + PRIOR_BUYERS) / share
 
 
 def _attributes(schema: pa.Schema) -> list[str]:

@@ -78,7 +78,7 @@ class ContentBased:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedContent:
+class FittedContent(ranking.Ranked):
     """Vectors of products."""
 
     BECAUSE: ClassVar[str] = "like {}"
@@ -106,10 +106,6 @@ class FittedContent:
         like_BI = ((bought @ self.vectors_IW) @ self.vectors_IW.T).toarray() / total_B
         scores_BI = (1.0 - self.popularity) * like_BI + (self.popularity + TIE) * self.catalogue.popularity
         return scores_BI.astype(np.float32)
-
-    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """The ten best products of each row; see `ranking.rank`."""
-        return ranking.rank(self.scores, self.catalogue, examples)
 
     def because(self, examples: pa.Table, products: Sequence[Sequence[str]]) -> list[list[list[str]]]:
         """For each row and each of its products: the owned products most like it, best first."""

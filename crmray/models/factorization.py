@@ -91,7 +91,7 @@ def solve(weights: sp.csr_matrix, others: np.ndarray, alpha: float, l2: float) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedALS:
+class FittedALS(ranking.Ranked):
     """Factors of the products; customers' factors follow from their history."""
 
     catalogue: Catalogue
@@ -112,10 +112,6 @@ class FittedALS:
         customers_BD = solve(bought, self.items_ID.astype(np.float64), self.alpha, self.l2)
         scores_BI = customers_BD.astype(np.float32) @ self.items_ID.T
         return scores_BI + np.float32(TIE) * self.catalogue.popularity
-
-    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """The ten best products of each row; see `ranking.rank`."""
-        return ranking.rank(self.scores, self.catalogue, examples)
 
     def save(self) -> dict[str, bytes]:
         """The catalogue's files, model.json, factors.safetensors."""

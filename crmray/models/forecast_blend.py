@@ -80,8 +80,9 @@ class ForecastBlend:
 def best_blend(
     models: Mapping[str, Any], validation: pa.Table, metric: Metric, *, mode: Literal["max", "min"], most: int = 3
 ) -> ForecastBlend | None:
-    """For each level the best forecaster, or the average of the best two, … `most`, whichever validation prefers.
+    """For each level the best forecaster, and up to `most` of those that better the average of what was chosen.
 
+    Forward selection (Caruana et al. 2004): what errs in another way than the best adds more than the second best.
     Levels in which nothing can be measured (nothing was sold) take all members. None for one and the same forecaster
     everywhere: that is no blend.
     """
@@ -103,13 +104,17 @@ def _best(
     told: Mapping[str, Mapping[str, np.ndarray]], metric: Callable[[Mapping[str, np.ndarray]], float], sign: float,
     most: int,
 ) -> list[str]:  # fmt: skip
-    """The forecasters whose average is best, among the best one, two, … `most`."""
-    figures = {name: sign * metric(one) for name, one in told.items()}
-    ranked = sorted(figures, key=lambda name: (-figures[name], name))
-    best, found = figures[ranked[0]], ranked[:1]
-    for size in range(2, min(most, len(ranked)) + 1):
-        names = ranked[:size]
-        figure = sign * metric({column: np.mean([told[name][column] for name in names], axis=0) for column in COLUMNS})
-        if figure > best:
-            best, found = figure, names
-    return found
+    """The forecasters chosen one after another, each the one with which the average is best, while it gets better."""
+    chosen: list[str] = []
+    best = -np.inf
+    while len(chosen) < min(most, len(told)):
+        figures = {}
+        for name in sorted(set(told) - set(chosen)):
+            names = [*chosen, name]
+            average = {column: np.mean([told[one][column] for one in names], axis=0) for column in COLUMNS}
+            figures[name] = sign * metric(average)
+        name = max(figures, key=lambda one: figures[one])
+        if figures[name] <= best:
+            break
+        chosen, best = [*chosen, name], figures[name]
+    return chosen

@@ -1,7 +1,10 @@
-"""Exponential smoothing, a model a series: AutoETS, with the yearly season taken off by STL where two years are known.
+"""Exponential smoothing, a model a series: AutoETS, with the yearly season taken off.
 
-Hyndman et al., "Forecasting with Exponential Smoothing" (2008), by statsforecast; STL: Cleveland et al. (1990). There
-is nothing to learn over all series: each is fitted when it is forecast.
+Two years of a series tell its season by STL. Between one year and two, simple smoothing tells by how much the newest
+weeks differ from those a year before, and that is added to the year ago (a seasonal difference), if these differences
+vary less than the weeks of that year: else the most of them is noise. There is nothing to learn over all series: each
+is fitted when it is forecast. Hyndman et al., "Forecasting with Exponential Smoothing" (2008), by statsforecast; STL:
+Cleveland et al. (1990); seasonal differences: Hyndman & Athanasopoulos, FPP3, 9.1.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from crmray import log
 from crmray.models.forecast_naive import needs_history
 from crmray.models.forecast_panel import MIDDLE, YEAR_WEEKS, Panel, finish, labelled
 from crmray.models.tabular import file_of, to_json
@@ -29,7 +33,7 @@ Z_75, Z_90 = 0.6744897501960817, 1.2815515655446004
 
 @dataclass(frozen=True, kw_only=True)
 class ETS:
-    """AutoETS; `season` says whether STL takes a yearly season off."""
+    """AutoETS; `season` says whether a yearly season is taken off."""
 
     NAME: ClassVar[str] = "ets"
     KIND: ClassVar[str] = "memory"
@@ -37,7 +41,7 @@ class ETS:
     GRID: ClassVar[dict[str, tuple]] = {"season": (True, False)}
 
     season: bool = True
-    """STL with a season of 52 weeks before ETS, for series with two years of history."""
+    """Whether a season of 52 weeks is taken off, for series with a year of history and MIN_WEEKS more."""
 
     @classmethod
     def applies(cls, columns: Collection[str]) -> str | None:
@@ -70,7 +74,8 @@ class ETSModel:
         panel = Panel.of(examples)
         found = [self._one(row[np.flatnonzero(np.isfinite(row))[0] :] if np.isfinite(row).any() else row[:0])
                  for row in panel.values]  # fmt: skip
-        return finish(panel, np.stack(found) if found else np.zeros((0, self.horizon, 2 * len(INTERVALS) + 1)))
+        quantiles = np.stack(found) if found else np.zeros((0, self.horizon, 2 * len(INTERVALS) + 1))
+        return finish(panel, without_failures(panel, quantiles))
 
     def _one(self, known: np.ndarray) -> np.ndarray:
         """(H, Q) of one series, from its first known week on; unknown weeks are filled along a line."""
@@ -93,24 +98,40 @@ def is_short(known: np.ndarray) -> bool:
     return len(some) < MIN_WEEKS or np.ptp(some) == 0
 
 
-def smoothed(filled: np.ndarray, horizon: int, *, season: bool) -> np.ndarray:
-    """(H, Q) by ETS, with `season` by STL and ETS where two years are known; NaN where it fails."""
+def smoothed(filled: np.ndarray, horizon: int, *, season: bool, model: str = "ZZZ") -> np.ndarray:
+    """(H, Q) by ETS, `season` as there, of the form `model` (error, trend, season) without it; NaN where it fails."""
     from statsforecast.models import MSTL, AutoETS
 
-    model: Any = AutoETS(season_length=1)
+    forecaster: Any = AutoETS(season_length=1, model=model)
+    past, base = filled, np.zeros(horizon)
     if season and len(filled) >= 2 * YEAR_WEEKS:
-        model = MSTL(season_length=[YEAR_WEEKS], trend_forecaster=AutoETS(season_length=1, model="ZZN"))
-    told = model.forecast(y=filled, h=horizon, level=list(INTERVALS))
+        forecaster = MSTL(season_length=[YEAR_WEEKS], trend_forecaster=AutoETS(season_length=1, model="ZZN"))
+    elif season and len(filled) >= YEAR_WEEKS + MIN_WEEKS:
+        change = filled[YEAR_WEEKS:] - filled[:-YEAR_WEEKS]
+        if change.std() < filled[:YEAR_WEEKS].std():
+            forecaster, past = AutoETS(season_length=1, model="ANN"), change
+            base = filled[-YEAR_WEEKS:][np.arange(horizon) % YEAR_WEEKS]
+    told = forecaster.forecast(y=past, h=horizon, level=list(INTERVALS))
     names = ("lo-80", "lo-50", "mean", "hi-50", "hi-80")
-    return np.stack([np.asarray(told[name], np.float64) for name in names], axis=1)
+    return base[:, None] + np.stack([np.asarray(told[name], np.float64) for name in names], axis=1)
 
 
 def within_reach(found: np.ndarray, some: np.ndarray) -> np.ndarray:
-    """The quantiles, not further from the known weeks than these reach; the mean where a model failed."""
-    if not np.isfinite(found).all():
-        return flat(some, len(found))
+    """The quantiles, not further from the known weeks than these reach; NaN stays."""
     reach = FURTHEST * np.ptp(some)
     return np.clip(found, some.min() - reach, some.max() + reach)
+
+
+def without_failures(panel: Panel, quantiles_NHQ: np.ndarray) -> np.ndarray:
+    """The mean and spread of what is known where a model failed (NaN), and an event that says of how many series."""
+    failed = np.flatnonzero(~np.isfinite(quantiles_NHQ).all((1, 2)))
+    if not len(failed):
+        return quantiles_NHQ
+    log.warn("forecast.not_fitted", series=len(failed), of=len(panel), instead="their mean")
+    out = quantiles_NHQ.copy()
+    for row in failed:
+        out[row] = flat(panel.values[row][np.isfinite(panel.values[row])], quantiles_NHQ.shape[1])
+    return out
 
 
 def flat(known: np.ndarray, horizon: int) -> np.ndarray:

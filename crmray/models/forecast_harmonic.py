@@ -1,11 +1,12 @@
-"""Dynamic harmonic regression: a smooth season and the effects of events by regression, the rest by ETS.
+"""Harmonic regression: a smooth season, growth and the effects of events by regression, the level by smoothing.
 
-Hyndman & Athanasopoulos, FPP3, 10.5. Sales that are always above 0 are taken as logarithms, others as shares of the
-series' mean, so that effects are relative. A trend that may bend twice a year stands beside them while they are
-estimated; then ETS, fitted when a series is forecast, takes its place. The effects are those of all series of a level
-together, or each series' own.
+Hyndman & Athanasopoulos, FPP3, 10.5. Sales that are always above 0 are regressed as logarithms, others as shares of the
+series' mean, so that effects are relative. The trend may bend twice a year; growth is its newest slope. The effects are
+those of all series of a level together, or each series' own: one series alone tells its growth poorly. When a series is
+forecast, its sales are divided by the effects (FPP3, 3.4; shares: less them), smoothed without a trend, and multiplied
+by those to come: a mean, where smoothed logarithms would give a smaller one.
 
-Shapes: L weeks of history, H to forecast, E effects (sines and cosines, then events).
+Shapes: L weeks of history, H to forecast, E effects (sines and cosines, growth a year, then events).
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from crmray.models.forecast_ets import flat, is_short, smoothed, within_reach
+from crmray.models.forecast_ets import flat, is_short, smoothed, within_reach, without_failures
 from crmray.models.forecast_naive import needs_history
 from crmray.models.forecast_panel import QUANTILES, SEASON_WEEKS, YEAR_WEEKS, Panel, finish, labelled, newest
 from crmray.models.tabular import check_positive, file_of, to_json
 
 BEND_WEEKS = 26
 """weeks between two bends of the trend"""
+MIN_YEARS = 1.5
+"""years of a series that tell its season and its growth"""
 MIN_EVENTS = 3
 """weeks with and without an event that its effect is estimated from"""
 BEND_PENALTY = 1.0
@@ -33,7 +36,7 @@ BEND_PENALTY = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Harmonic:
-    """Fourier terms and events beside ETS."""
+    """Fourier terms, growth and events beside simple smoothing."""
 
     NAME: ClassVar[str] = "harmonic_ets"
     KIND: ClassVar[str] = "memory"
@@ -102,8 +105,9 @@ class HarmonicModel:
             week = int(panel.week[row]) + np.arange(first, panel.values.shape[1] + self.horizon) - panel.values.shape[1]
             angles = 2 * np.pi * np.arange(1, self.num_harmonics + 1) * week[:, None] / SEASON_WEEKS
             flags = panel.events[row, first:] if len(panel.kinds) else np.zeros((len(week), 0))
-            columns = np.concatenate([np.sin(angles), np.cos(angles), flags], axis=1)
-            yield _Series(known=values[first:], columns=columns, num_seasonal=2 * self.num_harmonics)
+            years = (np.arange(len(week)) / SEASON_WEEKS)[:, None]
+            columns = np.concatenate([np.sin(angles), np.cos(angles), years, flags], axis=1)
+            yield _Series(known=values[first:], columns=columns, growth=2 * self.num_harmonics)
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """Quantiles, each (N, H)."""
@@ -119,7 +123,7 @@ class HarmonicModel:
             else:
                 shared = self.effects.get(panel.level[row], [0.0] * series.columns.shape[1])
                 found[row] = series.forecast(np.array(shared), self.horizon)
-        return finish(panel, found)
+        return finish(panel, without_failures(panel, found))
 
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
@@ -133,9 +137,9 @@ class _Series:
     known: np.ndarray
     """(L,) sales, NaN where not known"""
     columns: np.ndarray
-    """(L + H, E) sines, cosines, events; more rows than `known` where weeks lie ahead"""
-    num_seasonal: int
-    """Columns before the events"""
+    """(L + H, E) sines, cosines, years, events; more rows than `known` where weeks lie ahead"""
+    growth: int
+    """Place of the years among the columns"""
 
     def _values(self) -> tuple[np.ndarray, bool, float]:
         """(L,) logarithms or shares, whether they are logarithms, and of what they are shares."""
@@ -145,33 +149,41 @@ class _Series:
         return (np.log(filled), True, 1.0) if filled.min() > 0 else (filled / scale, False, scale)
 
     def estimate(self) -> tuple[np.ndarray, np.ndarray]:
-        """(E,) effects by least squares beside a trend with bends, and their precision; 0 for what cannot be told."""
+        """(E,) effects by least squares beside a level and bends, and their precision; 0 for what cannot be told."""
         values, length = self._values()[0], len(self.known)
         wanted = self.columns[:length]
-        count = wanted.sum(0)
-        is_event = np.arange(len(count)) >= self.num_seasonal
-        told = np.where(is_event, (count >= MIN_EVENTS) & (count <= length - MIN_EVENTS), length >= 1.5 * YEAR_WEEKS)
+        count, place = wanted.sum(0), np.arange(wanted.shape[1])
+        seen = (count >= MIN_EVENTS) & (count <= length - MIN_EVENTS)
+        told = np.where(place > self.growth, seen, length >= MIN_YEARS * YEAR_WEEKS)
         found, precision = np.zeros(len(told)), np.zeros(len(told))
         if told.any():
+            used = told | (place == self.growth)
             time = np.arange(length)
+            # Bends are 0 after they ended: the slope of the newest weeks is that of the years alone.
             bends = [
-                np.maximum(time - start, 0) / BEND_WEEKS for start in range(BEND_WEEKS, length - BEND_WEEKS, BEND_WEEKS)
+                np.maximum(end - time, 0) / BEND_WEEKS for end in range(BEND_WEEKS, length - BEND_WEEKS, BEND_WEEKS)
             ]
-            design = np.column_stack([wanted[:, told], np.ones(length), time / length, *bends])
+            design = np.column_stack([wanted[:, used], np.ones(length), *bends])
             penalty = np.zeros(design.shape[1])
             penalty[design.shape[1] - len(bends) :] = np.sqrt(BEND_PENALTY)
             # As rows of a least-squares problem, the penalty needs no inverse.
             rows, target = np.concatenate([design, np.diag(penalty)]), np.concatenate([values, np.zeros(len(penalty))])
             solved = np.linalg.lstsq(rows, target, rcond=None)[0]
-            found[told] = solved[: told.sum()]
+            found[used] = solved[: used.sum()]
+            found[~told] = 0.0
             precision[told] = length / max(float(np.var(values - design @ solved)), 1e-6)
         return found, precision
 
     def forecast(self, effects_E: np.ndarray, horizon: int) -> np.ndarray:
-        """(H, Q): the effects, and ETS of the rest."""
+        """(H, Q): the level times the effects to come, or for shares beside them."""
         values, logarithmic, scale = self._values()
         effects = self.columns @ effects_E
-        rest = smoothed(values - effects[: len(values)], horizon, season=False)
-        found = rest + effects[len(values) :, None]
-        sales = np.exp(np.minimum(found, values.max() + 3)) if logarithmic else found * scale
+        effects -= effects[len(values) - 1]
+        past, ahead = effects[: len(values)], effects[len(values) :, None]
+        if logarithmic:
+            level = np.exp(values - past)
+            scale = float(level.mean())
+            sales = smoothed(level / scale, horizon, season=False, model="ANN") * scale * np.exp(ahead)
+        else:
+            sales = (smoothed(values - past, horizon, season=False, model="ANN") + ahead) * scale
         return within_reach(sales, self.known[np.isfinite(self.known)])

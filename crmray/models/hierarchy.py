@@ -16,12 +16,14 @@ import pyarrow as pa
 from crmray.models.kmeans import (
     NUM_SEGMENTS,
     Segments,
+    check_num_segments,
     feature_names,
     matrix,
     mean_and_scale,
     nearest,
     quality,
     stability,
+    standardise,
     sums,
 )
 
@@ -43,8 +45,7 @@ class Ward:
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"num_segments": NUM_SEGMENTS}
 
     def __post_init__(self) -> None:
-        if self.num_segments is not None and self.num_segments < 2:
-            raise ValueError(f"got num_segments={self.num_segments}, expected 2 or more")
+        check_num_segments(self.num_segments)
 
     @classmethod
     def applies(cls, columns: Sequence[str]) -> str | None:
@@ -56,8 +57,7 @@ class Ward:
         columns = feature_names(train, self.num_segments)
         values_ND = matrix(train, columns)
         mean_D, scale_D = mean_and_scale(sums(values_ND))
-        rows_ND = np.nan_to_num((values_ND - mean_D) / scale_D)
-        sample_ND = sample(rows_ND, SAMPLE_ROWS, seed)
+        sample_ND = sample(standardise(values_ND, mean_D, scale_D), SAMPLE_ROWS, seed)
         found = [self._cut(sample_ND, k, seed) for k in ((self.num_segments,) if self.num_segments else NUM_SEGMENTS)]
         _, centers_KD, steady = max(found, key=lambda entry: entry[0])
         return Segments.of(columns, mean_D, scale_D, centers_KD, steady, rows_ND=sample_ND, seed=seed)

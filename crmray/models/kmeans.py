@@ -19,12 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
-from sklearn.cluster import KMeans as LocalKMeans
-from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from crmray.errors import DataError, NotEnoughDataError
 from crmray.models.anomalies import Anomalies
-from crmray.models.tabular import file_of
+from crmray.models.tabular import check_positive, file_of
 
 NUM_SEGMENTS = (3, 4, 5, 6, 7, 8)
 """numbers of segments that are tried"""
@@ -71,8 +69,15 @@ def mean_and_scale(total: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndar
     return mean_D, scale_D
 
 
+def standardise(values_ND: np.ndarray, mean_D: np.ndarray, scale_D: np.ndarray) -> np.ndarray:
+    """(N, D) deviations from the mean in standard deviations; a missing value stands at the mean."""
+    return np.nan_to_num((values_ND - mean_D) / scale_D)
+
+
 def silhouette(rows_ND: np.ndarray, segment: np.ndarray) -> float:
     """Mean silhouette (Rousseeuw 1987) of at most SILHOUETTE_ROWS rows."""
+    from sklearn.metrics import silhouette_score
+
     return float(silhouette_score(rows_ND, segment, sample_size=min(len(segment), SILHOUETTE_ROWS), random_state=0))
 
 
@@ -86,6 +91,8 @@ def stability(rows_ND: np.ndarray, assign: Callable[[np.ndarray], np.ndarray], s
 
     assign: fits on the row numbers it is given and returns the segment of every row.
     """
+    from sklearn.metrics import adjusted_rand_score
+
     rng = np.random.default_rng(seed)
     n = len(rows_ND)
     fits = [assign(rng.integers(0, n, n)) for _ in range(2 * STABILITY_PAIRS)]
@@ -129,10 +136,7 @@ class Segments:
 
     def position(self, examples: pa.Table) -> np.ndarray:
         """Standardised features, (N, D); a missing value stands at the mean."""
-        return self._standard(matrix(examples, self.columns))
-
-    def _standard(self, values_ND: np.ndarray) -> np.ndarray:
-        return np.nan_to_num((values_ND - self.mean_D) / self.scale_D)
+        return standardise(matrix(examples, self.columns), self.mean_D, self.scale_D)
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """segment int64 (N,), distance (N,) to its centre, position (N, D), stability (N,) constant, previous int64
@@ -140,7 +144,8 @@ class Segments:
         rows_ND = self.position(examples)
         segment, squared = nearest(rows_ND, self.centers_KD)
         known, values_ND = before(examples, self.columns)
-        previous = np.where(known, nearest(self._standard(values_ND), self.centers_KD)[0], -1)
+        then_ND = standardise(values_ND, self.mean_D, self.scale_D)
+        previous = np.where(known, nearest(then_ND, self.centers_KD)[0], -1)
         return {
             "segment": segment, "distance": np.sqrt(squared), "position": rows_ND,
             "stability": np.full(len(segment), self.stability), "previous": previous,
@@ -189,6 +194,12 @@ def feature_names(examples: pa.Table, num_segments: int | None) -> list[str]:
     ]  # fmt: skip
 
 
+def check_num_segments(num_segments: int | None) -> None:
+    """ValueError unless it is left open or 2 or more."""
+    if num_segments is not None and num_segments < 2:
+        raise ValueError(f"got num_segments={num_segments}, expected 2 or more")
+
+
 def nearest(rows_ND: np.ndarray, centers_KD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number of the nearest centre (N,) and the squared distance to it (N,). A row alone gives the same numbers."""
     squared_NK = np.stack([((rows_ND - center_D) ** 2).sum(axis=1) for center_D in centers_KD], axis=1)
@@ -215,8 +226,8 @@ class KMeans:
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"num_segments": NUM_SEGMENTS}
 
     def __post_init__(self) -> None:
-        if self.num_segments is not None and self.num_segments < 2:
-            raise DataError(f"num_segments: got {self.num_segments}, expected 2 or more")
+        check_num_segments(self.num_segments)
+        check_positive(num_starts=self.num_starts)
 
     @classmethod
     def applies(cls, columns: Sequence[str]) -> str | None:
@@ -233,7 +244,7 @@ class KMeans:
         rows_ND = matrix(shard, state["columns"])
         if "centers" not in state:
             return sums(rows_ND)
-        rows_ND = np.nan_to_num((rows_ND - state["mean"]) / state["scale"])
+        rows_ND = standardise(rows_ND, state["mean"], state["scale"])
         segment, _ = nearest(rows_ND, state["centers"])
         sums_KD = np.zeros_like(state["centers"])
         np.add.at(sums_KD, segment, rows_ND)
@@ -246,7 +257,7 @@ class KMeans:
         total = {name: np.sum([partial[name] for partial in partials], axis=0) for name in partials[0]}
         if "centers" not in state:
             mean_D, scale_D = mean_and_scale(total)
-            sample_ND = np.nan_to_num((state["sample"] - mean_D) / scale_D)
+            sample_ND = standardise(state["sample"], mean_D, scale_D)
             rest = {key: value for key, value in state.items() if key != "sample"}
             centers_KD, steady = self._best(sample_ND, state["seed"])
             unlike = Anomalies.fit(sample_ND, state["seed"])
@@ -280,7 +291,9 @@ class KMeans:
         _, centers_KD, steady = max(found, key=lambda entry: entry[0])
         return centers_KD, steady
 
-    def _local(self, rows_ND: np.ndarray, k: int, seed: int) -> LocalKMeans:
+    def _local(self, rows_ND: np.ndarray, k: int, seed: int) -> Any:
+        from sklearn.cluster import KMeans as LocalKMeans
+
         return LocalKMeans(k, n_init=self.num_starts, random_state=seed).fit(rows_ND)
 
     def _stability(self, rows_ND: np.ndarray, k: int, seed: int) -> float:

@@ -164,13 +164,30 @@ def labels_of(table: pa.Table, name: str = LABEL, *, part: str = "") -> np.ndarr
 
 
 def within_budget(table: pa.Table, *, bytes_per_row: float, memory_gib: float, candidate: str, seed: int) -> pa.Table:
-    """The table, or as many random rows of it (in their order) as the budget holds, with an event that says so."""
+    """The table, or as many rows of it as the budget holds, as `sampled`, with an event that says so."""
     max_rows = max(int(memory_gib * GIB / bytes_per_row), 1000)
+    if table.num_rows > max_rows:
+        log.warn("train.sampled", candidate=candidate, rows=table.num_rows, kept=max_rows, memory_gib=memory_gib)
+    return sampled(table, max_rows, seed=seed)
+
+
+def sampled(table: pa.Table, max_rows: int, *, seed: int) -> pa.Table:
+    """The table, or max_rows random rows of it, in their order. Stratified where `label` is 0/1 or a class: each class
+    keeps its share of the rows, and LEAST_CLASS_ROWS where it has them, so that a rare one does not vanish."""
     if table.num_rows <= max_rows:
         return table
-    log.warn("train.sampled", candidate=candidate, rows=table.num_rows, kept=max_rows, memory_gib=memory_gib)
-    rows = np.sort(np.random.default_rng(seed).choice(table.num_rows, max_rows, replace=False))
-    return table.take(pa.array(rows))
+    order = np.random.default_rng(seed).permutation(table.num_rows)
+    classes = np.zeros(table.num_rows, np.int64)
+    if LABEL in table.column_names and not pa.types.is_floating(table[LABEL].type):
+        codes = pc.dictionary_encode(table[LABEL].combine_chunks(), null_encoding="encode")
+        classes = codes.indices.to_numpy().astype(np.int64)
+    by_class = order[np.argsort(classes[order], kind="stable")]
+    sizes = np.bincount(classes)
+    place = np.arange(table.num_rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of a row within its class
+    share = (place + 0.5) / np.repeat(sizes, sizes)
+    share[place < min(LEAST_CLASS_ROWS, max_rows // len(sizes))] = 0.0
+    kept = by_class[np.argsort(share, kind="stable")[:max_rows]]
+    return table.take(pa.array(np.sort(kept)))
 
 
 def class_weights(labels: np.ndarray) -> np.ndarray:

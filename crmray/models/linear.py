@@ -16,13 +16,13 @@ import pyarrow as pa
 
 from crmray.errors import TrainingError
 from crmray.models.labels import Kind, Target, check_imbalance, rebalanced, within_budget
-from crmray.models.preprocess import Preparation, Tabular
-from crmray.models.selection import fit_tabular
+from crmray.models.preprocess import Tabular
+from crmray.models.selection import Preprocessing
 from crmray.models.tabular import check_positive, check_some_feature, file_of, needs_features, sigmoid, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(Preprocessing):
     """L2-regularised linear model on scaled numbers and one-hot categories."""
 
     NAME: ClassVar[str] = "linear"
@@ -32,22 +32,8 @@ class Linear:
 
     C: float = 1.0
     """Inverse strength of the L2 penalty."""
-    scale: Literal["minmax", "standard", "quantile"] = "standard"
-    """Scaling of numbers; see `Preparation`."""
     imbalance: Literal["none", "weights", "smote"] = "none"
     """Treatment of unequal classes on training rows: none, class weights, or SMOTE."""
-    missing: Literal["mean", "median", "mode"] = "median"
-    """What a missing number becomes; see `Preparation`."""
-    outliers: Literal["none", "clip"] = "none"
-    """Bounds on numbers; see `Preparation`."""
-    iqr_k: float = 3.0
-    """Interquartile ranges allowed beyond the quartiles."""
-    min_frequency: int = 10
-    """Rows that a category needs for a column of its own."""
-    max_correlation: float = 1.0
-    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
-    eliminate: bool = False
-    """Whether recursive elimination leaves features out; see `selection`."""
     kind: Kind = "yes_no"
     """What the label is: yes or no, a number, or one of several classes."""
     max_iterations: int = 2000
@@ -55,31 +41,21 @@ class Linear:
     memory_gib: float = 2.0
     """Training rows are sampled beyond this."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_positive(C=self.C, max_iterations=self.max_iterations, memory_gib=self.memory_gib)
         check_imbalance(self.kind, self.imbalance)
-        self._preparation()
+        super().__post_init__()
 
     @classmethod
     def applies(cls, columns: Collection[str]) -> str | None:
         """Why it cannot run on examples with these columns, or None."""
         return needs_features(columns)
 
-    def _preparation(self) -> Preparation:
-        return Preparation(
-            missing=self.missing,
-            outliers=self.outliers,
-            iqr_k=self.iqr_k,
-            scale=self.scale,
-            min_frequency=self.min_frequency,
-            max_correlation=self.max_correlation,
-        )
-
     def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> LinearModel:
         """Fit on training rows; validation and rounds change nothing."""
         target = Target.fit(train, self.kind)
         train = target.known(train)
-        tabular = fit_tabular(train, self._preparation(), eliminate=self.eliminate, kind=self.kind, seed=seed)
+        tabular = self.fit_tabular(train, self.kind, seed=seed)
         check_some_feature(tabular)
         rows = within_budget(
             train, bytes_per_row=8 * 4 * len(tabular.names), memory_gib=self.memory_gib, candidate=self.NAME, seed=seed
@@ -91,7 +67,9 @@ class Linear:
         solver.fit(np.concatenate([numbers, tabular.one_hot(codes)], axis=1), labels, sample_weight=weights)
         coefficients = np.atleast_2d(solver.coef_)
         if not np.isfinite(coefficients).all():
-            raise TrainingError("linear: got a coefficient that is not finite; look for extreme values in the data")
+            raise TrainingError(
+                f"{self.NAME}: got a coefficient that is not finite; look for extreme values in the data"
+            )
         if self.kind == "class" and len(target.classes) == 2:  # scikit-learn gives two classes one row of coefficients
             coefficients = np.concatenate([-coefficients / 2, coefficients / 2])
             intercept = np.array([-0.5, 0.5]) * float(solver.intercept_[0])
@@ -116,6 +94,13 @@ class Linear:
             coefficients_KD=np.asarray(state["coefficients"], dtype=np.float64),
             intercept_K=np.asarray(state["intercept"], dtype=np.float64),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logistic(Linear):
+    """Logistic regression: the linear model under the name that it has where every label is yes or no."""
+
+    NAME: ClassVar[str] = "logistic"
 
 
 @dataclass(frozen=True, kw_only=True)

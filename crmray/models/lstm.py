@@ -13,34 +13,31 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models import events
 from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
-from crmray.models.focal import recovered
 from crmray.models.labels import LABEL, labels_of
-from crmray.models.preprocess import Preparation, Tabular, feature_columns
-from crmray.models.selection import fit_tabular
-from crmray.models.tabular import check_choice, check_positive, file_of, to_json
+from crmray.models.network import Codes, Network, feature_arrays, network_files
+from crmray.models.preprocess import Tabular, feature_columns
+from crmray.models.tabular import check_positive, file_of
 from crmray.schema import KEYS
 
 PREDICT_ROWS = 1024
 FEW_ROWS = 8_000
-FURTHEST = 10.0  # a value far beyond those of training must not decide alone
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSTM:
+class LSTM(Network):
     """Hyper-parameters; `crmray.train` fits it through the DeepSpeed engine."""
 
     NAME: ClassVar[str] = "lstm"
@@ -59,53 +56,16 @@ class LSTM:
     """Width of the embedding of an event's kind."""
     dropout: float = 0.2
     """Share of units dropped in training, 0..1."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled decay."""
-    lr: float = 1e-3
-    """Largest learning rate."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Course of the learning rate over max_epochs."""
-    warmup_share: float = 0.05
-    """Share of all steps in which the learning rate rises from 0."""
-    batch_size: int = 256
-    """Rows per optimizer step, over all workers."""
     max_epochs: int = 5
     """Epochs at most."""
     patience: int = 3
     """Epochs without improvement on validation before training ends."""
-    imbalance: Literal["none", "weights", "focal"] = "none"
-    """Weights give both classes the same total; focal loss gives easy rows less. Probabilities are corrected for it."""
-    focal_gamma: float = 2.0
-    """Exponent of the focal loss."""
-    missing: Literal["mean", "median", "mode"] = "median"
-    """What a missing number becomes; see `Preparation`."""
-    outliers: Literal["none", "clip"] = "none"
-    """Bounds on numbers; see `Preparation`."""
-    iqr_k: float = 3.0
-    """Interquartile ranges allowed beyond the quartiles."""
-    scale: Literal["minmax", "standard", "quantile"] = "standard"
-    """Scaling of numbers; see `Preparation`. Scaled numbers are kept within FURTHEST of 0."""
-    min_frequency: int = 10
-    """Rows that a category needs for a code of its own."""
-    max_correlation: float = 1.0
-    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
-    eliminate: bool = False
-    """Whether recursive elimination leaves features out; see `selection`."""
 
     def __post_init__(self) -> None:
         check_positive(
-            hidden=self.hidden, num_layers=self.num_layers, max_events=self.max_events, kind_width=self.kind_width,
-            lr=self.lr, batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience,
-            focal_gamma=self.focal_gamma,
-        )  # fmt: skip
-        if not 0 <= self.dropout < 1 or not 0 <= self.warmup_share < 1 or self.weight_decay < 0:
-            raise ValueError(
-                f"got dropout={self.dropout}, warmup_share={self.warmup_share}, weight_decay={self.weight_decay}, "
-                "expected shares within [0, 1) and a decay of 0 or more"
-            )
-        check_choice("imbalance", self.imbalance, ("none", "weights", "focal"))
-        check_choice("schedule", self.schedule, ("constant", "cosine"))
-        self._preparation()
+            hidden=self.hidden, num_layers=self.num_layers, max_events=self.max_events, kind_width=self.kind_width
+        )
+        super().__post_init__()
 
     @classmethod
     def for_rows(cls, num_rows: int) -> dict[str, Any]:
@@ -119,16 +79,6 @@ class LSTM:
         rest = [c for c in columns if c not in KEYS and c != LABEL and not c.startswith("label_")]
         return None if rest else "the examples have neither events nor feature columns"
 
-    def _preparation(self) -> Preparation:
-        return Preparation(
-            missing=self.missing,
-            outliers=self.outliers,
-            iqr_k=self.iqr_k,
-            scale=self.scale,
-            min_frequency=self.min_frequency,
-            max_correlation=self.max_correlation,
-        )
-
     # -- what the training loop asks for ---------------------------------------------------------------------------
 
     def prepare(self, train: pa.Table) -> dict[str, Any]:
@@ -136,7 +86,7 @@ class LSTM:
         labels = labels_of(train)
         tabular = None
         if any(feature_columns(train.schema)):
-            tabular = fit_tabular(train, self._preparation(), eliminate=self.eliminate, kind="yes_no", seed=0)
+            tabular = self.fit_tabular(train, "yes_no", seed=0)
         vocabulary = events.vocabulary(train)
         if not vocabulary["kinds"] and (tabular is None or not (tabular.numeric or tabular.categorical)):
             raise NotEnoughDataError(
@@ -145,7 +95,7 @@ class LSTM:
         return {
             "tabular": None if tabular is None else tabular.state(),
             **vocabulary,
-            "positive_weight": float((labels == 0).sum() / labels.sum()) if self.imbalance == "weights" else 1.0,
+            "positive_weight": self.positive_weight(labels),
         }
 
     def encode(self, state: Mapping[str, Any], examples: pa.Table) -> dict[str, np.ndarray]:
@@ -153,14 +103,8 @@ class LSTM:
 
         Row i owns the events offsets[i]:offsets[i + 1], oldest first, at most max_events of them.
         """
-        arrays = events.encode(examples, state, self.max_events)
-        if state["tabular"] is not None:
-            tabular = Tabular.from_state(state["tabular"])
-            arrays["numbers"] = np.clip(tabular.numbers(examples), -FURTHEST, FURTHEST).astype(np.float32)
-            arrays["codes"] = tabular.codes(examples)
-        else:
-            arrays["numbers"] = np.zeros((examples.num_rows, 0), np.float32)
-            arrays["codes"] = np.zeros((examples.num_rows, 0), np.int64)
+        tabular = None if state["tabular"] is None else Tabular.from_state(state["tabular"])
+        arrays = events.encode(examples, state, self.max_events) | feature_arrays(tabular, examples)
         if LABEL in examples.column_names and examples[LABEL].null_count == 0:
             arrays["label"] = pc.cast(examples[LABEL], pa.float32()).to_numpy()
         return arrays
@@ -196,20 +140,12 @@ class LSTM:
         return out
 
     def loss(self, module: ChurnLSTM, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """(B,) log loss: positives times the class weight, or times (1 - probability of the truth)^focal_gamma."""
-        positive_weight = module.log_positive_weight.exp()
-        loss_B = nn.functional.binary_cross_entropy_with_logits(
-            module(batch).float(), batch["label_B"], reduction="none", pos_weight=positive_weight
-        )
-        if self.imbalance != "focal":
-            return loss_B
-        # exp(-loss) is the probability of the truth; clamped, since the slope of 0 to a power below 1 is infinite
-        return (1.0 - torch.exp(-loss_B)).clamp(min=1e-6) ** self.focal_gamma * loss_B
+        """(B,) loss; see `yes_no_loss`."""
+        return self.yes_no_loss(module(batch).float(), batch["label_B"], module.log_positive_weight)
 
     def outputs(self, module: ChurnLSTM, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """{"score": (B,)}, corrected for class weight or focal loss."""
-        score_B = torch.sigmoid(module(batch).float() - module.log_positive_weight)
-        return {"score": recovered(score_B, self.focal_gamma).float() if self.imbalance == "focal" else score_B}
+        return {"score": self.probability(module(batch).float(), module.log_positive_weight)}
 
     def fitted(self, state: Mapping[str, Any], weights: Mapping[str, torch.Tensor], rounds: int) -> LSTMModel:
         """The model with trained weights."""
@@ -249,11 +185,10 @@ class ChurnLSTM(nn.Module):
             )
             width += 2 * hidden
         if self.has_attributes:
-            widths = [min(16, 1 + round(size**0.5)) for size in num_codes]
-            self.codes = nn.ModuleList(nn.Embedding(n, w) for n, w in zip(num_codes, widths, strict=True))
+            self.codes = Codes(num_codes)
             tower = 4 * hidden
             self.tower = nn.Sequential(
-                nn.Linear(num_numbers + sum(widths), tower), nn.SiLU(), nn.Dropout(dropout),
+                nn.Linear(num_numbers + sum(self.codes.widths), tower), nn.SiLU(), nn.Dropout(dropout),
                 nn.Linear(tower, tower), nn.SiLU(),
             )  # fmt: skip
             width += tower
@@ -267,8 +202,7 @@ class ChurnLSTM(nn.Module):
         if self.has_events:
             parts += self._events(batch["kinds_BT"], batch["events_BTC"], batch["length_B"])
         if self.has_attributes:
-            codes_BA = batch["codes_BA"]
-            embedded = [table(codes_BA[:, a]) for a, table in enumerate(self.codes)]
+            embedded = self.codes.embedded(batch["codes_BA"])
             parts.append(self.tower(torch.cat([batch["numbers_BF"], *embedded], dim=1)))
         return self.head(torch.cat(parts, dim=1)).squeeze(1)
 
@@ -319,6 +253,4 @@ class LSTMModel:
 
     def save(self) -> dict[str, bytes]:
         """Files of the model: weights as safetensors, the rest as JSON."""
-        about = {"settings": asdict(self.candidate), "state": self.state, "rounds": self.rounds}
-        weights = {name: value.contiguous() for name, value in self.module.state_dict().items()}
-        return {"weights.safetensors": save_tensors(weights), "lstm.json": to_json(about)}
+        return network_files(self.candidate, self.state, self.module, self.rounds)

@@ -29,6 +29,7 @@ from crmray.models.neighbours import (
     TIE,
     arrays_of,
     between,
+    check_not_negative,
     matrix_of,
     needs_history,
     reasons_by_share,
@@ -89,9 +90,7 @@ class Markov:
             num_tastes=self.num_tastes, num_lags=self.num_lags, taste_prior=self.taste_prior,
             num_rounds=self.num_rounds, num_neighbours=self.num_neighbours,
         )  # fmt: skip
-        for name in ("look_ahead_days", "discount", "shrink"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"got {name}={getattr(self, name)!r}, expected a number from 0 on")
+        check_not_negative(look_ahead_days=self.look_ahead_days, discount=self.discount, shrink=self.shrink)
 
     applies = staticmethod(needs_history)
 
@@ -191,7 +190,7 @@ def _on_sale(bought: Histories, num_items: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedMarkov:
+class FittedMarkov(ranking.Ranked):
     """The fitted mixture: scores are probabilities of the next purchase, and of those after it."""
 
     BECAUSE: ClassVar[str] = "often bought after {}"
@@ -267,10 +266,6 @@ class FittedMarkov:
             theta_BZ = by_row @ of_mixed_tastes(theta_BZ[rows], drawn_NZ, followed_N)[0] + self.taste_added_Z
             theta_BZ /= theta_BZ.sum(1, keepdims=True)
         return theta_BZ
-
-    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """The ten best products of each row; see `ranking.rank`."""
-        return ranking.rank(self.scores, self.catalogue, examples)
 
     def because(self, examples: pa.Table, products: Sequence[Sequence[str]]) -> list[list[list[str]]]:
         """For each row and each of its products: the products of the newest visit that lead to it, best first."""

@@ -39,6 +39,13 @@ def check_share(**values: float) -> None:
             raise ValueError(f"got {name}={value!r}, expected a number from 0 to 1")
 
 
+def check_not_negative(**values: float) -> None:
+    """ValueError unless every value is 0 or above."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"got {name}={value!r}, expected a number from 0 on")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Popularity:
     """The products with the most recent buyers, the same for everybody. The baseline."""
@@ -71,7 +78,7 @@ class Popularity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedPopularity:
+class FittedPopularity(ranking.Ranked):
     """Numbers of buyers."""
 
     catalogue: Catalogue
@@ -81,10 +88,6 @@ class FittedPopularity:
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32: share of the most bought product's buyers."""
         return np.broadcast_to(self.catalogue.popularity, (examples.num_rows, len(self.catalogue)))
-
-    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """The ten best products of each row; see `ranking.rank`."""
-        return ranking.rank(self.scores, self.catalogue, examples)
 
     def save(self) -> dict[str, bytes]:
         """The catalogue's files."""
@@ -116,8 +119,7 @@ class ItemKNN:
     def __post_init__(self):
         check_share(alpha=self.alpha, closeness=self.closeness, decay=self.decay)
         check_positive(num_neighbours=self.num_neighbours)
-        if self.shrink < 0:
-            raise ValueError(f"got shrink={self.shrink!r}, expected a number from 0 on")
+        check_not_negative(shrink=self.shrink)
 
     applies = staticmethod(needs_history)
 
@@ -203,7 +205,7 @@ def reasons_by_share(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ItemToItem:
+class ItemToItem(ranking.Ranked):
     """A fitted linear item model: scores = decayed history x votes. Products without a vote follow by popularity."""
 
     BECAUSE: ClassVar[str] = "bought with {}"
@@ -220,10 +222,6 @@ class ItemToItem:
         """(B, I) float32."""
         history_BI = histories.encode(examples, self.catalogue).matrix(len(self.catalogue), self.decay)
         return (history_BI @ self.votes).toarray() + np.float32(TIE) * self.catalogue.popularity
-
-    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """The ten best products of each row; see `ranking.rank`."""
-        return ranking.rank(self.scores, self.catalogue, examples)
 
     def because(
         self, examples: pa.Table, products: Sequence[Sequence[str]], num_reasons: int = 2

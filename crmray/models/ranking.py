@@ -177,6 +177,14 @@ class Recommender(Protocol):
         """File name -> content."""
 
 
+class Ranked:
+    """What all recommenders share: they rank by their scores."""
+
+    def predict(self: Recommender, examples: pa.Table) -> dict[str, np.ndarray]:
+        """The ten best products of each row; see `rank`."""
+        return rank(self.scores, self.catalogue, examples)
+
+
 def reciprocal_ranks(scores_BI: np.ndarray) -> np.ndarray:
     """(B, I) float32: RANK_OFFSET / (RANK_OFFSET + places before it) for the DEPTH best items of each row, else 0.
 
@@ -191,7 +199,7 @@ def reciprocal_ranks(scores_BI: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingBlend:
+class RankingBlend(Ranked):
     """Weighted sum of the reciprocal ranks that members give to a product. Members were fitted on the same rows.
 
     Source: Cormack, Clarke and Büttcher, "Reciprocal rank fusion" (SIGIR 2009). Unlike sums of scores it does not
@@ -228,10 +236,6 @@ class RankingBlend:
         """(B, I) float32."""
         parts = self.joined.scores(examples)
         return _weighted([self.weights[name] for name in parts], list(parts.values()))
-
-    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """The ten best products of each row; see `rank`."""
-        return rank(self.scores, self.catalogue, examples)
 
     def with_members(self, members: Mapping[str, Any]) -> RankingBlend:
         """The same blend of the same candidates fitted again (on more rows)."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray.models.boosting import LightGBM
-from crmray.models.tabular import Logistic
+from crmray.models.linear import Logistic
 
 
 def newest(train: pa.Table, share: float) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,20 +37,27 @@ def answer(
         for row, (names, values) in zip(rows, best, strict=True):
             products[row], scores[row] = names, values
         if for_product is not None:
-            place[rows] = ranking.places(scorer, catalogue, part, for_product, exclude=sorted(hidden - {for_product}))
+            place[rows] = ranking.places(scorer, catalogue, part, for_product, exclude=sorted(hidden))
     shown = {
         "entity_id": examples["entity_id"],
         "as_of": examples["as_of"],
         "products": pa.array(products, pa.list_(pa.string())),
         "scores": pa.array(scores, pa.list_(pa.float64())),
         "source": pa.array(sources, pa.string()),
-        "new_products": pa.array(
-            [[p for p in row if p not in hidden] for row in examples["new_products"].to_pylist()], pa.list_(pa.string())
-        ),
+        "new_products": pa.array(_new_products(examples, rules, facts, hidden), pa.list_(pa.string())),
     }
     shown["place"] = pa.array(place, mask=place == 0)
     told = explanations.sentences(model, examples, products, sources, facts) if explain else [None] * len(products)
     return pa.table({**shown, "reasons": pa.array(told, pa.list_(pa.string()))})
+
+
+def _new_products(examples: pa.Table, rules: Rules, facts: Facts, hidden: Collection[str]) -> list[list[str]]:
+    """Each row's new products under the rules, which are a list of their own; scored by their order alone."""
+    found = []
+    for names in examples["new_products"].to_pylist():
+        left = [name for name in names if name not in hidden]
+        found.append([left[i] for i in rules.choose(left, -np.arange(len(left), dtype=float), len(left), facts)])
+    return found
 
 
 def _check_known(products: tuple[str, ...], catalogue: histories.Catalogue, facts: Facts) -> None:

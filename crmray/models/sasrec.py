@@ -301,7 +301,7 @@ class CausalTransformer(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FittedSASRec:
+class FittedSASRec(ranking.Ranked):
     """The trained Transformer."""
 
     catalogue: Catalogue
@@ -322,10 +322,6 @@ class FittedSASRec:
             batch = {name: torch.from_numpy(values[known].astype(np.int64)) for name, values in arrays.items()}
             result[known] = self.module.next_scores(batch).numpy()
         return result
-
-    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """The ten best products of each row; see `ranking.rank`."""
-        return ranking.rank(self.scores, self.catalogue, examples)
 
     def save(self) -> dict[str, bytes]:
         """The catalogue's files, model.json, weights.safetensors."""

@@ -21,9 +21,10 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from crmray.data.splits import PARTS
+from crmray.errors import SchemaError
 from crmray.models import events
 from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
-from crmray.models.kmeans import KMeans, Segments
+from crmray.models.kmeans import BEFORE, KMeans, Segments, check_num_segments
 from crmray.models.tabular import check_choice, check_positive, file_of, to_json
 
 TRAIN, VALIDATION = PARTS.index("train"), PARTS.index("validation")
@@ -80,8 +81,7 @@ class SegmentTransformer:
                 "expected shares within [0, 1) and a decay of 0 or more"
             )
         check_choice("schedule", self.schedule, ("constant", "cosine"))
-        if self.num_segments is not None and self.num_segments < 2:
-            raise ValueError(f"got num_segments={self.num_segments}, expected 2 or more")
+        check_num_segments(self.num_segments)
 
     @classmethod
     def applies(cls, columns: Sequence[str]) -> str | None:
@@ -159,6 +159,15 @@ def _teacher(rows: pa.Table, num_segments: int | None) -> Segments:
     return candidate.fitted(state)
 
 
+def _earlier(rows: pa.Table) -> pa.Table:
+    """The events as they stood one horizon earlier; SchemaError where they are missing."""
+    names = [BEFORE + name for name in EVENT_COLUMNS]
+    missing = [name for name in names if name not in rows.column_names]
+    if missing:
+        raise SchemaError(f"column {missing[0]!r} is missing; expected it beside the features of the same date")
+    return rows.select(names).rename_columns(EVENT_COLUMNS)
+
+
 class EventTransformer(nn.Module):
     """Events -> self-attention in both directions -> mean over the events -> segment."""
 
@@ -203,18 +212,27 @@ class FittedTransformer:
         return self.state["teacher"].columns
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """As Segments.predict, with the segment by the events, and `teacher` int64 (N,), that by the features."""
+        """As Segments.predict, with segment and previous by the events of each date, and `teacher` int64 (N,), the
+        segment by the features."""
         teacher: Segments = self.state["teacher"]
         known = teacher.predict(examples)
-        segment = np.zeros(examples.num_rows, np.int64)
-        arrays = self.candidate.encode(self.state, examples)
+        segment, previous = self._told(examples), known["previous"].copy()
+        there = np.flatnonzero(previous >= 0)
+        if len(there):
+            previous[there] = self._told(_earlier(examples.take(pa.array(there))))
+        distance = np.sqrt(((known["position"] - teacher.centers_KD[segment]) ** 2).sum(axis=1))
+        return {**known, "segment": segment, "previous": previous, "distance": distance, "teacher": known["segment"]}
+
+    def _told(self, rows: pa.Table) -> np.ndarray:
+        """(N,) int64 segment by the events."""
+        segment = np.zeros(rows.num_rows, np.int64)
+        arrays = events.encode(rows, self.state, self.candidate.max_events)
         order = np.argsort(np.diff(arrays["offsets"]), kind="stable")  # rows of one length need no padding
         with torch.inference_mode():
             for start in range(0, len(order), PREDICT_ROWS):
-                rows = order[start : start + PREDICT_ROWS]
-                segment[rows] = self.module(self.candidate.batch(arrays, rows)).argmax(1).numpy()
-        distance = np.sqrt(((known["position"] - teacher.centers_KD[segment]) ** 2).sum(axis=1))
-        return {**known, "segment": segment, "distance": distance, "teacher": known["segment"]}
+                places = order[start : start + PREDICT_ROWS]
+                segment[places] = self.module(events.batch(arrays, places)).argmax(1).numpy()
+        return segment
 
     def save(self) -> dict[str, bytes]:
         """Files of the teacher, weights as safetensors, the rest as JSON."""

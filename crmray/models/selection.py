@@ -10,15 +10,15 @@ Shapes: N rows, F columns of the matrix that is searched.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import log
-from crmray.models.labels import Kind, Target
+from crmray.models.labels import Kind, Target, sampled
 from crmray.models.preprocess import Preparation, Tabular, feature_columns, numbers_of, texts_of
 
 NUM_FOLDS = 5
@@ -33,6 +33,40 @@ SUSPECT_AUC = 0.99
 LEAST_CLASS_ROWS = 10
 """rows of each class that a suspicion rests on"""
 _OBJECTIVES: dict[Kind, str] = {"yes_no": "binary", "number": "regression", "class": "multiclass"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Hyper-parameters of a candidate that takes scaled numbers: what becomes of its features before it sees them."""
+
+    scale: Literal["minmax", "standard", "quantile"] = "standard"
+    """Scaling of numbers; see `Preparation`."""
+    missing: Literal["mean", "median", "mode"] = "median"
+    """What a missing number becomes; see `Preparation`."""
+    outliers: Literal["none", "clip"] = "none"
+    """Bounds on numbers; see `Preparation`."""
+    iqr_k: float = 3.0
+    """Interquartile ranges allowed beyond the quartiles."""
+    min_frequency: int = 10
+    """Rows that a category needs for a column or a code of its own."""
+    max_correlation: float = 1.0
+    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
+    eliminate: bool = False
+    """Whether recursive elimination leaves features out; see `eliminated`."""
+
+    def __post_init__(self) -> None:
+        self.preparation()
+
+    def preparation(self) -> Preparation:
+        """What `fit_tabular` takes. ValueError for a value that is none of those allowed."""
+        return Preparation(
+            missing=self.missing, outliers=self.outliers, iqr_k=self.iqr_k, scale=self.scale,
+            min_frequency=self.min_frequency, max_correlation=self.max_correlation,
+        )  # fmt: skip
+
+    def fit_tabular(self, train: pa.Table, kind: Kind, *, seed: int) -> Tabular:
+        """Preprocessing learned on training rows."""
+        return fit_tabular(train, self.preparation(), eliminate=self.eliminate, kind=kind, seed=seed)
 
 
 def fit_tabular(train: pa.Table, preparation: Preparation, *, eliminate: bool, kind: Kind, seed: int) -> Tabular:
@@ -64,9 +98,7 @@ def eliminated(train: pa.Table, kind: Kind, *, seed: int) -> dict[str, str]:
     Every round leaves out the STEP with the least gain. Of all rounds the one with the fewest columns is taken whose
     mean loss over NUM_FOLDS folds (whole customers) is within one standard error of the best. Empty for one column.
     """
-    if train.num_rows > MAX_ROWS:
-        rows = np.sort(np.random.default_rng(seed).choice(train.num_rows, MAX_ROWS, replace=False))
-        train = train.take(pa.array(rows))
+    train = sampled(train, MAX_ROWS, seed=seed)
     target = Target.fit(train, kind)
     train = target.known(train)
     tabular = Tabular.fit(train, Preparation(scale="none"))

@@ -14,29 +14,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 
-from crmray.models.focal import recovered
 from crmray.models.labels import CLASS_SCORE, LABEL, Kind, Target, check_imbalance
-from crmray.models.preprocess import Preparation, Tabular
-from crmray.models.selection import fit_tabular
-from crmray.models.tabular import check_choice, check_positive, check_some_feature, file_of, needs_features, to_json
+from crmray.models.network import Codes, Network, feature_arrays, network_files
+from crmray.models.preprocess import Tabular
+from crmray.models.tabular import check_positive, check_some_feature, file_of, needs_features
 
 PREDICT_ROWS = 4096
 FEW_ROWS = 5_000
-FURTHEST = 10.0  # a value far beyond those of training must not decide alone
 
 
 @dataclass(frozen=True, kw_only=True)
-class TabularNet:
+class TabularNet(Network):
     """Hyper-parameters; `crmray.train` fits it through the DeepSpeed engine."""
 
     NAME: ClassVar[str] = "tabular_net"
@@ -54,62 +51,15 @@ class TabularNet:
     scaled number alone."""
     number_width: int = 8
     """Width of a number's embedding."""
-    dropout: float = 0.3
-    """Share of units dropped in training, 0..1."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled decay."""
-    lr: float = 1e-3
-    """Largest learning rate."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Course of the learning rate over max_epochs."""
-    warmup_share: float = 0.05
-    """Share of all steps in which the learning rate rises from 0."""
-    batch_size: int = 256
-    """Rows per optimizer step, over all workers."""
-    max_epochs: int = 12
-    """Epochs at most."""
-    patience: int = 4
-    """Epochs without improvement on validation before training ends."""
-    imbalance: Literal["none", "weights", "focal"] = "none"
-    """Weights give both classes the same total, and the probabilities are corrected for it; focal loss (Lin et al.
-    2017) gives easy rows less."""
-    focal_gamma: float = 2.0
-    """Exponent of the focal loss."""
-    missing: Literal["mean", "median", "mode"] = "median"
-    """What a missing number becomes; see `Preparation`."""
-    outliers: Literal["none", "clip"] = "none"
-    """Bounds on numbers; see `Preparation`."""
-    iqr_k: float = 3.0
-    """Interquartile ranges allowed beyond the quartiles."""
-    scale: Literal["minmax", "standard", "quantile"] = "standard"
-    """Scaling of numbers; see `Preparation`. Scaled numbers are kept within FURTHEST of 0."""
-    min_frequency: int = 10
-    """Rows that a category needs for a code of its own."""
-    max_correlation: float = 1.0
-    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
-    eliminate: bool = False
-    """Whether recursive elimination leaves features out; see `selection`."""
     kind: Kind = "yes_no"
     """What the label is: yes or no, a number (predicted as a standard score of training), or one of several classes."""
 
     def __post_init__(self) -> None:
-        check_positive(
-            hidden=self.hidden, num_layers=self.num_layers, number_width=self.number_width, lr=self.lr,
-            batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience,
-        )  # fmt: skip
-        if not 0 <= self.dropout < 1 or not 0 <= self.warmup_share < 1 or self.weight_decay < 0:
-            raise ValueError(
-                f"got dropout={self.dropout}, warmup_share={self.warmup_share}, weight_decay={self.weight_decay}, "
-                "expected shares within [0, 1) and a decay of 0 or more"
-            )
-        if self.num_bins < 0 or self.num_bins == 1 or self.focal_gamma < 0:
-            raise ValueError(
-                f"got num_bins={self.num_bins}, focal_gamma={self.focal_gamma}, expected 0 or at least 2 bins and an "
-                "exponent of 0 or more"
-            )
+        check_positive(hidden=self.hidden, num_layers=self.num_layers, number_width=self.number_width)
+        if self.num_bins < 0 or self.num_bins == 1:
+            raise ValueError(f"got num_bins={self.num_bins}, expected 0 or at least 2 bins")
         check_imbalance(self.kind, self.imbalance, ("none", "weights", "focal") if self.kind == "yes_no" else ("none",))
-        check_choice("schedule", self.schedule, ("constant", "cosine"))
-        self._preparation()
+        super().__post_init__()
 
     @classmethod
     def for_rows(cls, num_rows: int) -> dict[str, Any]:
@@ -122,29 +72,19 @@ class TabularNet:
         """Why it cannot run on examples with these columns, or None."""
         return needs_features(columns)
 
-    def _preparation(self) -> Preparation:
-        return Preparation(
-            missing=self.missing,
-            outliers=self.outliers,
-            iqr_k=self.iqr_k,
-            scale=self.scale,
-            min_frequency=self.min_frequency,
-            max_correlation=self.max_correlation,
-        )
-
     # -- what the training loop asks for ---------------------------------------------------------------------------
 
     def prepare(self, train: pa.Table) -> dict[str, Any]:
         """Preprocessing learned on training rows, as JSON. NotEnoughDataError when there is nothing to learn from."""
         target = Target.fit(train, self.kind)
         labels = target.values(train)
-        tabular = fit_tabular(train, self._preparation(), eliminate=self.eliminate, kind=self.kind, seed=0)
+        tabular = self.fit_tabular(train, self.kind, seed=0)
         check_some_feature(tabular)
-        numbers_NF = _bounded(tabular, train)[:, : len(tabular.numeric)]
+        numbers_NF = feature_arrays(tabular, train)["numbers"][:, : len(tabular.numeric)]
         return {
             "tabular": tabular.state(),
             "edges": [_edges(values, self.num_bins) for values in numbers_NF.T] if self.num_bins else [],
-            "positive_weight": float((labels == 0).sum() / labels.sum()) if self.imbalance == "weights" else 1.0,
+            "positive_weight": self.positive_weight(labels),
             "target": target.state(),
             "centre_spread": [float(labels.mean()), float(labels.std())] if self.kind == "number" else [0.0, 1.0],
         }
@@ -152,7 +92,7 @@ class TabularNet:
     def encode(self, state: Mapping[str, Any], examples: pa.Table) -> dict[str, np.ndarray]:
         """Arrays of the rows: numbers (N, F + M) float32, codes (N, A), label (N,) where there is one."""
         tabular = Tabular.from_state(state["tabular"])
-        arrays = {"numbers": _bounded(tabular, examples), "codes": tabular.codes(examples)}
+        arrays = feature_arrays(tabular, examples)
         if LABEL in examples.column_names and examples[LABEL].null_count == 0:
             centre, spread = state["centre_spread"]
             values = Target.from_state(state["target"]).values(examples)
@@ -186,18 +126,13 @@ class TabularNet:
         return out
 
     def loss(self, module: ResidualNet, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """(B,) log loss: positives times the class weight, or times (1 - probability of the truth)^focal_gamma."""
+        """(B,) loss of the kind: squared error of standard scores, cross entropy, or that of `yes_no_loss`."""
         logit_B, label_B = module(batch).float(), batch["label_B"]  # of classes (B, K)
         if self.kind == "class":  # rows of a class that training did not have weigh nothing
             return nn.functional.cross_entropy(logit_B, label_B, reduction="none", ignore_index=-1)
         if self.kind == "number":
             return (logit_B - label_B) ** 2
-        weight = module.log_positive_weight.exp()
-        loss_B = nn.functional.binary_cross_entropy_with_logits(logit_B, label_B, reduction="none", pos_weight=weight)
-        if self.imbalance != "focal":
-            return loss_B
-        # exp(-loss) is the probability of the truth; clamped, since the slope of 0 to a power below 1 is infinite
-        return (1.0 - torch.exp(-loss_B)).clamp(min=1e-6) ** self.focal_gamma * loss_B
+        return self.yes_no_loss(logit_B, label_B, module.log_positive_weight)
 
     def outputs(self, module: ResidualNet, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """{"score": (B,)}, corrected for class weight or focal loss; of classes {"score=<class>": (B,)}."""
@@ -207,8 +142,7 @@ class TabularNet:
             return {f"{CLASS_SCORE}{name}": probability_KB[k] for k, name in enumerate(module.classes)}
         if self.kind == "number":
             return {"score": logit_B * module.spread + module.centre}
-        score_B = torch.sigmoid(logit_B - module.log_positive_weight)
-        return {"score": recovered(score_B, self.focal_gamma).float() if self.imbalance == "focal" else score_B}
+        return {"score": self.probability(logit_B, module.log_positive_weight)}
 
     def fitted(self, state: Mapping[str, Any], weights: Mapping[str, torch.Tensor], rounds: int) -> TabularNetModel:
         """The model with trained weights."""
@@ -222,10 +156,6 @@ class TabularNet:
         about = json.loads(file_of(files, "tabular_net.json"))
         weights = load_tensors(file_of(files, "weights.safetensors"))
         return TabularNet(**about["settings"]).fitted(about["state"], weights, about["rounds"])
-
-
-def _bounded(tabular: Tabular, table: pa.Table) -> np.ndarray:
-    return np.clip(tabular.numbers(table), -FURTHEST, FURTHEST).astype(np.float32)
 
 
 def _edges(values: np.ndarray, num_bins: int) -> list[float]:
@@ -274,9 +204,8 @@ class ResidualNet(nn.Module):
         self.classes, (self.centre, self.spread) = tuple(classes), centre_spread
         self.num_encoded = len(edges)
         self.pieces = PiecewiseLinear(edges, number_width) if edges else None
-        widths = [min(16, 1 + round(size**0.5)) for size in num_codes]
-        self.codes = nn.ModuleList(nn.Embedding(n, w) for n, w in zip(num_codes, widths, strict=True))
-        self.first = nn.Linear(num_numbers + len(edges) * number_width + sum(widths), hidden)
+        self.codes = Codes(num_codes)
+        self.first = nn.Linear(num_numbers + len(edges) * number_width + sum(self.codes.widths), hidden)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(hidden), nn.Linear(hidden, 2 * hidden), nn.ReLU(), nn.Dropout(dropout),
@@ -291,7 +220,7 @@ class ResidualNet(nn.Module):
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B,) logits; (B, K) for several outputs."""
         numbers_BF, codes_BA = batch["numbers_BF"], batch["codes_BA"]
-        parts = [numbers_BF, *(table(codes_BA[:, a]) for a, table in enumerate(self.codes))]
+        parts = [numbers_BF, *self.codes.embedded(codes_BA)]
         if self.pieces is not None:
             parts.append(self.pieces(numbers_BF[:, : self.num_encoded]))
         x_BD = self.first(torch.cat([part.to(self.first.weight.dtype) for part in parts], dim=1))
@@ -333,6 +262,4 @@ class TabularNetModel:
 
     def save(self) -> dict[str, bytes]:
         """Files of the model: weights as safetensors, the rest as JSON."""
-        about = {"settings": asdict(self.candidate), "state": self.state, "rounds": self.rounds}
-        weights = {name: value.contiguous() for name, value in self.module.state_dict().items()}
-        return {"weights.safetensors": save_tensors(weights), "tabular_net.json": to_json(about)}
+        return network_files(self.candidate, self.state, self.module, self.rounds)

@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from crmray import log
 from crmray.errors import CorruptError, NotEnoughDataError, SchemaError
-from crmray.evaluate import calibration
 from crmray.models.tabular import file_of, to_json
 
 TEXT, LABEL, EMBEDDING = "text", "label", "text_embedding"
@@ -26,8 +25,6 @@ MIN_CLASS_ROWS = 5
 """training rows without which a class is not learned"""
 MAX_CLASSES = 200
 """most frequent classes that are learned"""
-LEAST_Z = 1.64
-"""standard errors that a temperature has to gain"""
 
 
 def texts_of(examples: pa.Table) -> list[str]:
@@ -80,79 +77,6 @@ def coded(examples: pa.Table, predictions: Mapping[str, Any]) -> tuple[np.ndarra
     classes = [*classes, *unseen]
     probability = np.pad(probability, ((0, 0), (0, len(unseen))))
     return pc.index_in(examples[LABEL], value_set=pa.array(classes)).to_numpy().astype(np.int64), probability, classes
-
-
-def softmax(logits_NK: np.ndarray) -> np.ndarray:
-    """exp(x) / sum exp(x) over the last axis, without overflow."""
-    e = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
-def fit_temperature(label: np.ndarray, probability: np.ndarray) -> float:
-    """The T for which softmax(log p / T) has the least log-loss on these rows (Guo et al. 2017): golden section.
-
-    label (N,) int64; rows whose class the model does not know (probability 0) say nothing of T and are left out.
-    """
-    given = probability[np.arange(len(label)), label] > 0
-    label, logits = label[given], np.log(np.maximum(probability[given], 1e-12))
-    if not len(label):
-        return 1.0
-
-    def loss(log_t: float) -> float:
-        p = softmax(logits / np.exp(log_t))
-        return float(-np.log(np.maximum(p[np.arange(len(label)), label], 1e-12)).mean())
-
-    low, high = np.log(0.05), np.log(20.0)
-    ratio = (np.sqrt(5) - 1) / 2
-    while high - low > 1e-4:
-        a, b = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, b) if loss(a) < loss(b) else (a, high)
-    return float(np.exp((low + high) / 2))
-
-
-def fit_calibration(label: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
-    """What makes the probability of the class said the share of rows that are of it, as JSON: a temperature, and then
-    a curve for the confidence, which a temperature alone leaves wrong where classes differ in their noise.
-
-    A temperature that gains no more than chance would (one-sided, LEAST_Z) is not taken: it would be the noise of the
-    validation rows.
-    """
-    temperature = fit_temperature(label, probability)
-    gain = _log_loss(label, probability) - _log_loss(label, tempered(probability, temperature))
-    if gain.mean() < LEAST_Z * gain.std() / np.sqrt(len(gain)):
-        temperature = 1.0
-    warm = tempered(probability, temperature)
-    right = warm.argmax(1) == label
-    curve = calibration.fit(right, warm.max(1)) if 0 < right.sum() < len(right) else {"method": "none"}
-    return {"temperature": temperature, "confidence": curve}
-
-
-def _log_loss(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """(N,); a class that the model does not know costs the same at every temperature."""
-    return -np.log(np.maximum(probability[np.arange(len(label)), label], 1e-12))
-
-
-def calibrated(probability: np.ndarray, fitted: Mapping[str, Any]) -> np.ndarray:
-    """Probabilities (N, K): of the class said, which stays the same, by the curve; of the others in proportion."""
-    warm = tempered(probability, fitted["temperature"])
-    said, rows = warm.argmax(1), np.arange(len(warm))
-    sure = warm[rows, said]
-    rest = warm.copy()
-    rest[rows, said] = 0.0
-    left = np.maximum(rest.sum(1), 1e-12)
-    second = rest.max(1) / left  # of what is left; the class said may not fall below it
-    sure = np.maximum(calibration.apply(fitted["confidence"], sure), second / (1.0 + second))
-    sure = np.where(rest.any(1), sure, 1.0)
-    made = rest * ((1.0 - sure) / left)[:, None]
-    made[rows, said] = sure
-    return made
-
-
-def tempered(probability: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities (N, K) at a temperature: the order of the classes stays. A probability of 0 stays 0."""
-    scaled = softmax(np.log(np.maximum(probability, 1e-12)) / temperature)
-    scaled = np.where(probability > 0, scaled, 0.0)
-    return scaled / scaled.sum(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True, kw_only=True)

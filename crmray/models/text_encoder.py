@@ -68,7 +68,8 @@ class Encoder:
         return int(self.model.config.hidden_size)
 
     def states(self, texts: Sequence[str], max_tokens: int = MAX_TOKENS) -> list[np.ndarray]:
-        """Of each text the hidden states of its tokens, float16 (T, D), special tokens included, cut at max_tokens."""
+        """Of each text the hidden states of its tokens, float16 (T, D), special tokens included, cut at max_tokens or
+        at what the encoder can read."""
         return self._each(texts, self._states, max_tokens, lambda states_TD: states_TD.astype(np.float16))
 
     def embeddings(self, texts: Sequence[str]) -> np.ndarray:
@@ -99,7 +100,8 @@ class Encoder:
         keys = list(texts)
         if not keys:
             return
-        encoded = self.tokenizer([texts[key] for key in keys], truncation=True, max_length=max_tokens)["input_ids"]
+        most = min(max_tokens, self.tokenizer.model_max_length)
+        encoded = self.tokenizer([texts[key] for key in keys], truncation=True, max_length=most)["input_ids"]
         order = sorted(range(len(keys)), key=lambda i: len(encoded[i]))
         device = next(self.model.parameters()).device
         with torch.inference_mode(), log.progress("encode", total=len(keys), unit="texts") as bar:

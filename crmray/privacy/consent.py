@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crmray.privacy.forgotten import Tombstones
 from crmray.privacy.people import Wishes
@@ -19,6 +20,8 @@ from crmray.storage import Lake, Run, run_id
 
 NAME = "consent"
 FORMAT = 1
+CUSTOMER = "customer_id"
+"""column of rows that are about a customer under a name of their own"""
 _FILE = "part-00000.parquet"
 SCHEMA = pa.schema(
     [
@@ -43,6 +46,10 @@ class Withheld:
     channels: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """channel (email, phone, fax, mail, …) -> those who do not want to be addressed by it"""
 
+    def mask(self, rows: pa.Table) -> pa.ChunkedArray:
+        """Which rows of examples or predictions are about somebody who may not be profiled."""
+        return pc.is_in(whom(rows), value_set=pa.array(sorted(self.profiling), pa.string()))
+
     @classmethod
     def of(cls, lake: Lake) -> Withheld:
         """As the current run has it."""
@@ -63,6 +70,12 @@ class Withheld:
             profiling=frozenset(id_ for id_, may in zip(ids, profiling, strict=True) if not may),
             channels={name: frozenset(found) for name, found in by_channel.items()},
         )
+
+
+def whom(rows: pa.Table) -> pa.ChunkedArray:
+    """The person whom each row of examples or predictions is about, text: `customer_id` where rows have it (of an
+    interaction who wrote it, of a series its one customer, null where it has several), else entity_id."""
+    return rows[CUSTOMER if CUSTOMER in rows.column_names else "entity_id"].cast(pa.string())
 
 
 def write(lake: Lake, wishes: Wishes, pseudonyms: Pseudonyms | None, tombstones: Tombstones) -> Run:

@@ -24,7 +24,7 @@ def spelled(values: pa.ChunkedArray, field: Mapping[str, Any]) -> list[str | Non
     """Prediction values as the field will hold them; None for missing, not finite or empty ones.
 
     field: its entry of describe. Numbers are rounded to the field's scale; a fraction in a percent field is times 100;
-    lists become one text.
+    lists become one text, fields of their entries in a row.
     """
     factor = 100 if field["type"] == "percent" else 1
     result: list[str | None] = []
@@ -32,7 +32,7 @@ def spelled(values: pa.ChunkedArray, field: Mapping[str, Any]) -> list[str | Non
         if isinstance(value, float) and not math.isfinite(value):
             value = None
         elif isinstance(value, list):
-            value = SEPARATOR.join(f"{part:.6g}" if isinstance(part, float) else str(part) for part in value)
+            value = SEPARATOR.join(map(_part, value))
         elif isinstance(value, float | int) and not isinstance(value, bool):
             value = Decimal(repr(value)) * factor
         elif isinstance(value, bool):
@@ -41,6 +41,12 @@ def spelled(values: pa.ChunkedArray, field: Mapping[str, Any]) -> list[str | Non
             value = value.astimezone(timezone.utc).isoformat()
         result.append(canonical(None if value is None else str(value), field))
     return result
+
+
+def _part(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(map(_part, value.values()))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def canonical(text: str | None, field: Mapping[str, Any]) -> str | None:

@@ -154,9 +154,7 @@ def plan(client: Client, lake: Lake, where: Aim, predictions: Run, ids: held.Ids
     entries = fields.check(described, where.targets)
     held.check_key(described, where.settings.key)
     everyone, withheld = _predictions(predictions), Withheld.of(lake)
-    rows = everyone.filter(
-        pc.invert(pc.is_in(everyone["entity_id"], value_set=pa.array(withheld.profiling, pa.string())))
-    )
+    rows = everyone.filter(pc.invert(withheld.mask(everyone)))
     parent = held.parent_field(described)
     columns = [*([parent] if parent else []), *(target.name for target in where.targets)]
     now = held.read(client, where.object, columns, ids, key=where.settings.key)

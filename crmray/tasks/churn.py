@@ -19,13 +19,14 @@ from pydantic import BaseModel, Field
 
 from crmray import schema
 from crmray.data import asof, outcomes, splits
-from crmray.evaluate import calibration, decide, judge, metrics, reasons
+from crmray.evaluate import decide, judge, metrics, reasons
 from crmray.evaluate.decide import Decided
 from crmray.models.blend import Blend, best_blend
 from crmray.models.boosting import LightGBM
 from crmray.models.labels import labels_of
+from crmray.models.linear import Logistic
 from crmray.models.lstm import LSTM
-from crmray.models.tabular import Logistic, Recency
+from crmray.models.tabular import Recency
 from crmray.models.trees import DecisionTree, RandomForest
 from crmray.tasks.contract import EntityRequest, Fitted, Needs
 
@@ -40,7 +41,6 @@ CANDIDATES = {
 BLEND = Blend
 AFTER = ("sentiment",)
 BANDS = ("low", "medium", "high")
-NUM_REASONS = 3
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "time since the last purchase, beside the usual gap": ("recency_", "gap_"),
@@ -181,28 +181,10 @@ def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
 
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
     """Calibration, threshold and bands from validation rows; what reasons compare with, from training rows."""
-    label, raw = labels_of(validation), model.predict(validation)["score"]
-    curve = calibration.fit(label, raw)
-    probability = calibration.apply(curve, raw)
-    threshold = decide.threshold(label, probability, settings.threshold)
-    groups = reasons.groups_of(train.schema, _groups(train.schema), LABELS)
-    return {
-        "calibration": curve,
-        "threshold": threshold,
-        "bands": calibration.fit_bands(label, probability, high=threshold),
-        "groups": {words: list(columns) for words, columns in groups.items()},
-        "reference": reasons.reference(train, groups),
-    }
+    return {**decide.fit(model, train, validation, settings.threshold), **reasons.basis(train, GROUPS, LABELS)}
 
 
-def shipped(model: Fitted, decision: Mapping[str, Any], validation: pa.Table) -> dict[str, Any]:
-    """The decision with its calibration anchored at the level of the refitted model."""
-    curve = calibration.anchored(decision["calibration"], labels_of(validation), model.predict(validation)["score"])
-    return {**decision, "calibration": curve}
-
-
-def _groups(columns: pa.Schema) -> dict[str, tuple[str, ...]]:
-    return {words: tuple(name for name in columns.names if name.startswith(start)) for words, start in GROUPS.items()}
+shipped = decide.shipped
 
 
 def predict(
@@ -214,24 +196,7 @@ def predict(
     threshold: float | None = None,
 ) -> pa.Table:
     """entity_id, as_of, probability (calibrated), band, will_churn, reasons (list<string>, null without `explain`)."""
-
-    def probabilities(rows: pa.Table) -> np.ndarray:
-        return calibration.apply(decision["calibration"], model.predict(rows)["score"])
-
-    probability = probabilities(examples)
-    told: list[list[str]] | list[None] = [None] * examples.num_rows
-    if explain:
-        told = reasons.explain(probabilities, examples, decision["reference"], decision["groups"], NUM_REASONS)
-    return pa.table(
-        {
-            "entity_id": examples["entity_id"],
-            "as_of": examples["as_of"],
-            "probability": pa.array(probability, pa.float64()),
-            "band": pa.array(calibration.bands(probability, decision["bands"]), pa.string()),
-            "will_churn": pa.array(probability >= (decision["threshold"] if threshold is None else threshold)),
-            "reasons": pa.array(told, pa.list_(pa.string())),
-        }
-    )
+    return decide.answers(model, decision, examples, "will_churn", explain=explain, threshold=threshold)
 
 
 def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
@@ -245,12 +210,5 @@ def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, setting
     return {
         **figures,
         "auc_interval": figures["intervals"]["auc"],
-        "bands": {name: _group(label, probability, band == name) for name in BANDS},
+        "bands": judge.bands(label, probability, band, BANDS),
     }
-
-
-def _group(label: np.ndarray, probability: np.ndarray, mask: np.ndarray) -> dict[str, float | int | None]:
-    """Rows, their churn rate and the mean probability given to them (null for no rows)."""
-    rows = int(mask.sum())
-    rate, given = (float(values[mask].mean()) if rows else None for values in (label, probability))
-    return {"rows": rows, "churn_rate": rate, "mean_probability": given}

@@ -81,6 +81,7 @@ class Task(Protocol):
     AFTER: tuple[str, ...]                        tasks whose predictions its examples read, where there are any
     gather(tables, settings) -> dict              for rows that span customers: one shard's part of what is read,
     combine(parts, settings) -> dict              and all parts together; `examples` then sees what it gave, once
+    without(decision, people) -> dict             the decision but for what it quotes of people who withdrew consent
     together(model, decision, rows) -> Table      the `now` rows with what follows from all of them at once
     named(name) -> Task                           one of several tasks that an org file defines, `<NAME>.<name>`
     """

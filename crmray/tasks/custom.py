@@ -92,6 +92,11 @@ class Definition(splits.TimeSettings, Decided):
                     f"population: got days {segment.days} with table {segment.table}, expected none: its rows have no "
                     "date here that days could count from"
                 )
+            if segment.table == "products" and "active" in segment.where and self.uses_time:
+                raise ValueError(
+                    "population: got column active of products, expected one that was known at past dates: whether a "
+                    "product is sold today tells what came later; take those sold lately (table transactions with days)"
+                )
         if self.entity == "product" and self.outcome.measure not in ("exists", "none", "count", "sum"):
             raise ValueError(
                 f"outcome.measure: got {self.outcome.measure} for entity product, expected exists, none, count or sum: "
@@ -255,17 +260,22 @@ def _population(tables: Mapping[str, pa.Table], as_of: datetime | None, settings
         entities = (asof if settings.entity == "customer" else asof_products).known(tables, as_of)
     inside = np.ones(len(entities), bool)
     for number, segment in enumerate(settings.population):
-        rows, ids, num = _rows_of(tables, settings, segment.table, segment.where, f"segment_{number}", "population")
+        place = f"segment_{number}"
+        rows, ids, num = _rows_of(tables, settings, segment.table, segment.where, place, "population", before=as_of)
         inside &= definitions.in_segment(segment, rows, ids, entities, as_of, num=num)
     return entities.filter(pa.array(inside))
 
 
 def _rows_of(
-    tables: Mapping[str, pa.Table], settings: Definition, table: str, where: Mapping[str, Any], place: str, key: str
-) -> tuple[pa.Table, str, str]:
-    """The chosen rows, the column with the entity's id, and the one that says how many rows a row stands for."""
+    tables: Mapping[str, pa.Table], settings: Definition, table: str, where: Mapping[str, Any], place: str, key: str,
+    *, before: datetime | None,
+) -> tuple[pa.Table, str, str]:  # fmt: skip
+    """The rows chosen by what was known before a moment, the column with the entity's id, and the one that says how
+    many rows a row stands for."""
     if place in tables:  # counted by day, over all shards
         return tables[place], "entity_id", "num_lines"
+    if table in tables:
+        tables = {**tables, table: definitions.known_before(tables[table], table, before)}
     ids = EVENTS[settings.entity].get(table, schema.table(table).entity)
     return definitions.chosen(tables, table, where, key), ids, ""
 
@@ -278,7 +288,7 @@ def _label(
     if outcome.given:
         return definitions.given(outcome, tables["outcomes"], entities, as_of, settings.horizon_days)
     if outcome.attribute:
-        rows, ids, _ = _rows_of(tables, settings, OWN_TABLES[settings.entity], {}, "", "outcome")
+        rows, ids, _ = _rows_of(tables, settings, OWN_TABLES[settings.entity], {}, "", "outcome", before=None)
         if outcome.attribute not in rows.column_names:
             raise ConfigError(
                 f"outcome.attribute: got {outcome.attribute!r}, expected a column of {OWN_TABLES[settings.entity]} "
@@ -287,8 +297,8 @@ def _label(
         values = rows[outcome.attribute].combine_chunks().take(pc.index_in(entities, rows[ids].combine_chunks()))
         return definitions.as_label(values, settings.kind, f"outcome.attribute {outcome.attribute!r}")
     assert as_of is not None
-    rows, ids, num = _rows_of(tables, settings, outcome.table, outcome.where, "outcome", "outcome")
     end = as_of + timedelta(days=settings.horizon_days)
+    rows, ids, num = _rows_of(tables, settings, outcome.table, outcome.where, "outcome", "outcome", before=end)
     return definitions.measured(outcome, rows, ids, entities, as_of, end, settings.kind, num=num)
 
 
@@ -331,14 +341,8 @@ score, blend, shipped = kinds.score, kinds.blend, kinds.shipped
 
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Definition) -> dict[str, Any]:
     """What kinds.decision fits on validation, and what reasons compare with, from training rows."""
-    words = GROUPS[settings.entity].items()
-    starts = {word: tuple(name for name in train.column_names if name.startswith(begin)) for word, begin in words}
-    groups = reasons.groups_of(train.schema, starts, LABELS)
-    return {
-        **kinds.decision(model, validation, settings.threshold),
-        "groups": {words: list(columns) for words, columns in groups.items()},
-        "reference": reasons.reference(train, groups),
-    }
+    decided = kinds.decision(model, train, validation, settings.threshold)
+    return {**decided, **reasons.basis(train, GROUPS[settings.entity], LABELS)}
 
 
 def predict(

@@ -36,7 +36,7 @@ from crmray.models.forecast_transformer import PatchTransformer
 from crmray.tasks.contract import EntityRequest, Fitted, Needs
 
 NAME, ROUTE, ENTITY = "forecast", "/v1/forecast", "series"
-FEATURES_VERSION = "1"
+FEATURES_VERSION = "2"
 LABELS = ("label", "label_weight")
 METRIC: str = "wql"
 MODE: Literal["max", "min"] = "min"

@@ -3,25 +3,25 @@
 Label: the reason that the org gives its cases (`reason`), or another column of the interactions (`attribute:<column>`);
 its classes come from the data. Below a confidence chosen on validation the answer is “don't know”: intent is null. The
 suggested answer is the org's own reply to the solved inquiry of the same intent whose words are most alike; the bundle
-holds the (redacted) replies with the ids of whom they went to, so that forgetting one of them retires it.
+holds the replies, redacted and without greeting and numbers, with the ids of whom they went to, so that forgetting one
+of them retires it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 
 from crmray import log
 from crmray.data import asof_texts
 from crmray.data.asof_texts import TextSettings, dates
 from crmray.evaluate import judge, metrics
-from crmray.models import text_classes, text_encoder, text_replies
+from crmray.models import text_calibration, text_classes, text_encoder, text_replies
 from crmray.models.text_classes import ClassBlend, Majority, best_blend
 from crmray.models.text_cnn import TextCNN
 from crmray.models.text_tfidf import TfidfLogistic, TfidfSVC
@@ -31,7 +31,7 @@ from crmray.tasks.text_request import TextRequest
 __all__ = ["dates"]
 
 NAME, ROUTE, ENTITY = "intent", "/v1/intent", "interaction"
-FEATURES_VERSION = "1"
+FEATURES_VERSION = "2"
 LABELS = ("label",)
 METRIC: str = "macro_f1"
 MODE: Literal["max", "min"] = "max"
@@ -98,8 +98,8 @@ def needs(settings: Settings) -> Needs:
 
 
 def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings, *, labels: bool) -> pa.Table:
-    """One row per interaction that a customer wrote: keys, label, customer_id, text, text_answer, and text_embedding
-    with an encoder.
+    """One row per interaction that a customer wrote: keys, label, customer_id, text, text_answer and its id
+    text_answer_id, and text_embedding with an encoder.
 
     label: string, null without `labels`; text_answer: the org's reply before as_of, null where the inquiry is not
     solved by then. See data/asof_texts for which rows belong to a date.
@@ -107,8 +107,8 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
     table = tables["interactions"]
     label_of = asof_texts.attribute(_column(settings)) if labels else None
     rows = asof_texts.rows(tables, as_of, settings, label_of)
-    answer = asof_texts.replies(table, rows["place"].to_numpy(), as_of, settings.answered_within_days)
-    rows = rows.drop_columns(["place"]).append_column("text_answer", answer)
+    answer, answer_id = asof_texts.replies(table, rows["place"].to_numpy(), as_of, settings.answered_within_days)
+    rows = rows.drop_columns(["place"]).append_column("text_answer", answer).append_column("text_answer_id", answer_id)
     return text_encoder.embedded(rows, settings.encoder)
 
 
@@ -132,14 +132,19 @@ def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Set
     """The calibration and the least confidence from validation rows; solved inquiries with their answers from training
     rows."""
     label, probability, _ = text_classes.coded(validation, model.predict(validation))
-    calibration = text_classes.fit_calibration(label, probability)
-    calibrated = text_classes.calibrated(probability, calibration)
+    calibration = text_calibration.fit(label, probability)
+    calibrated = text_calibration.calibrated(probability, calibration)
     right, confidence = calibrated.argmax(1) == label, calibrated.max(1)
     return {
         "calibration": calibration,
         "least_confidence": _least_confidence(right, confidence, settings.least_accuracy),
         "solved": text_replies.solved(train),
     }
+
+
+def without(decision: Mapping[str, Any], people: Collection[str]) -> dict[str, Any]:
+    """The decision but for the solved inquiries of these customers, who may not be profiled."""
+    return {**decision, "solved": text_replies.without(decision["solved"], people)}
 
 
 def _least_confidence(right: np.ndarray, confidence: np.ndarray, least_accuracy: float) -> float:
@@ -161,16 +166,10 @@ def predict(model: Fitted, decision: Mapping[str, Any], examples: pa.Table, *, e
     is, and where no solved inquiry is alike.
     """
     classes, probability = text_classes.stacked(model.predict(examples))
-    probability = text_classes.calibrated(probability, decision["calibration"])
+    probability = text_calibration.calibrated(probability, decision["calibration"])
     order = np.argsort(-probability, axis=1, kind="stable")[:, :NUM_ALTERNATIVES]
-    likely = np.take_along_axis(probability, order, axis=1)
-    sure = likely[:, 0] >= decision["least_confidence"]
-    names = np.array(classes, object)[order]
-    intent = names[:, 0].copy()
-    intent[~sure] = None
-    answer, similarity = text_replies.nearest(
-        decision["solved"], examples["text"].to_pylist(), intent, LEAST_SIMILARITY
-    )
+    likely, names = np.take_along_axis(probability, order, axis=1), np.array(classes, object)[order]
+    intent, answer, similarity = _said(decision, examples, classes, probability)
     told = [
         [{"intent": name, "probability": float(p)} for name, p in zip(*pair, strict=True)]
         for pair in zip(names, likely, strict=True)
@@ -189,18 +188,28 @@ def predict(model: Fitted, decision: Mapping[str, Any], examples: pa.Table, *, e
     )
 
 
+def _said(
+    decision: Mapping[str, Any], examples: pa.Table, classes: Sequence[str], probability: np.ndarray
+) -> tuple[np.ndarray, list[str | None], np.ndarray]:
+    """Of each row from calibrated probabilities (N, K) the intent, None below the least confidence; the suggested
+    answer; its similarity."""
+    intent = np.array(classes, object)[probability.argmax(1)]
+    intent[probability.max(1) < decision["least_confidence"]] = None
+    return intent, *text_replies.nearest(decision["solved"], examples["text"].to_pylist(), intent, LEAST_SIMILARITY)
+
+
 def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
     """Test figures of the calibrated probabilities, and `answered`: how often it is sure, and right then."""
     label, raw, classes = text_classes.coded(test, model.predict(test))
-    probability = text_classes.calibrated(raw, decision["calibration"])
-    right, sure = probability.argmax(1) == label, probability.max(1) >= decision["least_confidence"]
-    suggested = predict(model, decision, test)["suggested_answer"]
+    probability = text_calibration.calibrated(raw, decision["calibration"])
+    intent, suggested, _ = _said(decision, test, classes, probability)
+    right, sure = probability.argmax(1) == label, np.array([one is not None for one in intent], bool)
     return {
         **judge.classes(label, probability, classes),
         "answered": {
             "share": float(sure.mean()),
             "accuracy": float(right[sure].mean()) if sure.any() else None,
             "least_confidence": decision["least_confidence"],
-            "share_with_suggested_answer": float(pc.is_valid(suggested).to_numpy().mean()),
+            "share_with_suggested_answer": float(np.mean([one is not None for one in suggested])),
         },
     }

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, model_validator
 
 from crmray.data import asof, asof_leads, outcomes, splits
-from crmray.evaluate import calibration, decide, drift, judge, metrics, reasons
+from crmray.evaluate import decide, drift, judge, metrics, reasons
 from crmray.models.blend import Blend, best_blend
 from crmray.models.labels import labels_of
 from crmray.models.rates import SourceRate
@@ -41,7 +41,6 @@ CANDIDATES = {
 }
 BLEND = Blend
 BANDS = ("low", "medium", "high")
-NUM_REASONS = 3
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "age of the lead": ("lead_age_",),
@@ -181,7 +180,8 @@ def _population(
     name = settings.label.removeprefix("outcome:")
     given, label, mapped = outcomes.yes_no(tables["outcomes"], name, as_of, settings.horizon_days)
     known = pc.is_in(given, value_set=entities)
-    return given.filter(known), label[known.to_numpy(zero_copy_only=False)], mapped and mapped.filter(known)
+    part = None if mapped is None else mapped.filter(known)
+    return given.filter(known), label[known.to_numpy(zero_copy_only=False)], part
 
 
 def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -197,32 +197,19 @@ def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
 
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
     """Calibration, threshold and bands from validation; what is typical, and how the features lie, in training."""
-    label = labels_of(validation)
-    scores = model.predict(validation)["score"]
-    curve = calibration.fit(label, scores)
-    probability = calibration.apply(curve, scores)
-    threshold = decide.threshold(label, probability, settings.threshold)
-    starts = {words: tuple(n for n in train.column_names if n.startswith(begin)) for words, begin in GROUPS.items()}
-    groups = reasons.groups_of(train.schema, starts, LABELS)
     profile = drift.profile(train, LABELS)
     return {
-        "calibration": curve,
-        "threshold": threshold,
-        "bands": calibration.fit_bands(label, probability, high=threshold),
-        "groups": {words: list(columns) for words, columns in groups.items()},
-        "reference": reasons.reference(train, groups),
+        **decide.fit(model, train, validation, settings.threshold),
+        **reasons.basis(train, GROUPS, LABELS),
         "drift": {
             "profile": profile,
-            "rate": {"train": float(labels_of(train).mean()), "validation": float(label.mean())},
+            "rate": {"train": float(labels_of(train).mean()), "validation": float(labels_of(validation).mean())},
             "validation": drift.summary(profile, validation),
         },
     }
 
 
-def shipped(model: Fitted, decision: Mapping[str, Any], validation: pa.Table) -> dict[str, Any]:
-    """The decision with its calibration anchored at the level of the refitted model."""
-    curve = calibration.anchored(decision["calibration"], labels_of(validation), model.predict(validation)["score"])
-    return {**decision, "calibration": curve}
+shipped = decide.shipped
 
 
 def predict(
@@ -237,24 +224,7 @@ def predict(
 
     threshold: instead of the one chosen on validation.
     """
-
-    def probabilities(rows: pa.Table) -> np.ndarray:
-        return calibration.apply(decision["calibration"], model.predict(rows)["score"])
-
-    probability = probabilities(examples)
-    told: list[list[str]] | list[None] = [None] * examples.num_rows
-    if explain:
-        told = reasons.explain(probabilities, examples, decision["reference"], decision["groups"], NUM_REASONS)
-    return pa.table(
-        {
-            "entity_id": examples["entity_id"],
-            "as_of": examples["as_of"],
-            "probability": pa.array(probability, pa.float64()),
-            "band": pa.array(calibration.bands(probability, decision["bands"]), pa.string()),
-            "will_convert": pa.array(probability >= (decision["threshold"] if threshold is None else threshold)),
-            "reasons": pa.array(told, pa.list_(pa.string())),
-        }
-    )
+    return decide.answers(model, decision, examples, "will_convert", explain=explain, threshold=threshold)
 
 
 def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
@@ -268,17 +238,10 @@ def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, setting
     return {
         **figures,
         "auc_interval": figures["intervals"]["auc"],
-        "bands": {name: _group(label, probability, band == name) for name in BANDS},
+        "bands": judge.bands(label, probability, band, BANDS),
         "drift": {
             "rate": {**before["rate"], "test": float(label.mean())},
             "validation": before["validation"],
             "test": drift.summary(before["profile"], test),
         },
     }
-
-
-def _group(label: np.ndarray, probability: np.ndarray, mask: np.ndarray) -> dict[str, float | int | None]:
-    """Rows, their conversion rate and the mean probability given to them (null for no rows)."""
-    rows = int(mask.sum())
-    rate, given = (float(values[mask].mean()) if rows else None for values in (label, probability))
-    return {"rows": rows, "conversion_rate": rate, "mean_probability": given}

@@ -43,7 +43,7 @@ from crmray.models.user_neighbours import UserKNN
 from crmray.tasks.contract import EntityRequest, Needs
 
 NAME, ROUTE, ENTITY = "recommendation", "/v1/recommend", "customer"
-FEATURES_VERSION = f"2.{asof.FEATURES_VERSION}"
+FEATURES_VERSION = f"3.{asof.FEATURES_VERSION}"
 LABELS = ("target", "audience")
 METRIC: str = "ndcg10"
 MODE: Literal["max", "min"] = "max"
@@ -117,7 +117,7 @@ class Request(EntityRequest):
     max_per_category: int | None = Field(None, ge=1, description="products of one category, at most")
     diversity: float | None = Field(None, ge=0, le=1, description="0: the best; towards 1: the more unlike each other")
     for_product: str | None = Field(
-        None, max_length=255, description="a product id: its `place` among all products, for each customer"
+        None, max_length=255, description="a product id: its `place` among what each customer may be shown"
     )
 
     @property
@@ -141,7 +141,9 @@ class Prediction(BaseModel):
     scores: list[float]
     source: Literal["personal", "content", "popular"]
     new_products: list[str]
-    place: int | None = Field(None, description="of the product asked about, from 1; null for what is owned")
+    place: int | None = Field(
+        None, description="of the product asked about, by score from 1; null where it may not be shown or is not known"
+    )
     reasons: list[str] | None = None
 
 
@@ -209,7 +211,7 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
         found = attributes(entities, tables["customers"], None)
         body |= {name: values for name, values in found.items() if isinstance(values, pa.StringArray)}
     table = product_facts.attach(
-        pa.table({**head, **body}), tables.get("products"), as_of, matching=settings.products_matching,
+        pa.table({**head, **body}), tables.get("products"), matching=settings.products_matching,
         stock_column=settings.stock_column, is_now=not labels,
     )  # fmt: skip
     told = _about_products(table, as_of, settings)
@@ -289,7 +291,9 @@ def predict(
     **options: Any,
 ) -> pa.Table:
     """entity_id, as_of, products and scores (lists, best first), source, new_products, reasons (null without explain);
-    with for_product its `place` (int64, from 1) among the products that each customer may be shown.
+    with for_product its `place` (int64, from 1) by score among the products that each customer may be shown, before
+    max_per_category and diversity choose a list from them; null where it may not be shown itself (owned, excluded, out
+    of stock), and of a product that nobody bought before the fit.
 
     options: exclude, max_per_category, diversity, as in Request. Scores are comparable within a row only. A list is
     shorter than num_products when fewer products are left. DataError for an unknown product, and for a rule that needs
@@ -305,7 +309,8 @@ def customers_for(
     model: Recommender, decision: Mapping[str, Any], examples: pa.Table, product: str, *, num_customers: int = 100
 ) -> pa.Table:
     """entity_id and place of the customers whom the product fits best: it stands highest among all products that they
-    may be shown. Who owns it is left out, unless people buy the same again."""
+    may be shown. Left out is who may not be shown it: who owns it, unless people buy the same again; everybody where it
+    is excluded or out of stock."""
     answers = predict(model, decision, examples, num_products=1, for_product=product)
     found = answers.select(["entity_id", "place"]).filter(pc.is_valid(answers["place"]))
     return found.sort_by([("place", "ascending"), ("entity_id", "ascending")]).slice(0, num_customers)
@@ -314,9 +319,7 @@ def customers_for(
 def evaluate(model: Recommender, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
     """Test figures with an interval and the coverage, apart for lapsed customers and those without purchases."""
     answers = predict(model, decision, test)
-    ranked = np.full((test.num_rows, TOP_K), None, dtype=object)
-    for row, products in enumerate(answers["products"].to_pylist()):
-        ranked[row, : len(products)] = products
+    ranked = next_items.ranking(answers["products"])
     truth = test["target"].to_pylist()
     items = set(model.catalogue.items.tolist()).union(*(target or () for target in truth))
     rows = next_items.rows_with_target(test, (ACTIVE,))

@@ -25,7 +25,7 @@ from crmray.errors import DataError
 from crmray.evaluate import calibration, metrics, reasons
 from crmray.evaluate import uplift as figures
 from crmray.models.labels import labels_of
-from crmray.models.tabular import Logistic
+from crmray.models.linear import Logistic
 from crmray.models.uplift import (
     TREATED,
     ClassTransformation,
@@ -47,7 +47,6 @@ CANDIDATES = {
     for candidate in (SLearner, TLearner, XLearner, ClassTransformation, ResponseModel, TreatAll)
 }
 BANDS = ("persuadable", "sure thing", "lost cause", "do not disturb")
-NUM_REASONS = 3
 REFUSED_AUC, DOUBTED_AUC = 0.55, 0.5
 """lower end of the interval of the AUC with which the arm is told from the features: above the first the campaign was
 not randomised, above the second it may not have been"""
@@ -204,7 +203,6 @@ def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Set
     drawn = _randomisation(train, validation, settings)
     raw = model.predict(validation)
     line = figures.effect_line(treated, label, raw["uplift"])
-    groups = reasons.groups_of(train.schema, {}, LABELS)
     effect = figures.average_effect(treated, label)
     return {
         "randomisation": drawn,
@@ -213,8 +211,7 @@ def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Set
         "worth": max(effect, 0.0) / 2 if settings.worth is None else settings.worth,
         "rate_control": float(label[treated == 0].mean()),
         "average_effect": effect,
-        "groups": {words: list(columns) for words, columns in groups.items()},
-        "reference": reasons.reference(train, groups),
+        **reasons.basis(train, {}, LABELS),
     }
 
 
@@ -261,7 +258,7 @@ def predict(
     uplift = np.clip(_uplift(decision, raw["uplift"]), -p_control, 1.0 - p_control)
     told: list[list[str]] | list[None] = [None] * examples.num_rows
     if explain:
-        told = reasons.explain(uplifts, examples, decision["reference"], decision["groups"], NUM_REASONS)
+        told = reasons.explain(uplifts, examples, decision["reference"], decision["groups"])
     return pa.table(
         {
             "entity_id": examples["entity_id"],

@@ -18,8 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field
-from scipy.stats import kruskal
-from sklearn.metrics import calinski_harabasz_score, precision_recall_fscore_support
 
 from crmray.data import asof, splits
 from crmray.data.splits import Snapshots, TimeSettings
@@ -34,7 +32,7 @@ from crmray.schema import KEYS
 from crmray.tasks.contract import EntityRequest, Needs
 
 NAME, ROUTE, ENTITY = "segmentation", "/v1/segment", "customer"
-FEATURES_VERSION = f"2.{asof.FEATURES_VERSION}"
+FEATURES_VERSION = f"3.{asof.FEATURES_VERSION}"
 LABELS = ("later_amount",)
 METRIC: str = "stable_silhouette"
 MODE: Literal["max", "min"] = "max"
@@ -114,17 +112,17 @@ def dates(settings: Settings, span: tuple[datetime, datetime]) -> Snapshots:
 
 
 def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings, *, labels: bool) -> pa.Table:
-    """One row per customer with a purchase in the lookback: features of WORDS that the org has, the same one horizon
-    earlier (`before_`, null for who had bought nothing then), the events, and later_amount."""
+    """One row per customer with a purchase in the lookback: features of WORDS that the org has and the events, the same
+    one horizon earlier (`before_`, null for who had bought nothing then), and later_amount."""
     if as_of is None:
         raise DataError("segmentation: got data without time, expected transactions with a clock; map occurred_at")
     entities = asof.buyers(tables, as_of, settings.lookback_days)
-    now = _features(tables, as_of, entities, settings, events=True)
+    now = _features(tables, as_of, entities, settings)
     earlier = as_of - timedelta(days=settings.horizon_days)
     past = asof.buyers(tables, earlier, settings.lookback_days)
     then = _features(tables, earlier, past, settings).take(pc.index_in(entities, value_set=past))
-    features = [name for name in now.column_names if name not in KEYS and name not in EVENT_COLUMNS]
-    columns = dict(zip(now.column_names, now.columns, strict=True)) | {BEFORE + name: then[name] for name in features}
+    told = [name for name in now.column_names if name not in KEYS]
+    columns = dict(zip(now.column_names, now.columns, strict=True)) | {BEFORE + name: then[name] for name in told}
     later = (
         asof.later_amount(tables, entities, as_of, settings.horizon_days)
         if labels
@@ -133,16 +131,14 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
     return pa.table(columns | {"later_amount": later})
 
 
-def _features(
-    tables: Mapping[str, pa.Table], as_of: datetime, entities: pa.Array, settings: Settings, *, events: bool = False
-) -> pa.Table:
-    """KEYS, what these customers are grouped by, and with `events` the event lists."""
+def _features(tables: Mapping[str, pa.Table], as_of: datetime, entities: pa.Array, settings: Settings) -> pa.Table:
+    """KEYS, what these customers are grouped by, and the event lists."""
     rich = settings.features == "behaviour"
     read = ("transactions", "products", "engagement") if rich else ("transactions",)
     given = {name: tables[name] for name in read if name in tables}
     frame = asof.frame(
         given, as_of, lookback_days=settings.lookback_days, horizon_days=settings.horizon_days, entities=entities,
-        events=events,
+        events=True,
     )  # fmt: skip
     window = f"{settings.lookback_days:.0f}d"
     columns = {name: frame[name] for name in KEYS} | {
@@ -152,7 +148,7 @@ def _features(
     }
     if rich:
         columns |= {name: frame[name] for name in WORDS if name in frame.column_names and name not in columns}
-    return pa.table(columns | {name: frame[name] for name in EVENT_COLUMNS if events})
+    return pa.table(columns | {name: frame[name] for name in EVENT_COLUMNS})
 
 
 def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -161,6 +157,8 @@ def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str
     Of a model that has a teacher also accuracy, precision, recall and F1 (macro) against the teacher's segments, on the
     customers of the test part.
     """
+    from sklearn.metrics import calinski_harabasz_score
+
     segment, position = predictions["segment"], predictions["position"]
     if len(np.unique(segment)) < 2:
         raise NotEnoughDataError(
@@ -178,6 +176,8 @@ def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str
 
 
 def _agreement(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    from sklearn.metrics import precision_recall_fscore_support
+
     mine = pc.equal(examples["part"], "test").to_numpy()
     truth, found = predictions["teacher"][mine], predictions["segment"][mine]
     precision, recall, f1, _ = precision_recall_fscore_support(truth, found, average="macro", zero_division=0.0)
@@ -306,6 +306,8 @@ def _reasons(row: np.ndarray, columns: Sequence[str]) -> list[str]:
 
 def evaluate(model: Any, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
     """Figures of the segments, and whether they differ in later spend (Kruskal-Wallis over customers)."""
+    from scipy.stats import kruskal
+
     predictions = model.predict(test)
     segment, later = predictions["segment"], test["later_amount"].to_numpy(zero_copy_only=False)
     groups = [later[segment == k] for k in np.unique(segment)]

@@ -26,7 +26,7 @@ from crmray.data import asof_texts
 from crmray.data.asof_texts import TextSettings, dates
 from crmray.errors import DataError
 from crmray.evaluate import aspects, judge, metrics
-from crmray.models import text_classes, text_encoder
+from crmray.models import text_calibration, text_classes, text_encoder
 from crmray.models.text_classes import ClassBlend, Majority, best_blend
 from crmray.models.text_cnn import TextCNN
 from crmray.models.text_tfidf import TfidfLogistic, TfidfSVC
@@ -36,7 +36,7 @@ from crmray.tasks.text_request import TextRequest
 __all__ = ["dates"]
 
 NAME, ROUTE, ENTITY = "sentiment", "/v1/sentiment", "interaction"
-FEATURES_VERSION = "1"
+FEATURES_VERSION = "2"
 LABELS = ("label",)
 METRIC: str = "macro_f1"
 MODE: Literal["max", "min"] = "max"
@@ -108,19 +108,29 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
 
     label: string, one of CLASSES; null without `labels`. See data/asof_texts for which rows belong to a date.
     """
-    rows = asof_texts.rows(tables, as_of, settings, _label_of(tables, settings) if labels else None)
+    until = asof_texts.known_by(as_of, settings)
+    rows = asof_texts.rows(tables, as_of, settings, _label_of(tables, until, settings) if labels else None)
     return text_encoder.embedded(rows.drop_columns(["place"]), settings.encoder)
 
 
-def _label_of(tables: Mapping[str, pa.Table], settings: Settings) -> Callable[[pa.Table], pa.Array]:
+def _label_of(
+    tables: Mapping[str, pa.Table], until: pa.Scalar | None, settings: Settings
+) -> Callable[[pa.Table], pa.Array]:
+    """Interactions -> their class, null where it is not known, or not before `until`."""
     kind, _, name = settings.label.partition(":")
     if kind == "attribute":
         return lambda table: _named(asof_texts.attribute(name)(table), name)
     if kind == "outcome":
-        return asof_texts.outcome(name, tables["outcomes"], partial(_signed, low=-1e-9, high=1e-9))
-    return lambda table: _signed(
-        table["rating"].combine_chunks(), low=settings.negative_to, high=settings.positive_from
-    )
+        return asof_texts.outcome(name, tables["outcomes"], until, partial(_signed, low=-1e-9, high=1e-9))
+    return partial(_rated, until=until, low=settings.negative_to, high=settings.positive_from)
+
+
+def _rated(table: pa.Table, *, until: pa.Scalar | None, low: float, high: float) -> pa.Array:
+    """Class of the rating, which is given when a case is closed."""
+    rating = table["rating"]
+    if until is not None and "closed_at" in table.column_names:
+        rating = pc.if_else(pc.less(table["closed_at"], until).fill_null(True), rating, None)
+    return _signed(rating.combine_chunks(), low=low, high=high)
 
 
 def _signed(values: pa.Array, *, low: float, high: float) -> pa.Array:
@@ -160,7 +170,7 @@ def fixed(settings: Settings) -> dict[str, Any]:
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
     """What calibrates the probabilities, from validation rows."""
     label, probability, _ = text_classes.coded(validation, model.predict(validation))
-    return {"calibration": text_classes.fit_calibration(label, probability)}
+    return {"calibration": text_calibration.fit(label, probability)}
 
 
 def predict(model: Fitted, decision: Mapping[str, Any], examples: pa.Table, *, explain: bool = False) -> pa.Table:
@@ -182,7 +192,7 @@ def predict(model: Fitted, decision: Mapping[str, Any], examples: pa.Table, *, e
 def _probability(model: Fitted, decision: Mapping[str, Any], examples: pa.Table) -> np.ndarray:
     """float64 (N, 3), calibrated; 0 for a class that the model does not know."""
     classes, probability = text_classes.stacked(model.predict(examples))
-    known = text_classes.calibrated(probability, decision["calibration"])
+    known = text_calibration.calibrated(probability, decision["calibration"])
     whole = np.zeros((len(known), len(CLASSES)))
     whole[:, [CLASSES.index(name) for name in classes]] = known
     return whole

@@ -7,7 +7,8 @@ the same rows and the same label; where churn has a champion, the report says ho
 
 Lifetime value is the expected spend of the horizon, carried on with the retention that the data show and the season of
 the year, discounted: see `crmray.models.value_season.lifetime_factor`. Its limits: spend, not margin; one retention for
-all customers, so it orders them as the spend does; no growth beyond today's customers.
+all customers, so it orders them as the spend does; no growth beyond today's customers; a lookback of few horizons
+understates the retention (`value_season.retention`): give it a year.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ FEW_ORDERS = 4
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "how much they spend": ("spend_", "season_spend", "basket_", "price_"),
-    "how often they buy": ("frequency_", "season_orders"),
+    "how often they buy": ("frequency_", "season_orders", BY_MONTH),
     "time since the last purchase, beside the usual gap": ("recency_", "gap_"),
     "rising or falling activity": ("trend_",),
     "returns": ("return_",),
@@ -169,8 +170,11 @@ def _by_month(tables: Mapping[str, pa.Table], entities: pa.Array, as_of: datetim
 
 def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
     """ranking (mean of normalised Gini and Spearman), and the figures of `amounts.amount`, for the spend."""
-    figures = amounts.amount(examples[SPEND].to_numpy(), predictions["spend"])
-    return {"ranking": (figures["ngini"] + figures["spearman"]) / 2, **figures}
+    return _ranked(amounts.amount(examples[SPEND].to_numpy(), predictions["spend"]))
+
+
+def _ranked(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {METRIC: (figures["ngini"] + figures["spearman"]) / 2, **figures}
 
 
 def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
@@ -184,24 +188,13 @@ def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Set
         model.predict(validation), train, validation, horizon_days=settings.horizon_days,
         lookback_days=settings.lookback_days,
     )  # fmt: skip
-    groups = reasons.groups_of(train.schema, _groups(train.schema), LABELS)
-    return {
-        **state,
-        "lifetime_days": settings.lifetime_days,
-        "discount_rate": settings.discount_rate,
-        "groups": {words: list(columns) for words, columns in groups.items()},
-        "reference": reasons.reference(train, groups),
-    }
+    lifetime = {"lifetime_days": settings.lifetime_days, "discount_rate": settings.discount_rate}
+    return {**state, **lifetime, **reasons.basis(train, GROUPS, LABELS)}
 
 
 def shipped(model: Fitted, decision: Mapping[str, Any], validation: pa.Table) -> dict[str, Any]:
     """The decision for the winner fitted again on all rows: more dates move its level, so its totals are set anew."""
     return value_answer.rescaled(decision, model.predict(validation), validation)
-
-
-def _groups(columns: pa.Schema) -> dict[str, tuple[str, ...]]:
-    found = {words: tuple(name for name in columns.names if name.startswith(start)) for words, start in GROUPS.items()}
-    return {**found, "how often they buy": (*found["how often they buy"], BY_MONTH)}
 
 
 def predict(
@@ -248,8 +241,7 @@ def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, setting
     truth = {"spend": test[SPEND].to_numpy(), "purchases": test[PURCHASES].to_numpy()}
     truth["p_purchase"] = (truth["purchases"] > 0).astype(float)
     return {
-        **score(test, answers),
-        **judge.amount(truth["spend"], answers["spend"]),
+        **_ranked(judge.amount(truth["spend"], answers["spend"])),
         "ece": metrics.expected_calibration_error(truth["p_purchase"], answers["p_purchase"]),
         "p_purchase": _probability(truth["p_purchase"], answers["p_purchase"]),
         "purchases": _count(truth["purchases"], answers["purchases"]),

@@ -57,7 +57,7 @@ def _answers(lake: Lake, name: str, version: str, examples: Run) -> tuple[Bundle
 def _matched(own: pa.Table, theirs: pa.Table) -> tuple[pa.Table, pa.Table]:
     """The rows that both have, in one order."""
     numbered = (
-        table.select(KEYS).append_column(place, pa.array(range(table.num_rows)))
+        table.select(KEYS).append_column(place, pa.array(range(table.num_rows), pa.int64()))
         for table, place in ((own, "own"), (theirs, "theirs"))
     )
     places = next(numbered).join(next(numbered), KEYS, join_type="inner").sort_by("own")

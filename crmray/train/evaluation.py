@@ -219,7 +219,7 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _for_card(found: Mapping[str, Any]) -> dict[str, Any]:
     table = {name: one["test"] for name, one in found["models"].items()}
-    return {**found, "metrics": table, "baselines": {}}
+    return {**found, "metrics": table}
 
 
 def neural(known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -91,7 +91,7 @@ def write(outcome: Outcome, run: Run, lake: Lake) -> None:
     }
     if facts["suspects"]:
         log.warn("report.suspects", task=task.NAME, features=list(facts["suspects"]))
-    shown = {**head, **facts, "metrics": _shown(figures["test"]), "baselines": {}, "about": about(task)}
+    shown = {**head, **facts, "metrics": _shown(figures["test"]), "about": about(task)}
     shown |= {"entity": task.ENTITY}
     text = card.render({**shown, "settings": outcome.settings.model_dump(mode="json"), "decision": None})
     write_bundle(
@@ -208,7 +208,7 @@ def best_possible(lake: Lake, task: Task, test: pa.Table) -> dict[str, float] | 
         return None
     keys = ["entity_id", "as_of"]
     truth = hidden.read_table(pattern, filters=pc.field("as_of").isin(pc.unique(test["as_of"])))
-    ours, theirs = (rows.select(keys).append_column(name, pa.array(range(rows.num_rows)))
+    ours, theirs = (rows.select(keys).append_column(name, pa.array(range(rows.num_rows), pa.int64()))
                     for name, rows in (("row", test), ("place", truth)))  # fmt: skip
     both = ours.join(theirs, keys, join_type="inner").sort_by("row")
     found = truth.take(both["place"])

@@ -296,9 +296,13 @@ class _Space:
 
 
 def _result(shared: Search, grid: tune.ResultGrid, index: int) -> Result:
-    """What a trial left in the lake, or why there is nothing."""
+    """What a trial left in the lake, or why there is nothing. TrainingError for one whose process never began."""
     trial = grid[index]
-    assert trial.config is not None
+    if trial.config is None:
+        why = _without_values(str(trial.error).strip().splitlines()[-1])
+        raise TrainingError(
+            f"the process of trial {index} ended before it began: {why}; run again, done trials are kept"
+        )
     fit = shared.fit_of(trial.config)
     result = shared.results.read(fit)
     if result is not None:

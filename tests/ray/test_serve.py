@@ -354,6 +354,12 @@ def test_the_config_is_deployable_and_serves_every_task_of_an_org(tmp_path):
     schema = ServeDeploySchema.model_validate(written)
     org = config.load(toy.write_org(tmp_path)).model_copy(update={"tasks": {name: {} for name in tasks.TASKS}})
     made = ServeDeploySchema.model_validate(serve_config(org))
+    planned = [
+        one["ray_actor_options"]["num_cpus"]
+        for app_ in serve_config(org)["applications"]
+        for one in app_["deployments"]
+    ]
+    assert sum(planned) <= 1.01, "on a machine of two CPUs one is left to train with"
     routes = {entry.name: entry.route_prefix for entry in made.applications}
     assert routes == {"root": "/", **{name: task.ROUTE for name, task in tasks.TASKS.items()}}
     for entry in [*schema.applications, *made.applications]:

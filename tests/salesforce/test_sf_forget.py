@@ -141,6 +141,23 @@ def test_nothing_of_them_is_left(tmp_path: Path, key: str | None) -> None:
     assert again["interactions-0"].manifest()["rows"] == 1
 
 
+@pytest.mark.parametrize("key", ["pseudonym_key", None])
+def test_rows_with_a_name_of_their_own_go_with_the_customer_they_are_about(tmp_path: Path, key: str | None) -> None:
+    """Series of one customer's sales, and what was written."""
+    org, lake = filled(tmp_path, ORG if key else ORG.replace("  pseudonym_key: {file: pseudonym.key}\n", ""))
+    made = Pseudonyms.of_org(org)
+    gone, stays = (made.one(one) if made else one for one in (GONE, STAYS))
+    rows = pa.table({"entity_id": [f"customer:{gone}", "note-7", "total"], "customer_id": [gone, stays, None]})
+    for kind, mark in (("examples", "5"), ("predictions", "6")):
+        _run(lake, kind, "forecast", mark, {"part-00000.parquet": rows}, rows=3)
+    forget.forget(org, lake, [GONE])
+    for kind in ("examples", "predictions"):
+        run = lake.latest(kind, "forecast")
+        assert run.read_table()["customer_id"].to_pylist() == [stays, None]
+        assert run.manifest()["rows"] == 2
+    assert f"customer:{gone}" not in everything(lake)
+
+
 @pytest.mark.parametrize("half_deleted", [False, True])
 @pytest.mark.parametrize("step", range(1, 8))
 def test_a_killed_one_is_completed_by_the_same_command(

@@ -119,6 +119,13 @@ def test_those_who_withdrew_are_not_written(world: World) -> None:
     assert org.writeback("churn").manifest()["counts"]["withheld"] == 1
     assert [id_ for id_, row in world.held(SCORE).items() if row[0] is None] == [world.ids[5]]
 
+    rows = org.lake.latest("predictions", "churn").read_table("part-*.parquet")
+    wrote = pa.array([world.ids[5] if id_ == world.ids[6] else id_ for id_ in rows["entity_id"].to_pylist()])
+    later = org.lake.run("predictions", "churn", "p2")
+    later.write_table("part-00000.parquet", rows.append_column("customer_id", wrote))
+    later.commit(task="churn", rows=rows.num_rows)
+    assert org.writeback("churn", dry_run=True)["counts"]["withheld"] == 2  # what is about the customer goes with it
+
 
 def test_pseudonyms_go_back_to_their_records_and_no_id_stays(world: World) -> None:
     (world.folder / "key").write_text("ab" * 32)

@@ -24,6 +24,7 @@ from conformance import (
 
 from crmray import schema
 from crmray.errors import CrmrayError
+from crmray.evaluate.words import is_figure, meaning_of
 from crmray.models.preprocess import feature_columns
 from crmray.tasks import TASKS
 from crmray.tasks.contract import EntityRequest
@@ -219,6 +220,7 @@ def test_a_task_decides_predicts_and_reports(task, neural):
     figures = task.evaluate(model, decision, rows["test"], settings)
     json.dumps(figures, allow_nan=False)
     assert task.METRIC in figures
+    assert not [name for name, value in figures.items() if is_figure(value) and not meaning_of(name)]
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pytest
 from conformance import fit
 
-from crmray import schema
+from crmray import log, schema
 from crmray.data import asof_series, demo_truth_forecast
 from crmray.data.demo_simulate import simulate
 from crmray.data.demo_world import World
 from crmray.errors import DataError, NotEnoughDataError, SchemaError
 from crmray.evaluate import forecasts
+from crmray.models import forecast_ets
 from crmray.models.forecast_blend import best_blend
 from crmray.models.forecast_ets import ETSModel
 from crmray.models.forecast_features import Known
@@ -225,7 +226,7 @@ def test_harmonic_regression_finds_a_shared_season_and_an_event():
     rows = panel_rows(sales[:, :148].tolist(), sales[:, 148:].tolist())
     rows = rows.append_column("event_sale", pa.array([sale.tolist()] * 8, pa.list_(pa.float64())))
     model = Harmonic().fit(rows, None, seed=0)
-    sine, cosine, event = model.effects["product"]
+    sine, cosine, _, event = model.effects["product"]
     assert sine == pytest.approx(0.3, abs=0.02)
     assert cosine == pytest.approx(0.0, abs=0.02)
     assert event == pytest.approx(np.log(1.5), abs=0.02)
@@ -233,6 +234,47 @@ def test_harmonic_regression_finds_a_shared_season_and_an_event():
     assert (middle[:, 1] / middle[:, 0]).mean() == pytest.approx(
         1.5 * np.exp(0.3 * np.diff(np.sin(angle[148:]))[0]), rel=0.03
     )
+
+
+def test_with_a_year_known_ets_adds_what_changed_since_to_the_year_ago():
+    year = 100 + 50 * np.sin(np.arange(52) * 2 * np.pi / 52)
+    year[15] = 20.0  # a week that only the year ago can tell
+    history = np.concatenate([year, year[:14] + 30.0])  # 14 weeks, each 30 above the one a year before
+    middle = ETSModel(season=True, horizon=2).predict(panel_rows([history.tolist()]))["q50"]
+    assert middle[0] == pytest.approx([year[14] + 30.0, 50.0], rel=1e-6)
+    noise = 100 + np.random.default_rng(0).normal(0, 10, 66)  # differences of noise vary more than noise
+    middle = ETSModel(season=True, horizon=2).predict(panel_rows([noise.tolist()]))["q50"]
+    assert middle[0, 0] == middle[0, 1]
+
+
+def test_a_series_that_ets_cannot_be_fitted_to_is_said(monkeypatch):
+    told = []
+    monkeypatch.setattr(log, "event", lambda name, *, level=20, **fields: told.append((name, fields)))
+    monkeypatch.setattr(forecast_ets, "smoothed", lambda filled, horizon, *, season: np.full((horizon, 5), np.nan))
+    middle = ETSModel(season=True, horizon=2).predict(panel_rows([[4.0, 6.0] * 10, [1.0, 3.0]]))["q50"]
+    assert middle.tolist() == [[5.0, 5.0], [2.0, 2.0]]
+    assert told == [("forecast.not_fitted", {"series": 1, "of": 2, "instead": "their mean"})]
+
+
+def test_growth_is_that_of_all_series_of_a_level():
+    rng, weeks = np.random.default_rng(0), np.arange(150)
+    growing = 100 * 1.2 ** (weeks * 7 / 365.25) * np.exp(rng.normal(0, 0.2, (40, 150)))
+    rows = panel_rows(growing[:, :138].tolist(), growing[:, 138:].tolist(), horizon=12)
+    model = Harmonic().fit(rows, None, seed=0)
+    sine, cosine, growth = model.effects["product"]
+    assert growth == pytest.approx(np.log(1.2), abs=0.05)
+    assert [sine, cosine] == pytest.approx([0.0, 0.0], abs=0.03)
+    young = panel_rows([(50 + 20.0 * (np.arange(30) % 2)).tolist()], horizon=12)  # too short to tell its own
+    middle = model.predict(young)["q50"][0]
+    assert middle[11] / middle[0] == pytest.approx(np.exp(growth * 11 * 7 / 365.25), rel=0.02)
+
+
+def test_noise_does_not_lower_the_level_of_a_harmonic_forecast():
+    """Smoothed logarithms would: the mean logarithm of these is 0.29 below that of their mean."""
+    sales = np.random.default_rng(0).gamma(2.0, 5.0, (30, 150)) + 0.01
+    rows = panel_rows(sales[:, :148].tolist(), sales[:, 148:].tolist())
+    middle = Harmonic().fit(rows, None, seed=0).predict(rows)["q50"]
+    assert middle.mean() == pytest.approx(10.0, rel=0.1)
 
 
 def test_each_level_has_the_forecasters_that_are_best_for_it():
@@ -255,6 +297,9 @@ def test_each_level_has_the_forecasters_that_are_best_for_it():
     assert found.of_level == {"product": ["a", "b"], "total": ["c"]}
     assert found.predict(rows)["q50"].tolist() == [[4.0, 4.0], [10.0, 10.0]]
     assert best_blend({"a": Fixed(3.0), "c": Fixed(99.0)}, rows, error, mode="min") is None
+    too_low = {"a": Fixed(3.4), "b": Fixed(3.0)}  # the second best errs as the best does; c, the worst, does not
+    other = best_blend({**too_low, "c": Fixed(5.2)}, rows.slice(0, 1), error, mode="min", most=2)
+    assert other.of_level == {"product": ["a", "c"]}
 
 
 def test_a_young_series_with_events_is_answered_alike_alone():

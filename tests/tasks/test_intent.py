@@ -39,11 +39,31 @@ TABLE = interactions(
 def test_the_answer_is_the_first_to_that_subject_of_that_customer_in_time():
     place = np.flatnonzero(asof_texts.inbound(TABLE))
     names = TABLE["interaction_id"].take(pa.array(place)).to_pylist()
-    found = dict(zip(names, asof_texts.replies(TABLE, place, NOW, 14).to_pylist(), strict=True))
-    assert found == {"late": "tomorrow", "open": None, "slow": None}
-    before = asof_texts.replies(TABLE, place, NOW - timedelta(days=18), 14).to_pylist()
-    assert before == [None] * 3  # what is answered at the date is not known yet
-    assert asof_texts.replies(TABLE, place, NOW, 60).to_pylist()[names.index("slow")] == "the large one"
+    answers, ids = asof_texts.replies(TABLE, place, NOW, 14)
+    assert dict(zip(names, answers.to_pylist(), strict=True)) == {"late": "tomorrow", "open": None, "slow": None}
+    assert ids.to_pylist() == ["reply", None, None]
+    before, _ = asof_texts.replies(TABLE, place, NOW - timedelta(days=18), 14)
+    assert before.to_pylist() == [None] * 3  # what is answered at the date is not known yet
+    later, _ = asof_texts.replies(TABLE, place, NOW, 60)
+    assert later.to_pylist()[names.index("slow")] == "the large one"
+
+
+def test_a_case_is_solved_once_it_is_closed_and_no_note_is_an_answer():
+    rows = interactions(
+        ("a", 9, "case", "inbound", "Help", "help", "Usage"), ("a", 8, "note", "outbound", "Help", "no reply", None),
+        ("a", 7, "mail", "outbound", "Help", "try this", None), ("b", 9, "open", "inbound", "Help", "help", "Usage"),
+        ("b", 7, "mail 2", "outbound", "Help", "try that", None), ("c", 9, "chat", "inbound", "Help", "help", "Usage"),
+        ("c", 7, "mail 3", "outbound", "Help", "as you see", None),
+    )  # fmt: skip
+    channels = {"case": "Case", "open": "case", "note": "call", "chat": "chat"}
+    ids = rows["interaction_id"].to_pylist()
+    closed = pa.array([NOW - timedelta(days=6) if one == "case" else None for one in ids], schema.TIME)
+    rows = rows.append_column("channel", pa.array([channels.get(one, "email") for one in ids]))
+    rows = rows.append_column("closed_at", closed)
+    place = np.flatnonzero(asof_texts.inbound(rows))
+    assert asof_texts.replies(rows, place, NOW, 14)[0].to_pylist() == ["try this", None, "as you see"]
+    sooner = asof_texts.replies(rows, place, NOW - timedelta(days=6), 14)[0]
+    assert sooner.to_pylist() == [None, None, "as you see"]
 
 
 def test_rows_carry_reason_and_answer():
@@ -84,9 +104,15 @@ def solved() -> dict:
         ("i2", "c2", "Invoice", "the bill is wrong", "Here is a new one."),
         ("i3", "c3", "Invoice", "the parcel bill", None),
     ]
+    return text_replies.solved(inquiries(*rows))
+
+
+def inquiries(*rows: tuple) -> pa.Table:
+    """(id, customer, label, text, answer) as rows of examples."""
     names = ("entity_id", "customer_id", "label", "text", "text_answer")
-    table = pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
-    return text_replies.solved(table.append_column("as_of", pa.nulls(4, schema.TIME)))
+    columns = {name: pa.array([row[k] for row in rows], pa.string()) for k, name in enumerate(names)}
+    ids = pa.array([f"answer to {row[0]}" if row[4] else None for row in rows], pa.string())
+    return pa.table({**columns, "text_answer_id": ids, "as_of": pa.nulls(len(rows), schema.TIME)})
 
 
 def test_answers_are_those_to_the_most_similar_solved_inquiry_and_none_without_an_intent():
@@ -95,7 +121,7 @@ def test_answers_are_those_to_the_most_similar_solved_inquiry_and_none_without_a
     decision = json.loads(
         json.dumps(
             {
-                "calibration": {"temperature": 1.0, "confidence": {"method": "none"}},
+                "calibration": {"temperature": 1.0, "curves": []},
                 "least_confidence": 0.8,
                 "solved": solved(),
             }
@@ -113,14 +139,37 @@ def test_whoever_is_forgotten_is_found_in_the_bundle():
     content = json.dumps({"decision": {"solved": solved()}}, indent=1).encode()
     assert erase._mentions(content, {"c1"})
     assert erase._mentions(content, {"i2"})
+    assert erase._mentions(content, {"answer to i0"})
     assert not erase._mentions(content, {"c3"})  # not answered, so not kept
 
 
+def test_those_who_withdraw_take_their_answers_with_them():
+    left = intent.without({"least_confidence": 0.5, "solved": solved()}, {"c1"})
+    assert left["least_confidence"] == 0.5
+    assert left["solved"]["answers"] == ["It comes tomorrow.", "Here is a new one."]
+    known, intents = ["the parcel is wet", "the bill is wrong"], np.array(["Delivery", "Invoice"], object)
+    answers, similarity = text_replies.nearest(left["solved"], known, intents, 0.01)
+    assert answers == ["It comes tomorrow.", "Here is a new one."]
+    assert similarity[1] == pytest.approx(1.0)  # its words are still its own
+
+
 def test_without_an_answer_to_anything_nothing_is_suggested():
-    rows = pa.table(
-        {name: pa.array([], pa.string()) for name in ("entity_id", "customer_id", "label", "text", "text_answer")}
-    )
-    none = text_replies.solved(rows.append_column("as_of", pa.nulls(0, schema.TIME)))
-    answers, similarity = text_replies.nearest(none, ["my parcel"], np.array(["Delivery"], object), 0.1)
-    assert answers == [None]
-    assert np.isnan(similarity).all()
+    for rows in ([], [("i0", "c0", "Delivery", "my parcel", None)]):
+        none = text_replies.solved(inquiries(*rows))
+        answers, similarity = text_replies.nearest(none, ["my parcel"], np.array(["Delivery"], object), 0.1)
+        assert answers == [None]
+        assert np.isnan(similarity).all()
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("Dear Mrs. Ada Quix, your parcel JD0146000038 left.", "Your parcel [NUMBER] left."),
+        ("Sehr geehrter Herr Dr. Quix, es kommt am 2025-11-22 für 1234 €.", "Es kommt am [NUMBER] für 1234 €."),
+        ("Hello [NAME], try again", "Try again"),
+        ("Hello we have it, try again", "Hello we have it, try again"),
+        ("Hello Ada,", ""),
+    ],
+)
+def test_an_answer_names_nobody_to_whom_it_was_written(written: str, shown: str):
+    assert text_replies.solved(inquiries(("i0", "c0", "Delivery", "x", written)))["answers"] == [shown]

@@ -17,7 +17,7 @@ from crmray.data.examples import examples
 from crmray.data.history import Field
 from crmray.data.profile import Profile
 from crmray.data.splits import Snapshots, micros
-from crmray.errors import ConfigError, NotEnoughDataError
+from crmray.errors import ConfigError, DataError, NotEnoughDataError
 from crmray.evaluate import drift
 from crmray.models.rates import SourceRate
 from crmray.models.recent import RecentLightGBM, newest
@@ -152,6 +152,15 @@ def test_a_leak_planted_on_purpose_is_found_although_the_org_file_insists(tmp_pa
     with pytest.raises(ConfigError, match="Lead.Sauce"):
         wrong = org.model_copy(update={"history": config.History(insist=["Lead.Sauce"])})
         examples(wrong, lake, leads, settings, lambda fn, items, *, label: ((item, fn(item)) for item in items))
+
+
+def test_a_table_that_the_org_does_not_map_is_named(tmp_path):
+    org, lake = org_with_leaks(tmp_path)
+    settings = leads.Settings(label="outcome:won", horizon_days=30)
+    with pytest.raises(
+        DataError, match="task leads needs table outcomes .*, got no rows of it; map outcomes in the org"
+    ):
+        examples(org, lake, leads, settings, lambda fn, items, *, label: ((item, fn(item)) for item in items))
 
 
 def test_the_rate_of_the_source_by_hand():

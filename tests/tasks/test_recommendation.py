@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from crmray import schema
 from crmray.data.product_facts import Facts, attach
 from crmray.errors import DataError, NotEnoughDataError
-from crmray.models import ranking
+from crmray.models import content, ranking
 from crmray.models.histories import Catalogue
 from crmray.models.neighbours import Popularity
 from crmray.models.rules import Rules
@@ -307,6 +307,20 @@ def test_customers_for_a_product(fitted):
     assert answers[owner]["place"] is None
 
 
+def test_nobody_is_found_for_a_product_that_may_not_be_shown(fitted):
+    model, decision, _ = fitted
+    there = org()
+    stock = [product != "tea1" for product in there["products"]["product_id"].to_pylist()]
+    there["products"] = there["products"].append_column("in_stock", pa.array(stock))
+    empty = now(there, SETTINGS.model_copy(update={"stock_column": "in_stock"}))
+    assert recommendation.customers_for(model, decision, empty, "tea1").num_rows == 0
+    rows, rules = now(org()), {**decision["rules"], "exclude": ["tea1"]}
+    assert recommendation.customers_for(model, decision, rows, "tea1").num_rows > 30
+    assert recommendation.customers_for(model, {**decision, "rules": rules}, rows, "tea1").num_rows == 0
+    for row in recommendation.predict(model, decision, rows, for_product="tea2", exclude=["tea2"]).to_pylist():
+        assert row["place"] is None
+
+
 def test_an_unknown_product_gets_one_clear_message(fitted):
     model, decision, rows = fitted
     for option in ("similar_to", "for_product"):
@@ -353,12 +367,69 @@ def test_caps_and_diversity_reorder_a_list(fitted):
         recommendation.predict(model, decision, now(org()), max_per_category=1)
 
 
+def test_caps_hold_among_new_products_too(fitted):
+    model, decision, _ = fitted
+    rows = pa.table({"product_id": ["n1", "n2", "n3"], "category": ["x", "x", "y"], "name": ["tea", "tea", "tea"]})
+    history = pa.array([["tea0"], []], pa.list_(pa.string()))
+    head = {"entity_id": ["a", "b"], "as_of": pa.array([AS_OF] * 2, schema.TIME), "history": history}
+    head |= {"history_days_before": pa.array([[3.0], []], pa.list_(pa.float32())), "exclude_owned": [True, True]}
+    head["new_products"] = pa.array([["n2", "n1", "n3"], []], pa.list_(pa.string()))
+    head["customer_country"] = pa.array([None, None], pa.string())
+    rows = attach(pa.table(head), rows, stock_column=None, is_now=True)
+    assert recommendation.predict(model, decision, rows)["new_products"].to_pylist() == [["n2", "n1", "n3"], []]
+    capped = recommendation.predict(model, decision, rows, max_per_category=1)
+    assert capped["new_products"].to_pylist() == [["n2", "n3"], []]
+
+
+def test_attributes_of_few_customers_and_single_purchases_lift_nothing():
+    def train(countries: list[str], histories: list[list[str]]) -> pa.Table:
+        days = [[1.0] * len(history) for history in histories]
+        return pa.table(
+            {
+                "entity_id": [f"c{i}" for i in range(len(countries))],
+                "as_of": pa.array([AS_OF] * len(countries), schema.TIME),
+                "target": pa.nulls(len(countries), pa.list_(pa.string())),
+                "history": pa.array(histories, pa.list_(pa.string())),
+                "history_days_before": pa.array(days, pa.list_(pa.float32())),
+                "exclude_owned": [True] * len(countries),
+                "customer_country": countries,
+            }
+        )
+
+    # 20 British customers, 10 French ones, 9 Swiss ones with purchases and 5 without
+    countries = ["UK"] * 20 + ["FR"] * 10 + ["CH"] * 14
+    bought = [["tea"]] * 20 + [["tea"]] * 4 + [["wine"]] * 5 + [["rare"]] + [["wine"]] * 9 + [[]] * 5
+    found = content.lifts(train(countries, bought))
+    assert found["products"] == ["tea", "wine", "rare"]
+    told = found["columns"]["customer_country"]
+    assert set(told) == {"UK", "FR"}
+    # France: of 10 purchases 6.15 teas were expected and 4 are too few to tell: 5; one rare product lifts nothing
+    tea, wine, rare = 24 / 39, 14 / 39, 1 / 39
+    ratios = [(5 + 50 * tea) / 60 / tea, (5 + 50 * wine) / 60 / wine, 1.0]
+    assert told["FR"] == pytest.approx(np.log(ratios).tolist(), abs=1e-4)
+    assert told["UK"][2] == 0.0
+    assert rare * 10 < content.MIN_PURCHASES
+
+
+def test_the_refit_knows_the_products_launched_until_its_last_date():
+    there = org()
+    launched = [AS_OF - timedelta(days=d) for d in (900,) * 9 + (20, 900, 900)]  # tea9 between the two dates
+    place = there["products"].schema.get_field_index("launched_at")
+    there["products"] = there["products"].set_column(place, "launched_at", pa.array(launched, schema.TIME))
+    dates = (AS_OF - timedelta(days=31), AS_OF)
+    train = pa.concat_tables([recommendation.examples(there, date, SETTINGS, labels=True) for date in dates])
+    fit = recommendation.CANDIDATES["content"]().fit
+    assert "tea9" in fit(train, None, seed=0).catalogue.items
+    early = train.filter(pc.equal(train["as_of"], pa.scalar(dates[0], schema.TIME)))
+    assert "tea9" not in fit(early, None, seed=0).catalogue.items
+
+
 def test_a_list_is_the_same_alone_and_beside_one_that_runs_out():
     """Two rows over six products: at a pool of three, rules leave enough for the first and too few for the other."""
     names = ["tea", "tea", "wine", "milk", "milk", "milk"]
     products = pa.table({"product_id": list("abcdef"), "name": names, "category": ["x", "y", "y", "x", "x", "y"]})
     head = {"history": pa.array([[], ["b", "f"]], pa.list_(pa.string())), "exclude_owned": [True, True]}
-    rows = attach(pa.table(head), products, AS_OF, stock_column=None, is_now=True)
+    rows = attach(pa.table(head), products, stock_column=None, is_now=True)
     catalogue = Catalogue.named(list("abcdef"))
     score = {0: [1.0, 0.9, 0.5, 0.4, 0.3, -9.0], 2: [1.0, 0.0, 0.0, 0.9, 0.8, 0.0]}
 

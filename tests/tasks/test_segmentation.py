@@ -2,13 +2,15 @@
 
 import itertools
 import json
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from sklearn.metrics import adjusted_rand_score
 
+from crmray import schema
 from crmray.errors import NotEnoughDataError
 from crmray.models.hierarchy import Ward
 from crmray.models.kmeans import KMeans, Segments
@@ -129,6 +131,63 @@ def test_too_few_customers_is_said_with_the_counts():
         KMeans(num_segments=3).start(table, 0)
     with pytest.raises(NotEnoughDataError, match="got 20 customers, expected at least 80"):
         KMeans().start(table, 0)
+
+
+def test_a_wrong_number_of_segments_is_named_by_every_family():
+    for family in (KMeans, Ward, SegmentTransformer):
+        with pytest.raises(ValueError, match="got num_segments=1, expected 2 or more"):
+            family(num_segments=1)
+
+
+def test_the_transformer_compares_its_own_segments_at_both_dates():
+    """A network made to tell segment 0 from three events on, else 1; the features say that nobody moved."""
+    table, _ = planted()
+    now, then = np.arange(table.num_rows) % 5 + 1, np.arange(table.num_rows) % 4 + 1
+    there = np.arange(table.num_rows) % 10 > 0
+
+    def lists(counts: np.ndarray, value: object, type_: pa.DataType, known: np.ndarray) -> pa.Array:
+        return pa.array([[value] * n if k else None for n, k in zip(counts, known, strict=True)], pa.list_(type_))
+
+    for name, value, type_ in (("kind", "order", pa.string()), ("days_before", 3.0, pa.float32()),
+                               ("value", 1.0, pa.float32())):  # fmt: skip
+        table = table.append_column(f"event_{name}", lists(now, value, type_, there | ~there))
+        table = table.append_column(f"before_event_{name}", lists(then, value, type_, there))
+    for name in ("spend_amount", "frequency_orders", "recency_days"):
+        table = table.append_column(f"before_{name}", pa.array(table[name].to_numpy(), mask=~there))
+    candidate = SegmentTransformer(num_segments=3)
+    state = candidate.prepare(table)
+    module = candidate.module(state)
+    with torch.no_grad():
+        module.head.weight.zero_()
+        module.head.weight[0, -1] = 1.0  # the logarithm of the number of events
+        module.head.bias.copy_(torch.tensor([0.0, np.log(2.5), -9.0]))
+    model = candidate.fitted(state, module.state_dict(), 1)
+    found = model.predict(table)
+    assert found["segment"].tolist() == np.where(now >= 3, 0, 1).tolist()
+    assert found["previous"].tolist() == np.where(there, np.where(then >= 3, 0, 1), -1).tolist()
+    one = model.predict(table.slice(13, 1))
+    assert (one["segment"][0], one["previous"][0]) == (found["segment"][13], found["previous"][13])
+
+
+def test_what_stood_one_horizon_earlier_is_what_the_rows_of_that_date_say():
+    as_of, settings = datetime(2026, 1, 1, tzinfo=timezone.utc), Settings(horizon_days=30, lookback_days=100)
+    days = {"ann": (5, 40, 90, 120), "bob": (10,), "cat": (35, 101)}
+    bought = {
+        "entity_id": [who for who, moments in days.items() for _ in moments],
+        "occurred_at": [as_of - timedelta(days=day) for moments in days.values() for day in moments],
+    }
+    lines = schema.check("transactions", pa.table({**bought, "net_amount": [10.0] * 7}))
+    tables = {"transactions": lines.sort_by([("entity_id", "ascending"), ("occurred_at", "ascending")])}
+    now = segmentation.examples(tables, as_of, settings, labels=False)
+    then = segmentation.examples(tables, as_of - timedelta(days=30), settings, labels=False)
+    assert now["entity_id"].to_pylist() == ["ann", "bob", "cat"]
+    assert then["entity_id"].to_pylist() == ["ann", "cat"]
+    assert then["event_days_before"].to_pylist() == [[90.0, 60.0, 10.0], [71.0, 5.0]]
+    names = [name for name in now.column_names if name.startswith("before_")]
+    assert {"before_event_kind", "before_spend_amount"} <= set(names)
+    for name in names:
+        here, told = now[name].to_pylist(), then[name.removeprefix("before_")].to_pylist()
+        assert here == [told[0], None, told[1]], name
 
 
 def test_wrong_settings_of_the_transformer_are_named():

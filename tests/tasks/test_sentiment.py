@@ -10,12 +10,13 @@ import pyarrow as pa
 import pytest
 import torch
 from pydantic import ValidationError
+from tokenizers import Tokenizer
 
 from crmray import schema
 from crmray.data import asof_texts
 from crmray.errors import ConfigError, DataError, NotEnoughDataError
 from crmray.evaluate import aspects
-from crmray.models import text_classes, text_encoder, text_tokens
+from crmray.models import text_calibration, text_classes, text_encoder, text_tokens
 from crmray.models.text_cnn import TextCNN
 from crmray.models.text_tfidf import TfidfLogistic, TfidfSVC
 from crmray.tasks import sentiment
@@ -74,6 +75,26 @@ def test_an_outcome_of_the_customer_is_a_label():
     assert dict(zip(*(rows[name].to_pylist() for name in ("entity_id", "label")), strict=True)) == {
         "i0": "neutral", "i1": "negative",
     }  # fmt: skip
+
+
+def test_of_outcomes_the_last_that_was_known_in_time_counts():
+    tables = interactions(("a", 40, "i0", "x"), ("b", 40, "i1", "y"), columns=())
+    given = [NOW - timedelta(days=day) for day in (30, 9, 20, 5)]
+    tables["outcomes"] = pa.table(
+        {"entity_id": ["a", "a", "a", "b"], "name": ["mood"] * 4, "value": [1.0, -1.0, 0.0, 1.0],
+         "as_of": pa.array(given, schema.TIME)}
+    )  # fmt: skip
+    settings = sentiment.Settings(label="outcome:mood", window_days=20)
+    then = sentiment.examples(tables, NOW - timedelta(days=29), settings, labels=True)  # known: what is 9 days old
+    assert dict(zip(then["entity_id"].to_pylist(), then["label"].to_pylist(), strict=True)) == {"i0": "neutral"}
+
+
+def test_a_rating_that_came_after_the_next_window_is_not_known():
+    tables = interactions(("a", 40, "i0", "x", 1.0, 21), ("a", 39, "i1", "y", 1.0, 19), columns=("rating", "closed_at"))
+    closed = [NOW - timedelta(days=day) for day in tables["interactions"]["closed_at"].to_pylist()]
+    tables = {"interactions": tables["interactions"].set_column(5, "closed_at", pa.array(closed, schema.TIME))}
+    rows = sentiment.examples(tables, NOW - timedelta(days=30), sentiment.Settings(window_days=10), labels=True)
+    assert rows["entity_id"].to_pylist() == ["i0"]
 
 
 def test_a_window_holds_what_customers_wrote_in_it():
@@ -156,11 +177,11 @@ def test_rare_classes_are_not_learned_and_one_class_is_refused():
 
 def test_temperature_undoes_overconfidence():
     rng = np.random.default_rng(0)
-    true = text_classes.softmax(rng.normal(0, 2, (20_000, 3)))
+    true = text_calibration.softmax(rng.normal(0, 2, (20_000, 3)))
     label = (rng.random((20_000, 1)) > true.cumsum(1)[:, :2]).sum(1)
-    sharp = text_classes.softmax(2 * np.log(true))
-    assert text_classes.fit_temperature(label, sharp) == pytest.approx(2.0, abs=0.05)
-    assert np.allclose(text_classes.tempered(sharp, 2.0), true)
+    sharp = text_calibration.softmax(2 * np.log(true))
+    assert text_calibration.fit_temperature(label, sharp) == pytest.approx(2.0, abs=0.05)
+    assert np.allclose(text_calibration.tempered(sharp, 2.0), true)
 
 
 def test_confidence_is_calibrated_and_the_class_stays():
@@ -170,11 +191,32 @@ def test_confidence_is_calibrated_and_the_class_stays():
     raw[np.arange(6_000), said] = 0.9
     label = np.where(rng.random(6_000) < np.array([0.6, 0.9, 0.9])[said], said, (said + 1) % 3)
     raw[said == 0] = [0.8, 0.1, 0.1]  # less sure of the first class, not by enough
-    made = text_classes.calibrated(raw, text_classes.fit_calibration(label, raw))
+    made = text_calibration.calibrated(raw, text_calibration.fit(label, raw))
     assert np.allclose(made.sum(1), 1.0)
     assert (made.argmax(1) == said).all()
     assert made.max(1)[said == 0] == pytest.approx(0.6, abs=0.02)
     assert made.max(1)[said != 0] == pytest.approx(0.9, abs=0.02)
+
+
+def test_what_is_calibrated_is_left_as_it_is():
+    rng = np.random.default_rng(0)
+    true = text_calibration.softmax(rng.normal(0, 2, (3_000, 3)))
+    label = (rng.random((3_000, 1)) > true.cumsum(1)[:, :2]).sum(1)
+    assert text_calibration.fit(label, true) == {"temperature": 1.0, "curves": []}
+
+
+@pytest.mark.parametrize("candidate", [TfidfLogistic(C=16.0), TfidfSVC(C=0.5)])
+def test_a_linear_model_knows_how_sure_it_may_be_of_each_class(candidate):
+    right = {"negative": 0.9, "neutral": 0.6, "positive": 0.9}  # the others are noise, which so weak a penalty learns
+
+    def noisy(count: int, seed: int) -> pa.Table:
+        rows, rng = texts(count, seed), np.random.default_rng(seed + 10)
+        said = [one if rng.random() < right[one] else str(rng.choice(list(right))) for one in rows["label"].to_pylist()]
+        return rows.set_column(rows.schema.get_field_index("label"), "label", pa.array(said))
+
+    test = noisy(4_000, 1)
+    figures = sentiment.score(test, candidate.fit(noisy(1_500, 0), None, seed=0).predict(test))
+    assert figures["ece"] < 0.03
 
 
 def test_a_vocabulary_is_the_same_every_time():
@@ -189,8 +231,8 @@ def tiny_bert(tmp_path_factory) -> str:
 
     folder = tmp_path_factory.mktemp("bert")
     known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(word for own in WORDS.values() for word in own)]
-    (folder / "vocab.txt").write_text("\n".join(known))
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    places = {word: number for number, word in enumerate(known)}
+    BertTokenizerFast(vocab=places, model_max_length=512).save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(vocab_size=len(known), **sizes)).save_pretrained(folder)
@@ -226,6 +268,20 @@ def test_a_network_over_a_bert_is_saved_whole(tiny_bert, tmp_path, fine_tune):
     assert any(name.startswith("bert.") for name in model.module.state_dict()) == fine_tune
 
 
+def test_a_published_tokenizer_pads_nothing_and_cuts_within_its_marks(tiny_bert):
+    tokenizer = Tokenizer.from_file(f"{tiny_bert}/tokenizer.json")
+    tokenizer.enable_padding(length=20)
+    start, awful, slow, end = 2, 5, 6, 3
+    ids = text_tokens.ids(tokenizer.to_str(), ["awful", "awful slow broken"], 4, special=True)
+    assert ids == [[start, awful, end], [start, awful, slow, end]]
+
+
+def test_an_encoder_reads_no_more_than_it_can(tiny_bert):
+    encoder = text_encoder.load(tiny_bert)
+    (states,) = encoder.states(["awful " * 600], max_tokens=1_000)
+    assert states.shape == (512, encoder.width)
+
+
 def test_an_encoder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match="expected the hub id or the local folder"):
         text_encoder.load(str(tmp_path / "none"))
@@ -235,13 +291,16 @@ def test_aspects_are_what_several_dissatisfied_customers_wrote():
     many = [(f"the parcel service lost my parcel again, number {k}", f"c{k}", True) for k in range(8)]
     one = [("my neighbour Ada steals the mail", "c0", True)] * 9
     good = [(f"thanks for the kind advice, number {k}", f"d{k}", False) for k in range(60)]
-    said, customers, negative = zip(*many, *one, *good, strict=True)
+    hidden = [(f"nobody but [NAME] of you listens, number {k}", f"e{k}", True) for k in range(6)]
+    said, customers, negative = zip(*many, *one, *good, *hidden, strict=True)
     found = aspects.of_texts(said, customers, np.array(negative), np.where(negative, -0.8, 0.6))
     told = " ".join(str(row) for row in found)
     assert "parcel service" in told
     assert "Ada" not in told
     assert "neighbour" not in told
     assert "advice" not in told
+    assert not any("name" in row["aspect"] for row in found)  # what was taken out is nothing that they speak of
+    assert any("but [name] of you listens" in phrase for row in found for phrase in row["phrases"])
     top = found[0]
     assert (top["texts"], top["customers"]) == (8, 8)
     assert top["mean_score"] == pytest.approx(-0.8)

@@ -81,13 +81,25 @@ def test_a_refitted_model_keeps_the_shape_and_has_its_own_level():
     rng = np.random.default_rng(5)
     odds = rng.normal(size=4000)
     y = (rng.random(4000) < 1 / (1 + np.exp(-odds))).astype(int)
-    before = 1 / (1 + np.exp(-(0.5 * odds - 1.0)))  # too timid, and too low, as a model of older rows may be
-    refitted = 1 / (1 + np.exp(-0.5 * odds))  # has learned the level
+    before = 1 / (1 + np.exp(-(0.7 * odds - 0.5)))  # too timid, and too low, as a model of older rows may be
+    refitted = 1 / (1 + np.exp(-0.7 * odds))  # has learned the level
     state = calibration.fit(y, before)
-    assert calibration.apply(state, refitted).mean() > y.mean() + 0.1  # the level would be added twice
-    moved = calibration.anchored(state, y, refitted)
+    assert calibration.apply(state, refitted).mean() > y.mean() + 0.08  # the level would be added twice
+    older = (rng.random(4000) < before).astype(int)  # its own rows, on which it is right
+    moved = calibration.refitted(state, older, before, before)
     p = calibration.apply(moved, refitted)
-    assert p.mean() == pytest.approx(y.mean(), abs=1e-6)
+    assert p.mean() == pytest.approx(y.mean(), abs=0.05)
     assert metrics.logloss(y, p) < metrics.logloss(y, refitted)
     assert np.array_equal(np.argsort(p), np.argsort(refitted))
-    assert calibration.anchored({"method": "none"}, y, refitted) == {"method": "none"}
+    assert calibration.refitted({"method": "none"}, older, before, before) == {"method": "none"}
+
+
+def test_a_level_that_is_wrong_on_the_models_own_rows_stays_corrected():
+    rng = np.random.default_rng(6)
+    odds = rng.normal(size=4000) - 2.0
+    y = (rng.random(4000) < 1 / (1 + np.exp(-odds))).astype(int)
+    weighted = 1 / (1 + np.exp(-(odds + 2.0)))  # as with class weights: about half of the rows, on its own rows too
+    state = calibration.fit(y, weighted)
+    moved = calibration.refitted(state, y, weighted, weighted)
+    assert moved["shift"] == pytest.approx(0.0, abs=0.01)
+    assert calibration.apply(moved, weighted).mean() == pytest.approx(y.mean(), abs=0.005)

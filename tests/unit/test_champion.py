@@ -72,6 +72,25 @@ def test_a_withdrawal_does_not_wait_for_a_version_that_cannot_be_loaded(tmp_path
     assert replica.current().withheld.profiling == {SECRET}
 
 
+def test_what_is_quoted_of_those_who_withdrew_goes_with_their_consent(tmp_path, monkeypatch, told):
+    lake = Lake(tmp_path)
+    toy.write_examples(lake, 20)
+    toy.write_bundle(lake, "a" * 16, bias=2.5, weight=-1.0)
+    registry.publish(lake, toy.module(), force="test")
+    monkeypatch.setattr(toy.module(), "without", lambda decision, gone: {**decision, "gone": set(gone)}, raising=False)
+    replica = champion.Champion(lake, toy.module())
+    assert replica.poll()
+    assert "gone" not in replica.current().bundle.decision
+    run = lake.run("raw", "consent", "c" * 16)
+    run.write_table("part-00000.parquet", pa.table([[SECRET], [True], [False], [[]]], schema=consent.SCHEMA))
+    run.commit()
+    replica.poll()
+    assert replica.current().bundle.decision["gone"] == {SECRET}
+    started_later = champion.Champion(lake, toy.module())
+    assert started_later.poll()
+    assert started_later.current().bundle.decision["gone"] == {SECRET}
+
+
 def test_the_watch_outlives_any_exception(told):
     class Keys:
         refreshed = 0
@@ -114,7 +133,7 @@ def test_what_spans_customers_cannot_be_described_or_continued_by_rows(tmp_path,
     monkeypatch.setattr(toy.module(), "gather", lambda tables, settings: {}, raising=False)
     for field, ask in (
         ("recent_events", lambda served: served.updated(SECRET, {})),
-        ("customer", lambda served: served.described({})),
+        ("customer", lambda served: served.described({}, "customer")),
     ):
         with pytest.raises(Refused, match=f"{field}: got rows, .*expected an id alone") as refused:
             ask(replica.current())

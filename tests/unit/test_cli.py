@@ -6,16 +6,19 @@ import re
 import stat
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 import jobs
 from crmray import cli, config
+from crmray.commands import run as run_command
 from crmray.commands import serving, submit, text
-from crmray.commands.run import _why
 from crmray.dashboard import _reason
-from crmray.errors import ConfigError
+from crmray.errors import ConfigError, NotFoundError
 from crmray.head import home, token_file
 from crmray.keys import KeyFile
+from crmray.privacy import Pseudonyms, Vault
+from crmray.storage import Lake
 
 COMMANDS = (
     "init", "check", "up", "down", "run", "demo", "submit", "deploy", "predict", "keys", "compare", "status", "gc",
@@ -139,8 +142,43 @@ def test_closing_lines_and_messages_are_told_apart() -> None:
     ):
         job.read(line)
     assert [closing["task"] for closing in job.closings] == ["churn"]
-    assert _why("train", "segmentation", job.said, 2) == "train: table transactions: no rows"
-    assert _why("train", "other", job.said, 137) == "train: the job ended with exit code 137; its log tells more"
+    assert run_command._why("train", "segmentation", job.said, 2) == "train: table transactions: no rows"
+    assert (
+        run_command._why("train", "other", job.said, 137)
+        == "train: the job ended with exit code 137; its log tells more"
+    )
+
+
+def test_a_run_ends_with_the_pages_of_what_was_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "org.yaml").write_text("name: a\nstorage: lake\nsource: {kind: demo}\ntasks: {churn: {}, leads: {}}\n")
+    org, seen = config.load(tmp_path / "org.yaml"), []
+
+    def station(dashboard: object, org: config.Org, name: str, tasks: list[str]) -> dict[str, str]:
+        seen.append((name, tasks))
+        for one in (tasks or ["all"]) if name == "evaluate" else []:
+            Lake.of(org).run("evaluations", one, "0" * 16).commit()
+        return {"leads": "train: too few rows"} if name == "train" else {}
+
+    monkeypatch.setattr(run_command, "_station", station)
+    assert run_command.run(None, org, tasks=None, tune=False, port=None) == 2  # type: ignore[arg-type]
+    assert seen == [
+        ("ingest", []), ("shard", []), ("examples", ["churn", "leads"]), ("train", ["churn", "leads"]),
+        ("publish", ["churn"]), ("score", ["churn"]), ("evaluate", ["churn"]), ("evaluate", []),
+    ]  # fmt: skip
+    pages = [f"{one}: {org.root}/evaluations/{one}/{'0' * 16}/report.html" for one in ("all", "churn")]
+    assert capsys.readouterr().out.splitlines()[-4:] == [*pages, "", "leads: train: too few rows"]
+
+
+def test_a_refused_first_version_leaves_a_run_without_the_task_and_says_why() -> None:
+    entry = {"job": "publish", "promoted": False, "why": "does not beat its baseline"}
+    told = run_command._refused([
+        {**entry, "task": "response", "previous": None}, {**entry, "task": "churn", "previous": "a" * 16},
+        {**entry, "task": "leads", "previous": None, "promoted": True}, {"job": "score", "task": "value"},
+    ])  # fmt: skip
+    assert list(told) == ["response"]
+    assert told["response"].startswith("publish: does not beat its baseline; `crmray submit publish response --force")
 
 
 def test_a_servers_message_is_its_last_line() -> None:
@@ -193,6 +231,29 @@ def test_another_cluster_reads_the_org_file_in_its_lake_or_its_own(tmp_path: Pat
         root, churn = serving.serve_config(config.load(path), elsewhere=True)["applications"]
         assert root["args"] == args
         assert churn["args"] == {"task": "churn", **args}
+
+
+def test_the_example_request_asks_by_the_orgs_own_id(tmp_path: Path) -> None:
+    """Pseudonyms of persons are turned back; texts and series have ids of their own. No rows: told, not an error."""
+    (tmp_path / "key").write_text("ab" * 32)
+    keys = "{pseudonym_key: {file: key}, vault_key: {file: key}}"
+    (tmp_path / "org.yaml").write_text(f"name: a\nstorage: lake\nsource: {{kind: demo}}\nprivacy: {keys}\n")
+    org = config.load(tmp_path / "org.yaml")
+    lake, made = Lake.of(org), Pseudonyms.of_org(org)
+    assert made is not None
+    made.mark(lake)
+    vault = Vault.open(org, lake)
+    vault.add(made.of(["C1"]), pa.array(["C1"]))
+    vault.save()
+    for task, ids in (("churn", [made.one("C1")]), ("sentiment", ["case7"]), ("forecast", [])):
+        run = lake.run("examples", task, "0" * 16)
+        rows = pa.table({"entity_id": pa.array(ids, pa.string())})
+        with run.open_output("now.arrow") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows)
+        run.commit()
+    assert [serving._first_id(org, task) for task in ("churn", "sentiment")] == ["C1", "case7"]
+    with pytest.raises(NotFoundError, match="got no current rows"):
+        serving._first_id(org, "forecast")
 
 
 def test_the_command_lines_key_is_made_once_and_made_anew_when_revoked() -> None:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
+from crmray import cli
 from crmray import dashboard as dashboard_module
-from crmray.commands import doctor
+from crmray.commands import demo, doctor
 from crmray.commands import head as head_commands
 from crmray.dashboard import Dashboard
 from crmray.errors import ClusterError
@@ -98,3 +100,16 @@ def test_a_head_whose_pid_was_used_anew_is_not_ours(tmp_path: Path, monkeypatch:
     (home() / "head.json").write_text("{}")
     with pytest.raises(ClusterError, match="expected the state file of `crmray up`; remove it"):
         local_head()
+
+
+def test_down_ends_the_salesforce_org_that_a_kept_demo_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CRMRAY_HOME", str(tmp_path))
+    kept = psutil.Popen(["sleep", "60"])
+    demo._record(kept)
+    assert cli.main(["down"]) == 0
+    assert kept.wait(timeout=5) != 0
+    assert "ended the Salesforce org" in capsys.readouterr().out
+    assert cli.main(["down"]) == 0
+    assert capsys.readouterr().out == "nothing to end: no head of ours runs\n"

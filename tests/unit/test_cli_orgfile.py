@@ -35,6 +35,7 @@ def test_init_drafts_an_org_file_for_a_sales_log(tmp_path: Path, capsys: pytest.
     assert (source.date_format, source.delimiter, source.encoding) == ("%d/%m/%Y %H:%M", ";", "latin-1")
     assert source.decimal == ","
     assert set(org.tasks) == {"churn", "segmentation", "recommendation"}
+    assert "  # forecast: {}" in out.read_text()
     assert cli.main(["init", str(tmp_path / "retail.csv"), "--out", str(out)]) == 2
 
 
@@ -51,6 +52,17 @@ def test_init_drafts_an_org_file_for_labelled_rows(tmp_path: Path) -> None:
     assert org.source.tables["customers"][0].attributes == ["Call Failure", "Complains", "Status"]
     assert org.source.tables["outcomes"][0].values == {"name": "churn"}
     assert org.tasks == {"churn": {"label": "outcome:churn"}}
+
+
+@pytest.mark.parametrize(
+    ("columns", "tasks"),
+    [("customer,date,text,rating", {"sentiment"}), ("customer,date,text", set()), ("sku,name,price", set())],
+)
+def test_init_names_the_tasks_that_the_columns_can_carry(tmp_path: Path, columns: str, tasks: set[str]) -> None:
+    path, drafted = tmp_path / "rows.csv", tmp_path / "org.yaml"
+    path.write_text(f"{columns}\n" + ",".join("1" for _ in columns.split(",")) + "\n")
+    drafted.write_text(draft.render("shop", [draft.guess(str(path))], tmp_path))
+    assert set(config.load(drafted).tasks) == tasks
 
 
 def test_init_says_which_file_fits_nothing(tmp_path: Path) -> None:

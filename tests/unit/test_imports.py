@@ -108,6 +108,14 @@ def test_deepspeed_is_imported_only_by_the_engine() -> None:
     assert [name for name in wrong if not within(name, ("crmray.train",))] == []
 
 
+def test_heavy_libraries_are_imported_where_they_are_used() -> None:
+    """An import of the tasks, as a worker or an endpoint does it first of all, stays cheap."""
+    heavy = ("sklearn", "scipy.stats", "skops", "lightgbm", "statsforecast", "transformers", "tokenizers", "plotly")
+    code = f"import sys, crmray.tasks; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_nothing_happens_at_import(tmp_path: Path) -> None:
     """Importing everything in an empty folder with an empty home leaves no file, no Ray, no log handler."""
     code = (

@@ -130,6 +130,20 @@ def test_amounts_that_cannot_be_judged_are_refused():
     assert same["spearman"] == 0.0
 
 
+@pytest.mark.parametrize("truth", [[0.1, 0.2, -0.3], [0.0, 0.0, -5.0]])
+def test_amounts_that_add_up_to_nothing_or_less_have_no_figure_of_the_total(truth):
+    found = judge.amount(np.array(truth * 20), np.arange(60.0))
+    assert not {"bias", "ngini", "decile_lift"} & (set(found) | set(found["intervals"]))
+    assert {"spearman", "rmse", "mae", "mean_truth", "rows"} <= set(found)
+    json.dumps(found, allow_nan=False)
+
+
+def test_figures_of_a_band_without_rows_are_null():
+    found = judge.bands(np.array([1.0, 0.0]), np.array([0.9, 0.4]), np.array(["high", "high"]), ("low", "high"))
+    assert found["low"] == {"rows": 0, "rate": None, "mean_probability": None}
+    assert found["high"] == {"rows": 2, "rate": 0.5, "mean_probability": pytest.approx(0.65)}
+
+
 def test_segments_are_frequent_values_of_few():
     test = pa.table({
         "entity_id": [str(k) for k in range(120)],

@@ -102,6 +102,15 @@ def test_decay_counts_visits_from_the_newest():
     assert bought.matrix(3, 0.0).toarray().tolist() == [[0.0, 1.0, 1.0]]
 
 
+def test_what_was_bought_again_counts_once_at_its_newest_entry():
+    # visits {a, b}, {b}, {b, c}: the one in the middle holds nothing that was not bought again later
+    catalogue = Catalogue.named(["a", "b", "c"])
+    bought = histories.encode(rows([["a", "b", "b", "b", "c"]], days=[[9.0, 9.0, 5.0, 1.0, 1.0]]), catalogue)
+    assert bought.matrix(3, 0.5).toarray().tolist() == [[0.5, 1.0, 1.0]]
+    counts = histories.cooccurrence(bought, 3, 0.5).toarray()
+    assert counts.tolist() == [[1.0, 0.5, 0.5], [0.5, 1.0, 1.0], [0.5, 1.0, 1.0]]
+
+
 def test_ease_is_the_closed_form():
     rng = np.random.default_rng(1)
     bought = (rng.random((40, 6)) < 0.4).astype(float)

@@ -24,6 +24,7 @@ from crmray import registry
 from crmray.config import Org
 from crmray.errors import ConfigError, NoChampionError
 from crmray.evaluate import charts, judge, pages, uplift
+from crmray.evaluate.words import name_of, text_of
 from crmray.org import OpenOrg
 from crmray.storage import Lake
 from crmray.tasks import churn
@@ -243,8 +244,8 @@ def test_the_job_ends_with_a_line_that_names_the_report(org, page, tmp_path, mon
     monkeypatch.setattr(jobs.signal, "signal", lambda *_: None)
     path = tmp_path / "org.yaml"
     path.write_text(f"name: t\nstorage: {org.lake.root}\nsource: {{kind: demo}}\ntasks: {{churn: {{}}, value: {{}}}}\n")
-    for words, task in ((["churn"], "churn"), ([], "all")):
-        assert job.main([*words, "--org", str(path)]) == 0
+    for given, task in ((["churn"], "churn"), ([], "all")):
+        assert job.main([*given, "--org", str(path)]) == 0
         line = json.loads(capsys.readouterr().out.splitlines()[-1])
         folder = Path(line["manifest"]).parent
         assert (folder.parent.name, (folder / "report.html").exists()) == (task, True)
@@ -261,6 +262,17 @@ def test_macro_figures_stand_in_the_table_of_neural_models():
             "kind": "convolutional", "champion": True, "accuracy": 0.8, "precision": 0.7, "recall": 0.6, "f1": 0.65,
         }
     }  # fmt: skip
+
+
+def test_figures_have_a_name_and_a_unit_those_of_parts_too():
+    assert [name_of(name) for name in ("wape", "wape_category", "share_weekend")] == [
+        "WAPE", "WAPE, category", "share weekend",
+    ]  # fmt: skip
+    assert text_of(0.1775, "wape_category") == text_of(0.1775, "accuracy") == "17.8\u202f%"
+    assert [text_of(value) for value in (7e-18, -0.0, 0.12345, 12345.6)] == ["0.0000", "0", "0.1235", "12,345.6"]
+    told = "".join(pages._tables("drift", {"validation": {"psi": {"age": 0.3, "plan": 0.1}}}, ""))
+    assert "from 0.25 on the model should be looked at" in told  # what a table shows
+    assert "<th scope=row>age</th>" in told  # one set of figures: a line for each
 
 
 def test_every_chart_is_one_that_plotly_knows():
@@ -306,6 +318,8 @@ def test_the_best_possible_is_what_the_truth_gives_where_it_is_about_the_same(tm
         other = test.set_column(test.schema.get_field_index(name), name, pa.array(values))
         assert report.best_possible(lake, task, other) is None
     assert report.best_possible(lake, SimpleNamespace(NAME="other", LABELS=()), test) is None
+    later = test.set_column(1, "as_of", pa.array([datetime(2026, 2, 1, tzinfo=timezone.utc)] * 3, as_of.type))
+    assert report.best_possible(lake, task, later) is None  # of which nothing is known
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here")

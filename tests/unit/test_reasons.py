@@ -93,10 +93,10 @@ def test_card_shows_the_champion_first_and_the_ceiling():
         "metrics": {"tree": {"auc": 0.7}, "lstm": {"auc": 0.81234, "rows": 1200}},
         "best_possible": {"auc": 0.85},
     }
-    bundle |= {"baselines": {"recency": {"auc": 0.6}}, "data": {"rows": {"train": 10}, "as_of": None}}
+    bundle |= {"data": {"rows": {"train": 10}, "as_of": None}}
     text = card.render(bundle)
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert lines[0] == "| model | auc | rows |"
+    assert lines[0] == "| model | ROC-AUC | rows |"
     assert lines[2] == "| lstm | 0.8123 | 1,200 |"
     assert lines[-1] == "| best possible | 0.85 |  |"
     assert "  - train: 10" in text

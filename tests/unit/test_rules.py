@@ -29,7 +29,7 @@ PRODUCTS = pa.table(
 
 
 def facts(*, is_now: bool = True, stock_column: str | None = None, products: pa.Table | None = PRODUCTS) -> Facts:
-    rows = attach(pa.table({"x": [1]}), products, AS_OF, stock_column=stock_column, is_now=is_now)
+    rows = attach(pa.table({"as_of": pa.array([AS_OF], TIME)}), products, stock_column=stock_column, is_now=is_now)
     return Facts.of(rows)
 
 
@@ -85,12 +85,15 @@ def test_what_cannot_be_sold_is_known_of_the_present_alone():
 
 
 def test_facts_are_of_products_launched_before_and_stay_with_the_rows(tmp_path):
-    rows = attach(pa.table({"x": [1, 2]}), PRODUCTS, AS_OF, stock_column=None, is_now=False)
+    dates = pa.array([AS_OF - timedelta(days=60), AS_OF], TIME)
+    rows = attach(pa.table({"as_of": dates}), PRODUCTS, stock_column=None, is_now=False)
     pq.write_table(rows, tmp_path / "rows.parquet")
-    again = pa.concat_tables([pq.read_table(tmp_path / "rows.parquet"), rows]).take([3, 0]).slice(1)
+    again = pa.concat_tables([pq.read_table(tmp_path / "rows.parquet"), rows]).take([0, 3]).slice(1)
     found = Facts.of(again)
     assert found.table["product_id"].to_pylist() == ["t1", "t2", "t3", "w1", "w2"]  # n1 comes tomorrow
     assert found.launched_within(AS_OF, 30).tolist() == [4]
+    early = Facts.of(rows.slice(0, 1))  # as training sees it before it reads the newer rows
+    assert early.table["product_id"].to_pylist() == ["t1", "t2", "t3", "w1"]
     with pytest.raises(SchemaError, match="without the products' facts"):
         Facts.of(pa.table({"x": [1]}))
     assert len(facts(products=None)) == 0

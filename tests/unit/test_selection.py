@@ -8,7 +8,7 @@ import pytest
 
 from crmray.errors import DataError, NotEnoughDataError
 from crmray.evaluate import metrics
-from crmray.models import focal
+from crmray.models import focal, selection
 from crmray.models.blend import Blend
 from crmray.models.boosting import LightGBM
 from crmray.models.labels import Target, class_scores
@@ -16,10 +16,9 @@ from crmray.models.linear import Linear
 from crmray.models.one_rule import OneRule
 from crmray.models.preprocess import Preparation, Tabular
 from crmray.models.selection import eliminated, removed_of, suspects
-from crmray.models.tabular import Logistic
 from crmray.models.trees import DecisionTree, RandomForest
 
-PLAIN = (Logistic, Linear, DecisionTree, RandomForest, LightGBM, OneRule)
+PLAIN = (Linear, DecisionTree, RandomForest, LightGBM, OneRule)
 
 
 def planted(num_rows: int, seed: int) -> pa.Table:
@@ -63,7 +62,14 @@ def test_recursive_elimination_keeps_the_cause_and_tells_what_it_cost():
     assert eliminated(TRAIN.select(["entity_id", "cause", "label"]), "yes_no", seed=0) == {}
 
 
-@pytest.mark.parametrize("family", [Logistic, Linear, DecisionTree, LightGBM])
+def test_the_search_keeps_a_rare_class_among_the_rows_that_it_looks_at(monkeypatch):
+    monkeypatch.setattr(selection, "MAX_ROWS", 500)
+    rng, label = np.random.default_rng(0), np.zeros(20_000, np.int8)
+    label[-3:] = 1
+    eliminated(pa.table({"label": label, "x": rng.normal(size=20_000), "y": rng.normal(size=20_000)}), "yes_no", seed=0)
+
+
+@pytest.mark.parametrize("family", [Linear, DecisionTree, LightGBM])
 def test_what_was_left_out_stands_in_the_bundle_and_is_not_asked_for(family):
     model = family(eliminate=True, max_correlation=0.9).fit(TRAIN, VALIDATION, seed=0)
     gone = removed_of(model)[""]

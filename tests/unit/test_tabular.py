@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from crmray.errors import CorruptError, DataError, NotEnoughDataError
@@ -9,7 +10,8 @@ from crmray.evaluate.metrics import auc
 from crmray.models import labels as training_rows
 from crmray.models.blend import Blend, best_blend
 from crmray.models.boosting import LightGBM
-from crmray.models.tabular import Logistic, Recency
+from crmray.models.linear import Linear, Logistic
+from crmray.models.tabular import Recency
 from crmray.models.trees import DecisionTree, RandomForest
 
 FAST = {
@@ -130,6 +132,31 @@ def test_rows_beyond_the_memory_budget_are_sampled_with_a_warning(caplog):
     assert training_rows.within_budget(TRAIN, bytes_per_row=10, memory_gib=1, candidate="x", seed=0) is TRAIN
 
 
+def test_sampled_classes_keep_their_shares_and_a_rare_one_some_rows():
+    label = np.array(["a"] * 12_000 + ["b"] * 7_988 + ["c"] * 12)
+    rows = pa.table({"label": np.random.default_rng(1).permutation(label), "x": np.arange(20_000)})
+    kept = training_rows.sampled(rows, 1000, seed=0)
+    assert np.all(np.diff(kept["x"].to_numpy()) > 0)
+    counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(kept["label"]).to_pylist()}
+    assert (counts["c"], sum(counts.values())) == (10, 1000)
+    assert counts["a"] / counts["b"] == pytest.approx(12_000 / 7_988, rel=0.01)
+    amounts = pa.table({"label": np.arange(20_000.0)})  # a number has no classes
+    assert training_rows.sampled(amounts, 1000, seed=0)["label"].to_numpy().mean() == pytest.approx(10_000, rel=0.05)
+
+
+@pytest.mark.parametrize("family", [Linear, DecisionTree, RandomForest, LightGBM])
+def test_a_rare_class_is_learned_beyond_the_memory_budget(family):
+    rng = np.random.default_rng(4)
+    label = np.array(["a", "b"])[rng.integers(2, size=20_000)].astype(object)
+    label[:10] = "rare"
+    rows = pa.table({"label": label.tolist(), "x": rng.normal(size=20_000) + 50.0 * (label == "rare")})
+    quick = {"num_trees": 10} if family is RandomForest else {"num_rounds": 20} if family is LightGBM else {}
+    model = family(kind="class", memory_gib=1e-9, **quick).fit(rows, None, seed=1)
+    said = model.predict(rows)
+    assert set(said) == {"score=a", "score=b", "score=rare"}
+    assert said["score=rare"][:10].mean() > said["score=rare"][10:].mean()
+
+
 def test_a_forest_draws_no_more_rows_per_tree_than_it_is_told():
     model = RandomForest(num_trees=3, min_rows_leaf=1, max_rows_tree=50).fit(TRAIN, None, seed=0)
     assert [tree.tree_.weighted_n_node_samples[0] for tree in model.estimator.estimators_] == [50, 50, 50]
@@ -149,7 +176,7 @@ def test_damaged_files_are_refused(fitted):
     files = fitted["lightgbm"].save()
     with pytest.raises(CorruptError, match=r"model\.txt"):
         LightGBM.load({**files, "model.txt": b"tree\nrubbish"})
-    with pytest.raises(CorruptError, match=r"'logistic\.json'"):
+    with pytest.raises(CorruptError, match=r"'linear\.json'"):
         Logistic.load({})
 
 

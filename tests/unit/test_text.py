@@ -23,8 +23,14 @@ from crmray.data import text
         ("<html><head><title>t</title></head><body><p>Late &amp; <b>broken</b></p><p>Bye</p></body></html>",
          "Late & broken Bye"),
         ("<div>New</div><blockquote>old</blockquote>", "New"),
+        ("<!DOCTYPE html><html><?xml version='1.0'?><![if !mso]><p>Late</p><![endif]></html>", "Late"),
+        ("No.<blockquote>a<blockquote>b</blockquote>c</blockquote>Never", "No. Never"),
+        ("<blockquote>without an end", "without an end"),
+        (f"<img src='data:image/png;base64,{'iVBORw0KGgo' * 1_000}'><p>Late</p>", "Late"),
+        ("<p>La&shy;te &zwnj;&#8203;again</p>", "Late again"),
         ("if a < b and c > d then", "if a < b and c > d then"),
         ("so late 😡", "so late pouting face"),
+        ("good \U0001f44d\U0001f3fd", "good thumbs up sign"),
         ("ｆｕｌｌ width", "full width"),
         ("Доставка опоздала, 配送が遅い", "Доставка опоздала, 配送が遅い"),
         ("zero\u200bwidth  and\x00 more", "zerowidth and more"),
@@ -39,7 +45,9 @@ def test_what_was_said(written: str, said: str):
 
 
 def test_a_megabyte_is_cut_and_takes_no_time():
-    for piece in ("word ", "<p>", "<", "> \n", "From: a\n", "&", "\n", "a", "<!--", "regards\n", "-- \n", "on a "):
+    pieces = ("word ", "<p>", "<", "> \n", "From: a\n", "&", "\n", "a", "<!--", "<blockquote>", "data:a;base64,",
+              "regards\n", "-- \n", "on a ")  # fmt: skip
+    for piece in pieces:
         started = time.perf_counter()
         said = text.clean_one(piece * (1_000_000 // len(piece)))
         assert len(said) <= text.MAX_CHARS

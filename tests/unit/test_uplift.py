@@ -23,10 +23,16 @@ def test_the_qini_area_by_hand():
 
 def test_ties_stay_in_row_order_and_weights_repeat_rows():
     treated, y = np.array([1, 0, 1, 0]), np.array([1, 0, 0, 0])
-    level = uplift.qini_area(treated, y, np.zeros(4))
+    level = uplift.qini_area(treated, y, np.array([1.0, 1.0, 0.0, 0.0]))
     assert level == uplift.qini_area(treated, y, np.array([4.0, 3.0, 2.0, 1.0]))
     figure = uplift.qini_figure(treated, y, np.array([1.0, 2.0, 3.0, 4.0]))
     assert np.isnan(figure(np.array([1.0, 0.0, 1.0, 0.0])))
+
+
+def test_a_score_that_ranks_nobody_has_no_area():
+    lucky = uplift.qini_area(np.array([1, 0, 1, 0]), np.array([1, 0, 0, 1]), np.array([4.0, 3.0, 2.0, 1.0]))
+    assert lucky > 0
+    assert uplift.qini_area(np.array([1, 0, 1, 0]), np.array([1, 0, 0, 1]), np.full(4, 0.5)) == 0.0
 
 
 def test_refusals():

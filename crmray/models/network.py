@@ -1,0 +1,121 @@
+"""What the networks over feature columns share: how they are trained, unequal classes, features as arrays, files.
+
+Shape suffixes: B rows of a batch, N rows of a table, F numbers, A categories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from crmray.models.focal import recovered
+from crmray.models.preprocess import Tabular
+from crmray.models.selection import Preprocessing
+from crmray.models.tabular import check_choice, check_positive, to_json
+
+FURTHEST = 10.0
+"""scaled numbers are kept within it of 0: a value far beyond those of training must not decide alone"""
+MAX_CODE_WIDTH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Preprocessing):
+    """Hyper-parameters of a network's training, which crmray.train reads, beside those of its preprocessing."""
+
+    NAME: ClassVar[str]
+
+    dropout: float = 0.3
+    """Share of units dropped in training, 0..1."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled decay."""
+    lr: float = 1e-3
+    """Largest learning rate."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Course of the learning rate over max_epochs."""
+    warmup_share: float = 0.05
+    """Share of all steps in which the learning rate rises from 0."""
+    batch_size: int = 256
+    """Rows per optimizer step, over all workers."""
+    max_epochs: int = 12
+    """Epochs at most."""
+    patience: int = 4
+    """Epochs without improvement on validation before training ends."""
+    imbalance: Literal["none", "weights", "focal"] = "none"
+    """Of yes and no: weights give both the same total, focal loss (Lin et al. 2017) gives easy rows less;
+    probabilities are corrected for either. No SMOTE: it makes up single rows, where batches are streamed."""
+    focal_gamma: float = 2.0
+    """Exponent of the focal loss."""
+
+    def __post_init__(self) -> None:
+        check_positive(
+            lr=self.lr, batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience
+        )  # fmt: skip
+        if not 0 <= self.dropout < 1 or not 0 <= self.warmup_share < 1 or self.weight_decay < 0:
+            raise ValueError(
+                f"got dropout={self.dropout}, warmup_share={self.warmup_share}, weight_decay={self.weight_decay}, "
+                "expected shares within [0, 1) and a decay of 0 or more"
+            )
+        check_choice("imbalance", self.imbalance, ("none", "weights", "focal"))
+        check_choice("schedule", self.schedule, ("constant", "cosine"))
+        if self.focal_gamma < 0:
+            raise ValueError(f"got focal_gamma={self.focal_gamma}, expected an exponent of 0 or more")
+        super().__post_init__()
+
+    def positive_weight(self, labels: np.ndarray) -> float:
+        """Weight of a row with label 1; labels (N,) of 0 and 1."""
+        return float((labels == 0).sum() / labels.sum()) if self.imbalance == "weights" else 1.0
+
+    def yes_no_loss(
+        self, logit_B: torch.Tensor, label_B: torch.Tensor, log_positive_weight: torch.Tensor
+    ) -> torch.Tensor:
+        """(B,) log loss: positives times the class weight, or times (1 - probability of the truth)^focal_gamma."""
+        loss_B = nn.functional.binary_cross_entropy_with_logits(
+            logit_B, label_B, reduction="none", pos_weight=log_positive_weight.exp()
+        )
+        if self.imbalance != "focal":
+            return loss_B
+        # exp(-loss) is the probability of the truth; clamped, since the slope of 0 to a power below 1 is infinite
+        return (1.0 - torch.exp(-loss_B)).clamp(min=1e-6) ** self.focal_gamma * loss_B
+
+    def probability(self, logit_B: torch.Tensor, log_positive_weight: torch.Tensor) -> torch.Tensor:
+        """(B,) probability of yes, corrected for class weight or focal loss."""
+        score_B = torch.sigmoid(logit_B - log_positive_weight)
+        return recovered(score_B, self.focal_gamma).float() if self.imbalance == "focal" else score_B
+
+
+def feature_arrays(tabular: Tabular | None, examples: pa.Table) -> dict[str, np.ndarray]:
+    """numbers (N, F) float32 within FURTHEST of 0, and codes (N, A) int64; without features no columns."""
+    if tabular is None:
+        none = (examples.num_rows, 0)
+        return {"numbers": np.zeros(none, np.float32), "codes": np.zeros(none, np.int64)}
+    numbers_NF = np.clip(tabular.numbers(examples), -FURTHEST, FURTHEST).astype(np.float32)
+    return {"numbers": numbers_NF, "codes": tabular.codes(examples)}
+
+
+class Codes(nn.ModuleList):
+    """An embedding for each categorical column, the wider the more values it has."""
+
+    def __init__(self, num_codes: Sequence[int]):
+        widths = [min(MAX_CODE_WIDTH, 1 + round(size**0.5)) for size in num_codes]
+        super().__init__(nn.Embedding(n, w) for n, w in zip(num_codes, widths, strict=True))
+        self.widths = widths
+
+    def embedded(self, codes_BA: torch.Tensor) -> list[torch.Tensor]:
+        """(B, width) of each column."""
+        return [table(codes_BA[:, a]) for a, table in enumerate(self)]
+
+
+def network_files(
+    candidate: Network, state: Mapping[str, Any], module: nn.Module, rounds: int | None
+) -> dict[str, bytes]:
+    """Files of a fitted network: weights as safetensors, the rest as JSON."""
+    about = {"settings": asdict(candidate), "state": dict(state), "rounds": rounds}
+    weights = {name: value.contiguous() for name, value in module.state_dict().items()}
+    return {"weights.safetensors": save_tensors(weights), f"{candidate.NAME}.json": to_json(about)}
