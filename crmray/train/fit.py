@@ -147,7 +147,7 @@ class _Work:
         """Name and selection model of the winner: the best family, or the task's blend if that is better."""
         task = self.task
         sign = 1 if task.MODE == "max" else -1
-        winner = max(best, key=lambda name: sign * best[name].figures[task.METRIC])
+        winner = max(best, key=lambda name: _rank(task, best[name]))
         figure, model = best[winner].figures[task.METRIC], models[winner]
         blend = task.blend(models, validation) if hasattr(task, "blend") and len(models) > 1 else None
         if blend is not None:
@@ -166,9 +166,10 @@ class _Work:
     ) -> dict[str, dict[str, Fitted]]:  # fmt: skip
         """family -> model fitted on `refit` rows (winner's members and the best neural family), and on `hash` rows."""
         task = self.task
-        sign = 1 if task.MODE == "max" else -1
-        neural = sorted((name for name in best if task.CANDIDATES[name].NEURAL),
-                        key=lambda name: -sign * best[name].figures[task.METRIC])[:1]  # fmt: skip
+        neural = sorted(
+            (name for name in best if task.CANDIDATES[name].NEURAL),
+            key=lambda name: _rank(task, best[name]), reverse=True,
+        )[:1]  # fmt: skip
         wanted: list[tuple[str, points.Rows]] = []
         if seen.refit_has_more:
             wanted += [(name, "refit") for name in dict.fromkeys([*members, *neural])]
@@ -193,15 +194,20 @@ class _Work:
 
 def best_of(task: Task, results: Sequence[Result]) -> dict[str, Result]:
     """family -> its best result on validation; the first of equals, so that a rerun chooses the same."""
-    sign = 1 if task.MODE == "max" else -1
     best: dict[str, Result] = {}
     for result in results:
         name = result.fit.point.candidate
         if result.failed:
             continue
-        if name not in best or sign * (result.figures[task.METRIC] - best[name].figures[task.METRIC]) > 0:
+        if name not in best or _rank(task, result) > _rank(task, best[name]):
             best[name] = result
     return best
+
+
+def _rank(task: Task, result: Result) -> tuple[float, float]:
+    """More is better: the task's metric; of equals, whose probabilities are the better ones (where it has any)."""
+    sign = 1 if task.MODE == "max" else -1
+    return sign * result.figures[task.METRIC], -result.figures.get("logloss", 0.0)
 
 
 def _rebuilt(model: Any, winner: str, again: Mapping[str, Fitted]) -> Any:
