@@ -111,7 +111,8 @@ class FilesGuard:
         if plan.texts:
             words = None
             if plan.entity is not None and self._words:
-                words = [self._words.get(one or "", frozenset()) for one in parse.ids(rows[plan.entity]).to_pylist()]
+                owners = parse.ids(rows[plan.entity]).to_pylist()
+                words = pa.array([" ".join(self._words.get(one or "", ())) for one in owners], pa.string())
             for name in plan.texts:
                 rows = rows.set_column(rows.schema.get_field_index(name), name, redact.column(rows[name], words))
         for name in plan.pseudonyms:

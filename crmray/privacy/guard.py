@@ -203,10 +203,8 @@ class Guard:
         if not self._renamed or not (plan.texts or plan.changes):
             return rows
 
-        def words(ids_: Sequence[str]) -> list[frozenset[str]]:
-            known = [one for one in ids_ if one in self._renamed]
-            found = dict(zip(known, self._people.words([self._renamed[one] for one in known]), strict=True))
-            return [found.get(one, frozenset()) for one in ids_]
+        def words(ids_: Sequence[str]) -> pa.StringArray:
+            return self._people.words([self._renamed.get(one, "") for one in ids_])
 
         found = self._words(rows, plan.about, words)
         rows = self._redact(rows, plan, found)
@@ -237,29 +235,26 @@ class Guard:
         return rows.filter(pc.invert(mask)) if pc.any(mask).as_py() else rows
 
     def _words(
-        self, rows: pa.Table, about: Sequence[str], of: Callable[[Sequence[str]], list[frozenset[str]]]
-    ) -> list[frozenset[str]] | None:
-        """Of each row, the words of the names of all that it is about; None when nobody's are known."""
-        found: list[frozenset[str]] | None = None
+        self, rows: pa.Table, about: Sequence[str], of: Callable[[Sequence[str]], pa.StringArray]
+    ) -> pa.DictionaryArray | None:
+        """Of each row, the words of the names of all that it is about, spaces between; None when nobody's are known."""
+        found: pa.StringArray | None = None
         for name in about:
             if name in rows.column_names:
                 coded = pc.dictionary_encode(rows[name].combine_chunks().cast(pa.string()))
-                known = of([ids.normalize(one or "") for one in coded.dictionary.to_pylist()])
-                if any(known):
-                    known.append(frozenset())
-                    own = [known[code] for code in coded.indices.fill_null(-1).to_pylist()]
-                    found = own if found is None else [_union(*both) for both in zip(found, own, strict=True)]
-        return found
+                known = of([ids.normalize(one) for one in coded.dictionary.to_pylist()])
+                if known.null_count < len(known):
+                    own = known.take(coded.indices).fill_null("")
+                    found = own if found is None else pc.binary_join_element_wise(found, own, " ")
+        return None if found is None else found.dictionary_encode()
 
-    def _redact(self, rows: pa.Table, plan: GuardPlan, words: list[frozenset[str]] | None) -> pa.Table:
+    def _redact(self, rows: pa.Table, plan: GuardPlan, words: pa.Array | None) -> pa.Table:
         for name in plan.texts:
             if name in rows.column_names:
                 rows = rows.set_column(rows.schema.get_field_index(name), name, redact.column(rows[name], words))
         return rows
 
-    def _changes(
-        self, rows: pa.Table, plan: GuardPlan, words: list[frozenset[str]] | None, *, renew: bool = False
-    ) -> pa.Table:
+    def _changes(self, rows: pa.Table, plan: GuardPlan, words: pa.Array | None, *, renew: bool = False) -> pa.Table:
         """Old and new values of a history object, each as its field is treated."""
         kinds = [plan.changes.get(one or "", "drop") for one in rows["Field"].to_pylist()]
         by_kind = {kind: np.array([one == kind for one in kinds], bool) for kind in set(kinds) - {"keep"}}
@@ -267,7 +262,7 @@ class Guard:
             values = rows[name].combine_chunks().cast(pa.string())
             for kind, mask in by_kind.items():
                 if kind == "text":
-                    own = None if words is None else [one for one, is_ in zip(words, mask, strict=True) if is_]
+                    own = None if words is None else words.filter(pa.array(mask))
                     new = redact.column(values.filter(pa.array(mask)), own)
                 elif renew:
                     continue
@@ -291,9 +286,3 @@ class Guard:
         run = consent.write(self._lake, self._people.wishes, self._pseudonyms, self._tombstones)
         self._people.save()
         return run
-
-
-def _union(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
-    if other <= one:
-        return one
-    return one | other if one else other

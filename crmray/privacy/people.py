@@ -119,14 +119,14 @@ class People:
                 self._vault.write(f"{_STATE}/{name}", table)
         self._state = {}
 
-    def words(self, ids: Sequence[str]) -> list[frozenset[str]]:
-        """For each record id what to look for in texts about it: words of the names of the account and its persons."""
+    def words(self, ids: Sequence[str]) -> pa.StringArray:
+        """For each record id what to look for in texts about it: words of the names of the account and its persons,
+        spaces between; null where none is known."""
         wanted = np.array(ids, "S18")
         place = np.searchsorted(self._owners, wanted)
         there = place < len(self._owners)
         there[there] = self._owners[place[there]] == wanted[there]
-        found = self._words.take(pa.array(place, mask=~there)).to_pylist()
-        return [frozenset(one.split()) if one else frozenset() for one in found]
+        return self._words.take(pa.array(place, mask=~there))
 
     def _merged(self, name: str) -> pa.Table:
         """Last row of each Id of one object, those of earlier pulls included."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ import pyarrow.compute as pc
 EMAIL, PHONE, CARD, ACCOUNT, NAME = "[EMAIL]", "[PHONE]", "[CARD]", "[ACCOUNT]", "[NAME]"
 MIN_LETTERS = 3
 """of a part of a name that is looked for on its own"""
+REPEATED = 4
+"""rows for each distinct text from which on it pays to find out which texts may hold a name at all"""
 _COMMON = frozenset(
     {
         "gmbh", "mbh", "inc", "ltd", "llc", "llp", "plc", "corp", "corporation", "company", "limited", "ohg", "gbr",
@@ -31,7 +33,6 @@ _COMMON = frozenset(
 )  # fmt: skip
 """parts of names that tell nobody"""
 
-_AT = re.compile(r"@|[(\[]at[)\]]", re.IGNORECASE)
 _MAIL = re.compile(  # at most 64 characters before the @ (RFC 5321), or a long run of letters costs its square
     r"(?<![^\W_])[\w.!#$%&'*+/=?^`{|}~-]{1,64}\s?(?:@|[(\[]at[)\]])\s?[\w-]+(?:_DOT_[\w-]+)*_DOT_[^\W\d_][\w-]+".replace(
         "_DOT_", r"(?:\.|\s?[(\[]dot[)\]]\s?)"
@@ -63,8 +64,11 @@ _MAYBE = (
     r"|(?:fon|phone|tel|call|mobil|cell|fax|handy|whatsapp|sms)[^0-9\n]{0,16}\d{6}"
 )
 """RE2: what a text must hold that any pattern finds something in"""
-_MAYBE_IBAN, _MAYBE_CARD = r"(?i)[A-Z]{2}\d{2}", r"\d(?:[^0-9A-Za-z\n]{0,4}\d){12}"
-"""the same for these two, which few of the texts with a number hold"""
+_SIEVES = {
+    "mail": r"(?i)@|[(\[]at[)\]]", "iban": r"(?i)[A-Z]{2}\d{2}", "card": r"\d(?:[^0-9A-Za-z\n]{0,4}\d){12}",
+    "called": r"\p{Nd}{6}",
+}  # fmt: skip
+"""the same for these, which few of the texts with a number hold; keywords of `patterns`"""
 _NUMBERED = re.compile(
     r"\b(?:order|invoice|ticket|case|ref|reference|tracking|bestellung|rechnung|auftrag|sku|id|article|artikel)"
     r"(?:[ -]?(?:no|nr|number|nummer|id))?[.:#]*[ ]*#?$",
@@ -81,17 +85,18 @@ _RUN = re.compile(r"\d{6}")
 _DATE = re.compile(r"^(?:\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{2,4})(?![-./]?\d)")
 
 
-def patterns(text: str, *, iban: bool = True, card: bool = True) -> str:
+def patterns(text: str, *, mail: bool = True, iban: bool = True, card: bool = True, called: bool = True) -> str:
     """The text with mail addresses, bank accounts, cards and phone numbers replaced.
 
-    iban, card: False where the text is known to hold none.
+    mail, iban, card: False where the text is known to hold none; called: the same of runs of six digits.
     """
     plain = text if text.isascii() else text.translate(_ODD)
-    clean = _MAIL.sub(EMAIL, plain) if _AT.search(plain) else plain
+    clean = _MAIL.sub(EMAIL, plain) if mail else plain
     clean = _checked(clean, _IBAN, _is_iban, ACCOUNT) if iban else clean
     clean = _checked(clean, _CARD, _is_card, CARD) if card else clean
     clean = _PHONE.sub(_phone, clean)
-    clean = _CALLED.sub(lambda match: match[1] + PHONE, clean) if _RUN.search(clean) else clean
+    if called and _RUN.search(clean):  # none may be left by now
+        clean = _CALLED.sub(lambda match: match[1] + PHONE, clean)
     return text if clean == plain else clean
 
 
@@ -149,7 +154,7 @@ def words_of(names: Iterable[str | None]) -> frozenset[str]:
     """What to look for, folded: the parts of at least three letters; German umlauts in their other spelling as well."""
     found: set[str] = set()
     for name in names:
-        for part in re.findall(r"[^\W_]+", name or ""):
+        for part in _PART.findall(name or ""):
             spelled = part.casefold().translate(_UMLAUTS)
             found.update(
                 word
@@ -159,6 +164,7 @@ def words_of(names: Iterable[str | None]) -> frozenset[str]:
     return frozenset(found)
 
 
+_PART = re.compile(r"[^\W_]+")
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss"})
 
 
@@ -205,27 +211,65 @@ def _places(text: str) -> list[int]:
 # -- columns -----------------------------------------------------------------------------------------------------------
 
 
-def column(values: pa.ChunkedArray | pa.Array, words: Sequence[Iterable[str] | None] | None = None) -> pa.Array:
-    """A text column redacted. words: for each row what `words_of` gave for those that it is about, or None."""
+def column(values: pa.ChunkedArray | pa.Array, words: pa.Array | None = None) -> pa.Array:
+    """A text column redacted. words: for each row what `words_of` gave for those that it is about, spaces between.
+
+    Each distinct text is sifted and searched for patterns once: subjects and templates repeat.
+    """
     flat = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    flat = flat.cast(pa.string())
-    maybe = pc.match_substring_regex(flat, _MAYBE).fill_null(False).to_numpy(zero_copy_only=False)
-    looked = maybe if words is None else maybe | np.fromiter((bool(one) for one in words), bool, len(flat))
-    rows = np.flatnonzero(looked & flat.is_valid().to_numpy(zero_copy_only=False))
-    if not len(rows):
-        return flat
-    changed, new = [], []
-    texts = flat.take(pa.array(rows))
-    ibans, cards = (pc.match_substring_regex(texts, one).to_pylist() for one in (_MAYBE_IBAN, _MAYBE_CARD))
-    for row, text, iban, card in zip(rows.tolist(), texts.to_pylist(), ibans, cards, strict=True):
-        clean = patterns(text, iban=iban, card=card) if maybe[row] else text
-        own = words[row] if words is not None else None
-        clean = names(clean, own) if own else clean
-        if clean is not text:
-            changed.append(row)
-            new.append(clean)
-    if not changed:
-        return flat
-    mask = np.zeros(len(flat), bool)
-    mask[changed] = True
-    return pc.replace_with_mask(flat, pa.array(mask), pa.array(new, pa.string()))
+    coded = flat.cast(pa.string()).dictionary_encode()
+    clean = _without_patterns(coded.dictionary)
+    named = _named(clean, coded.indices, words) if words is not None else {}
+    found = clean.take(coded.indices)
+    return _replaced(found, named) if named else found
+
+
+def _without_patterns(texts: pa.StringArray) -> pa.StringArray:
+    """Texts without nulls, with what any pattern finds replaced."""
+    rows = np.flatnonzero(pc.match_substring_regex(texts, _MAYBE).to_numpy(zero_copy_only=False))
+    some = texts.take(pa.array(rows))
+    sifted = [pc.match_substring_regex(some, one).to_pylist() for one in _SIEVES.values()]
+    clean = {}
+    for row, text, *may in zip(rows.tolist(), some.to_pylist(), *sifted, strict=True):
+        new = patterns(text, **dict(zip(_SIEVES, may, strict=True)))
+        if new is not text:
+            clean[row] = new
+    return _replaced(texts, clean) if clean else texts
+
+
+def _named(texts: pa.StringArray, codes: pa.Array, words: pa.Array) -> dict[int, str]:
+    """Row -> text with the names replaced, for the rows in whose text one of its words stands.
+
+    codes: number of each row's text; words: as for `column`.
+    """
+    coded = words if pa.types.is_dictionary(words.type) else words.dictionary_encode()
+    words_of_owner = coded.dictionary.to_pylist()
+    numbers, owners = (one.fill_null(-1).to_numpy() for one in (codes, coded.indices))
+    told = texts.to_pylist()
+    folded = [fold(text) for text in told]
+    looked = (numbers >= 0) & (owners >= 0)
+    if len(told) * REPEATED < len(codes):
+        looked[looked] = _may_name(folded, set(" ".join(words_of_owner).split()))[numbers[looked]]
+    rows = np.flatnonzero(looked)
+    found = {}
+    for row, number, owner in zip(rows.tolist(), numbers[rows].tolist(), owners[rows].tolist(), strict=True):
+        text, own = folded[number], words_of_owner[owner].split()
+        for word in own:
+            if word in text:
+                found[row] = names(told[number], own)
+                break
+    return found
+
+
+def _may_name(folded: Sequence[str], words: Iterable[str]) -> np.ndarray:
+    """Mask of the folded texts of which a part is one of the words, or its genitive."""
+    parts = set(_PART.findall(" ".join(words)))
+    parts |= {f"{one}s" for one in parts}
+    return np.array([not parts.isdisjoint(_PART.findall(text)) for text in folded], bool)
+
+
+def _replaced(texts: pa.StringArray, new: Mapping[int, str]) -> pa.StringArray:
+    """Texts with those of some rows replaced; new: by row, ascending."""
+    mask = np.zeros(len(texts), bool)
+    mask[list(new)] = True
+    return pc.replace_with_mask(texts, pa.array(mask), pa.array(list(new.values()), pa.string()))
