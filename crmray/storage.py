@@ -323,11 +323,11 @@ class Run:
     def parquet_writer(self, rel: str, schema: pa.Schema, *, plain: bool = False) -> Iterator[pq.ParquetWriter]:
         """A zstd Parquet file to write in pieces; it takes its name when the block ends well, else it vanishes.
 
-        plain: without dictionaries and statistics, in a third of the time: for rows that are read as a whole.
+        plain: LZ4 without dictionaries and statistics, in a quarter of the time: for rows that are read as a whole.
         """
         settings: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
         if plain:
-            settings |= {"use_dictionary": False, "write_statistics": False}
+            settings = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
         if self.lake.file_keys:
             settings["encryption_properties"] = self.lake.file_keys.for_writing()
         with self.open_output(rel) as sink, pq.ParquetWriter(sink, schema, **settings) as writer:

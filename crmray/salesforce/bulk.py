@@ -294,7 +294,7 @@ def wait(
                 "JobComplete; it goes on in the org, run again to look at it"
             )
         time.sleep(pause_s * random.uniform(0.8, 1.0))
-        pause_s = min(LONGEST_POLL_S, pause_s * 1.5)
+        pause_s = min(LONGEST_POLL_S, pause_s * 2)
 
 
 def delete_job(client: Client, kind: JobKind, job_id: str) -> None:
