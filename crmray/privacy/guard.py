@@ -236,7 +236,7 @@ class Guard:
 
     def _words(
         self, rows: pa.Table, about: Sequence[str], of: Callable[[Sequence[str]], pa.StringArray]
-    ) -> pa.DictionaryArray | None:
+    ) -> pa.StringArray | None:
         """Of each row, the words of the names of all that it is about, spaces between; None when nobody's are known."""
         found: pa.StringArray | None = None
         for name in about:
@@ -246,7 +246,7 @@ class Guard:
                 if known.null_count < len(known):
                     own = known.take(coded.indices).fill_null("")
                     found = own if found is None else pc.binary_join_element_wise(found, own, " ")
-        return None if found is None else found.dictionary_encode()
+        return found
 
     def _redact(self, rows: pa.Table, plan: GuardPlan, words: pa.Array | None) -> pa.Table:
         for name in plan.texts:

@@ -24,6 +24,8 @@ MIN_LETTERS = 3
 """of a part of a name that is looked for on its own"""
 REPEATED = 4
 """rows for each distinct text from which on it pays to find out which texts may hold a name at all"""
+BLOCK_ROWS = 8 * 1024
+"""whose texts stand in memory as Python strings at once"""
 _COMMON = frozenset(
     {
         "gmbh", "mbh", "inc", "ltd", "llc", "llp", "plc", "corp", "corporation", "company", "limited", "ohg", "gbr",
@@ -214,10 +216,17 @@ def _places(text: str) -> list[int]:
 def column(values: pa.ChunkedArray | pa.Array, words: pa.Array | None = None) -> pa.Array:
     """A text column redacted. words: for each row what `words_of` gave for those that it is about, spaces between.
 
-    Each distinct text is sifted and searched for patterns once: subjects and templates repeat.
+    Each distinct text of a block of rows is sifted and searched for patterns once: subjects and templates repeat.
     """
-    flat = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    coded = flat.cast(pa.string()).dictionary_encode()
+    flat = (values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values).cast(pa.string())
+    starts = range(0, max(1, len(flat)), BLOCK_ROWS)
+    return pa.concat_arrays(
+        [_block(flat.slice(at, BLOCK_ROWS), None if words is None else words.slice(at, BLOCK_ROWS)) for at in starts]
+    )
+
+
+def _block(texts: pa.StringArray, words: pa.Array | None) -> pa.StringArray:
+    coded = texts.dictionary_encode()
     clean = _without_patterns(coded.dictionary)
     named = _named(clean, coded.indices, words) if words is not None else {}
     found = clean.take(coded.indices)
@@ -242,7 +251,7 @@ def _named(texts: pa.StringArray, codes: pa.Array, words: pa.Array) -> dict[int,
 
     codes: number of each row's text; words: as for `column`.
     """
-    coded = words if pa.types.is_dictionary(words.type) else words.dictionary_encode()
+    coded = words.dictionary_encode()
     words_of_owner = coded.dictionary.to_pylist()
     numbers, owners = (one.fill_null(-1).to_numpy() for one in (codes, coded.indices))
     told = texts.to_pylist()
