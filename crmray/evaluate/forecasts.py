@@ -14,7 +14,7 @@ import numpy as np
 
 from crmray.errors import NotEnoughDataError
 
-MIN_SCORES = 20
+MIN_SCORES = 100
 """scores that a margin needs; else those of more weeks are taken together"""
 
 
