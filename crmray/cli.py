@@ -18,7 +18,8 @@ EPILOG = """examples:
   crmray predict churn C00042 --explain
   crmray down
 
-exit codes: 0 done; 2 the request, the org file, the data or the cluster is at fault, told in one line; 1 we are
+exit codes: 0 done; 2 the request, the org file, the data or the cluster is at fault, told in one line; 1 an error of
+crmray itself, with a traceback
 """
 
 

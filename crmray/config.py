@@ -5,6 +5,7 @@ Secrets never stand in it; they come from the environment or from files that it 
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from crmray.errors import ConfigError
 
@@ -25,6 +27,18 @@ class Part(BaseModel):
     """Base of every section: unknown keys are refused, values cannot be changed after the check."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        """Pydantic refuses unknown keys as well, but does not say which there are."""
+        unknown = sorted(map(str, set(values) - set(cls.model_fields))) if isinstance(values, dict) else []
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            message = f"got {', '.join(map(repr, unknown))}, expected only {', '.join(cls.model_fields)}{hint}"
+            raise PydanticCustomError("unknown_key", "{message}", {"message": message})
+        return values
 
 
 class TableSource(Part):
@@ -387,6 +401,12 @@ def explain(error: ValidationError) -> str:
             parts.append(
                 f"{key}: got a value, expected {{env: NAME}} or {{file: PATH}}; take the secret out of the file"
             )
+            continue
+        if item["input"] is None and item["type"] in ("dict_type", "model_type"):
+            parts.append(f"{key}: got nothing, expected settings; write `{{}}` behind it for the defaults")
+            continue
+        if item["type"] == "unknown_key":
+            parts.append(f"{key}: {item['msg']}" if item["loc"] else item["msg"])
             continue
         got = "" if item["type"] == "missing" else f"got {item['input']!r:.80}, "
         parts.append(f"{key}: {got}{item['msg'].removeprefix('Value error, ')}")

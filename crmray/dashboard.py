@@ -77,7 +77,7 @@ class Dashboard:
         here = local_head()
         self.head = here if here and address in (None, here.dashboard) else None
         if not address and not self.head:
-            raise ClusterError("no cluster: none was given and no local head runs; do `crmray up` or give --address")
+            raise ClusterError("no cluster: none was given and no local head runs; do `crmray up` or give its address")
         self.address = (address or self.head.dashboard).rstrip("/")  # type: ignore[union-attr]
         if not self.address.startswith(("http://", "https://")):
             raise ClusterError(

@@ -182,7 +182,8 @@ def _look_up(served: Served, request: EntityRequest) -> _Looked:
         raise Refused(403, "consent_withdrawn", message, field=field)
     which = f"this {entity} is" if count == 1 else f"none of the {count} ids is"
     date = f" of {served.known.as_of:%Y-%m-%d}" if served.known.as_of else ""
-    message = f"{which} in the current data{date}" if count > 1 else f"{which} not in the current data{date}"
+    here = f"among those for whom {served.bundle.task.NAME} answers in the current data{date}"
+    message = f"{which} {here}" if count > 1 else f"{which} not {here}"
     ways = [name for name in request.SUBJECTS if name not in ("id", "ids")]
     hint = f"describe the {entity} under `{ways[0]}`, or make new examples" if ways else "make new examples"
     raise Refused(404, f"unknown_{entity}", f"{message}; {hint}", field=field)

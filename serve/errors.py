@@ -52,7 +52,7 @@ class Refused(Exception):
 DOCUMENTED: dict[int, str] = {
     401: "the bearer key is missing or unknown (unauthorized)",
     403: "the customer withdrew the consent to be profiled (consent_withdrawn)",
-    404: "the id is not in the current data (unknown_<entity>)",
+    404: "the id is not in the current data, or outside the task's population (unknown_<entity>)",
     413: "the body is too large (body_too_large)",
     422: "the body is not what the schema says; `field` names the place (malformed_json, invalid_field)",
     429: "too many requests at once (overloaded); Retry-After says when to come again",

@@ -119,10 +119,7 @@ def guess(path: str) -> Guess:
         found.made_id = found.table != "customers"
         found.table = "customers"
         found.columns = {"entity_id": files.ROW} if found.made_id else found.columns
-    amounts = [
-        rows[column] for name, column in found.columns.items() if name.endswith("_amount") or name == "num_units"
-    ]
-    if any(_has_decimal_comma(values) for values in amounts):
+    if any(_has_decimal_comma(rows[name]) for name in seen if name not in (found.columns.get("occurred_at"),)):
         found.settings["decimal"] = ","
     if found.table in ("transactions", "interactions"):
         found.settings |= _date_format(rows[found.columns["occurred_at"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -215,10 +216,12 @@ def stop(head: Head, *, keep_logs: bool = False) -> int:
     processes = _family(head)
     for process in processes:
         if process.pid == head.pid:
-            process.terminate()  # `ray start --block` ends its children in order
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()  # `ray start --block` ends its children in order
     _, left = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
     for process in left:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended since
+            process.kill()
     psutil.wait_procs(left, timeout=5)
     (home() / "head.json").unlink(missing_ok=True)
     if not keep_logs:

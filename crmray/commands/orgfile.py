@@ -59,7 +59,7 @@ def init_command(arguments: argparse.Namespace) -> int:
         seen = "; ".join(f"{guess.path}: {', '.join(guess.seen)}" for guess in guesses)
         raise ConfigError(
             f"got columns that fit no canonical table ({seen}), expected for example an id of the customer and a date;"
-            " write the org file by hand, as the README's “Your own data” shows"
+            " write the org file by hand, as the README's “Your own files” shows"
         )
     name = re.sub(r"[^a-z0-9_-]+", "-", (arguments.name or Path(arguments.files[0]).stem).lower()).strip("-_") or "org"
     text = draft.render(name[:63], guesses, out.parent if out else Path.cwd())

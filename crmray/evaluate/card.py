@@ -25,7 +25,11 @@ def render(bundle: Mapping[str, Any]) -> str:
     rows = dict(sorted(bundle.get("metrics", {}).items(), key=lambda row: row[0] != bundle["candidate"]))
     if figures_of(rows.values()):
         rows |= {"best possible": bundle["best_possible"]} if bundle.get("best_possible") else {}
-        parts += ["## Figures", "Champion first. Test rows are read once, for this table.", markdown(rows, "model")]
+        parts += [
+            "## Figures",
+            "Champion first; scores before calibration. Test rows are read once, for this table.",
+            markdown(rows, "model"),
+        ]
     if bundle.get("test"):
         parts += ["## The champion on the test rows", _on_test(bundle["test"])]
     if bundle.get("about"):

@@ -49,7 +49,7 @@ def test_a_url_root_is_kept():
         ("name: Shop\nstorage: l\nsource: {kind: demo}", "name: got 'Shop'"),
         ("name: a\nsource: {kind: demo}", "storage: Field required"),
         ("name: a\nstorage: l\nsource: {kind: oracle}", "source: got .*oracle"),
-        ("name: a\nstorage: l\nsource: {kind: demo}\ntask: {}", "task: got {}, Extra inputs"),
+        ("name: a\nstorage: l\nsource: {kind: demo}\ntask: {}", "got .task., expected only .*; did you mean .tasks."),
         ("name: a\nstorage: l\nsource: {kind: demo, customers: 5}", "customers: got 5, .*greater than or equal to 100"),
         ("name: a\nstorage: l\nsource: {kind: files, tables: {products: {columns: {}}}}", "exactly one of them"),
         ("name: a\nstorage: ${NOT_SET_ANYWHERE}\nsource: {kind: demo}", "NOT_SET_ANYWHERE.* not set"),
