@@ -54,6 +54,13 @@ def test_init_drafts_an_org_file_for_labelled_rows(tmp_path: Path) -> None:
     assert org.tasks == {"churn": {"label": "outcome:churn"}}
 
 
+def test_init_sees_a_decimal_comma_in_an_attribute(tmp_path: Path) -> None:
+    path = tmp_path / "customers.csv"
+    path.write_text("customer;city;credit_limit\n1;Bonn;2500,50\n2;Kiel;900,00\n")
+    guess = draft.guess(str(path))
+    assert (guess.table, guess.settings) == ("customers", {"delimiter": ";", "decimal": ","})
+
+
 @pytest.mark.parametrize(
     ("columns", "tasks"),
     [("customer,date,text,rating", {"sentiment"}), ("customer,date,text", set()), ("sku,name,price", set())],
