@@ -20,7 +20,7 @@ from crmray.schema import TIME
 
 BLOCK_BYTES = 4 << 20
 """of CSV parsed at once; a record is shorter (a long text area holds 131,072 characters)"""
-TABLE_BYTES = 16 << 20
+TABLE_BYTES = 8 << 20
 """of rows in memory for each page that is being read"""
 _DATE = pa.timestamp("us")
 _TYPES = {
