@@ -31,8 +31,10 @@ _WARM_ROWS = 64
 class Served:
     """One version with the rows that it answers from: all of one answer comes from one of these."""
 
+    whole: Bundle
+    """the champion as it was published"""
     bundle: Bundle
-    """the champion"""
+    """the champion but for what it quotes of those who withdrew"""
     known: Known
     """the `now` rows that fit it"""
     schemas: dict[str, pa.Schema]
@@ -116,7 +118,7 @@ class Champion:
             if self.served is None or self.served.bundle.version != version:
                 bundle = load_bundle(self.lake, self.lake.run("bundles", self.task.NAME, version), self.task)
             else:
-                bundle = self.served.bundle
+                bundle = self.served.whole
             run = self._examples(bundle)
             if self.served is not None and self.served.names == (version, run.run_id, consent):
                 self.problem = ""
@@ -148,7 +150,7 @@ class Champion:
         found = self.lake.latest("raw", CONSENT).run_id if self.lake.has("raw", CONSENT) else None
         if self.served is not None and self.served.withheld.run_id != found:
             withheld = Withheld.of(self.lake)
-            bundle = self.served.bundle.without(withheld.profiling)
+            bundle = self.served.whole.without(withheld.profiling)  # who consents again is quoted again
             self.served = replace(self.served, bundle=bundle, withheld=withheld)
             log.event("serve.consent", task=self.task.NAME, consent=found)
         return found
@@ -172,11 +174,12 @@ class Champion:
             self._features_of[run.run_id] = json.loads(run.read_bytes("manifest.json"))["features_version"]
         return self._features_of[run.run_id]
 
-    def _load(self, bundle: Bundle, run: Run) -> Served:
+    def _load(self, whole: Bundle, run: Run) -> Served:
         known, withheld = Known.open(run), Withheld.of(self.lake)
-        bundle = bundle.without(withheld.profiling)
+        bundle = whole.without(withheld.profiling)
         known = replace(known, rows=bundle.together(known.rows))
         served = Served(
+            whole=whole,
             bundle=bundle,
             known=known,
             schemas=known.schemas(),

@@ -119,7 +119,9 @@ def guess(path: str) -> Guess:
         found.made_id = found.table != "customers"
         found.table = "customers"
         found.columns = {"entity_id": files.ROW} if found.made_id else found.columns
-    if any(_has_decimal_comma(rows[name]) for name in seen if name not in (found.columns.get("occurred_at"),)):
+    times = {name for canonical, name in found.columns.items() if canonical.endswith("_at")}  # 13.12.09 is no number
+    texts = [name for name in seen if name not in times and pa.types.is_string(rows.schema.field(name).type)]
+    if _has_decimal_comma([rows[name] for name in texts]):
         found.settings["decimal"] = ","
     if found.table in ("transactions", "interactions"):
         found.settings |= _date_format(rows[found.columns["occurred_at"]])
@@ -154,15 +156,17 @@ def _csv_settings(path: str) -> dict[str, str]:
     return settings
 
 
-def _has_decimal_comma(values: pa.ChunkedArray) -> bool:
-    """Whether numbers in text are written 1.234,50: some end in a comma and digits, none in a point and digits."""
-    if not pa.types.is_string(values.type):
-        return False
+def _has_decimal_comma(columns: Sequence[pa.ChunkedArray]) -> bool:
+    """Whether numbers in text are written 1.234,50: some end in a comma and digits, none in a point and digits. A file
+    has one way of writing them, so a list such as 1,2 counts for nothing where another column has 12.50."""
     comma, point = (
-        pc.any(pc.match_substring_regex(values, rf"^\s*-?[\d.,]*\d{mark}\d{{1,2}}\s*$")).as_py()
+        any(
+            pc.any(pc.match_substring_regex(values, rf"^\s*-?[\d.,]*\d{mark}\d{{1,2}}\s*$")).as_py()
+            for values in columns
+        )
         for mark in (",", r"\.")
     )
-    return bool(comma) and not point
+    return comma and not point
 
 
 def _date_format(values: pa.ChunkedArray) -> dict[str, str]:

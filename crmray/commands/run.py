@@ -80,10 +80,10 @@ def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, 
     if port is not None:
         print("deploy", flush=True)
         endpoints = serving.deploy(dashboard, org, port=port)
-    written = [task for task in wanted if task in org.writeback and task not in failed]
-    if written:
+    live = [task for task in wanted if task not in failed]
+    if written := [task for task in live if task in org.writeback]:
         failed |= _station(dashboard, org, "writeback", written)
-    if live := [task for task in wanted if task not in failed]:
+    if live:  # a write-back that failed costs no page
         failed |= _station(dashboard, org, "evaluate", live)
         if missing := _station(dashboard, org, "evaluate", []):
             failed["the page of all tasks"] = missing[""]

@@ -28,6 +28,8 @@ _UNSEEN = [
 ]
 _UNSEEN.append((re.compile("<!--"), re.compile("-->")))
 """beginning and end of what a reader does not see, or did not write"""
+_SEEN_MARKS = re.compile(r"<!--\[if[^<>]{0,200}>\s*<!--+>|<!--\s*<!\[endif\]--+>", re.IGNORECASE)
+"""around what Outlook alone does not show: marks, not the beginning of a comment"""
 _QUOTED_MARKUP = re.compile(r"<div[^<>]{0,200}gmail_quote", re.IGNORECASE)
 _BREAKS = re.compile(r"<(?:br|/?p|/?div|/?tr|/?li|/?h[1-6]|/?table|hr)\b[^<>]{0,2000}>", re.IGNORECASE)
 _QUOTED_FROM_HERE = re.compile(
@@ -96,21 +98,24 @@ def _plain(text: str) -> str:
     """The text of HTML, a line for each block; what is quoted in it is left out."""
     quote = _QUOTED_MARKUP.search(text)
     text = text[: quote.start()] if quote else text
+    text = _SEEN_MARKS.sub("", text)
     for begin, end in _UNSEEN:
         text = _without(text, begin, end)
     return html.unescape(_TAG.sub(" ", _BREAKS.sub("\n", text)))
 
 
 def _without(text: str, begin: re.Pattern[str], end: re.Pattern[str]) -> str:
-    """Without what lies between a beginning and its end, quotes within quotes included; what has no end is kept.
+    """Without what lies between a beginning and its end; what has no end is kept. Quotes stand within quotes, comments
+    and scripts do not nest: theirs ends at the next end.
 
     Linear, which one expression for both would not be.
     """
+    nest = "blockquote" in begin.pattern
     first, *rest = begin.split(text)
     kept, unended, depth = [first], list[str](), 0
     for part in rest:
         ends = [found.end() for found in end.finditer(part)]
-        depth += 1
+        depth = depth + 1 if nest else 1
         if len(ends) >= depth:
             kept.append(part[ends[depth - 1] :])
             unended, depth = [], 0

@@ -130,4 +130,6 @@ def _listing(fields: Mapping[str, Any], indent: str = "") -> str:
 
 
 def _scalar(value: Any) -> str:
+    if isinstance(value, float) and 0 < abs(value) < 0.001:
+        return f"{value:.4g}"  # a setting: text_of rounds figures
     return "none" if value is None else text_of(value)

@@ -19,6 +19,8 @@ LEAST_EACH = 10
 """rows of which a class is said rightly, and as many wrongly, without which it has no curve of its own"""
 NUM_FOLDS = 5
 """in which it is tried whether the curves gain"""
+ABOVE_TIE = 1e-9
+"""by which the class said stays above the next"""
 
 
 def softmax(logits_NK: np.ndarray) -> np.ndarray:
@@ -107,8 +109,9 @@ def calibrated(probability: np.ndarray, fitted: Mapping[str, Any]) -> np.ndarray
     rest = warm.copy()
     rest[rows, said] = 0.0
     left = np.maximum(rest.sum(1), 1e-12)
-    second = rest.max(1) / left  # of what is left; the class said may not fall below it
-    sure = np.maximum(_on_curves(fitted["curves"], said, warm[rows, said]), second / (1.0 + second))
+    second = rest.max(1) / left  # of what is left; the class said may not fall to it: a tie is broken by the order
+    least = np.minimum(second / (1.0 + second) + ABOVE_TIE, 1.0)
+    sure = np.maximum(_on_curves(fitted["curves"], said, warm[rows, said]), least)
     sure = np.where(rest.any(1), sure, 1.0)
     made = rest * ((1.0 - sure) / left)[:, None]
     made[rows, said] = sure

@@ -31,10 +31,11 @@ NUMBER = "[NUMBER]"
 _GREETING = re.compile(
     r"(?i:dear|hello|hi|good (?:morning|afternoon|evening)|hallo|guten (?:tag|morgen|abend)|liebe[rs]?"
     r"|sehr geehrte[rs]?|bonjour|ch(?:er|ère)|hola|estimad[oa])"
-    r"(?:\s(?:\[NAME\]|[^\W\d_a-z][\w.'’-]*)){0,4}\s?[,!:]\s*"
+    r"(?:\s(?:\[NAME\]|and|und|et|y|&|[^\W\d_a-z][\w.'’-]*)){0,6}(?:\s?[,!:]|\s[-–]\s|\s*\n|\s*$)\s*"
 )
 """of a letter, with the names after it, which begin with capitals"""
-_WORD = re.compile(r"[\w/-]+")
+_WORD = re.compile(r"[\w/-]+(?:(?<=\d)[ ](?=\d)[\w/-]+)*")
+"""a number in groups is one word"""
 
 
 def solved(train: pa.Table) -> dict[str, Any]:
@@ -44,6 +45,11 @@ def solved(train: pa.Table) -> dict[str, Any]:
     train: rows with label, text, text_answer, text_answer_id, customer_id and keys.
     """
     rows = train.filter(pc.is_valid(train["text_answer"]))
+    answers = pa.array(
+        [_for_others(answer)[:MAX_ANSWER_CHARS] for answer in rows["text_answer"].to_pylist()], pa.string()
+    )
+    rows = rows.set_column(rows.schema.get_field_index("text_answer"), "text_answer", answers)
+    rows = rows.filter(pc.not_equal(answers, ""))  # of a greeting alone nothing is left
     rows = rows.take(pc.sort_indices(rows, [("as_of", "descending"), ("entity_id", "ascending")]))
     intents = sorted(pc.unique(rows["label"]).to_pylist())
     most = max(1, MAX_SOLVED // max(1, len(intents)))
@@ -52,7 +58,7 @@ def solved(train: pa.Table) -> dict[str, Any]:
     words = _hashed(kept["text"].to_pylist())
     return {
         "intents": kept["label"].to_pylist(),
-        "answers": [_for_others(answer)[:MAX_ANSWER_CHARS] for answer in kept["text_answer"].to_pylist()],
+        "answers": kept["text_answer"].to_pylist(),
         "interaction_ids": kept["entity_id"].to_pylist(),
         "answer_ids": kept["text_answer_id"].to_pylist(),
         "customer_ids": kept["customer_id"].to_pylist(),
@@ -97,7 +103,7 @@ def nearest(
         likeness = (_weighted(_hashed([texts[i] for i in block.tolist()]), idf) @ theirs).toarray()
         likeness[intents[block][:, None] != their_intents] = -1.0
         for i, best, row in zip(block, likeness.argmax(axis=1), likeness, strict=True):
-            if row[best] >= least and known["answers"][best]:
+            if row[best] >= least:
                 answers[i], similarity[i] = known["answers"][best], float(row[best])
     return answers, similarity
 

@@ -25,7 +25,7 @@ from crmray.train import points, refit, report, rows, shards
 from crmray.train.points import Point, Result, Results
 from crmray.train.search import Search, search
 
-FORMAT = 1
+FORMAT = 2
 
 
 def fit(

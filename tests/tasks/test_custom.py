@@ -133,7 +133,10 @@ def test_given_labels_and_attributes():
         ),
         ({"outcome": {"given": "nps", "kind": "class"}}, "expected yes_no or number"),
         ({"outcome": {"table": "interactions", "measure": "avg"}}, "outcome.measure: got 'avg'.*'exists', 'none'"),
-        ({"outcome": {"table": "interactions"}, "horizon": 5}, "horizon: got 5"),
+        (
+            {"outcome": {"table": "interactions"}, "horizon": 5},
+            "got 'horizon', expected only .*; did you mean 'horizon_days'",
+        ),
         ({"outcome": {"table": "interactions", "measure": "first", "column": "text"}}, "got 'text'.*free text is none"),
         ({"population": [{"table": "interactions", "at_most": 0}]}, r"got at_most 0, expected at_least \(1\) or more"),
         ({"population": [{"table": "products"}]}, "got 'products' for entity customer, expected one of"),

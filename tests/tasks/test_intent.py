@@ -168,8 +168,16 @@ def test_without_an_answer_to_anything_nothing_is_suggested():
         ("Sehr geehrter Herr Dr. Quix, es kommt am 2025-11-22 für 1234 €.", "Es kommt am [NUMBER] für 1234 €."),
         ("Hello [NAME], try again", "Try again"),
         ("Hello we have it, try again", "Hello we have it, try again"),
-        ("Hello Ada,", ""),
+        ("Hi Ada and Ben, it is here", "It is here"),
+        ("The number is 1234 5678 9012 now", "The number is [NUMBER] now"),
     ],
 )
 def test_an_answer_names_nobody_to_whom_it_was_written(written: str, shown: str):
     assert text_replies.solved(inquiries(("i0", "c0", "Delivery", "x", written)))["answers"] == [shown]
+
+
+def test_an_answer_that_is_a_greeting_alone_hides_no_other():
+    rows = inquiries(
+        ("i0", "c0", "Delivery", "late parcel", "Hello Ada,"), ("i1", "c1", "Delivery", "late parcel", "Soon.")
+    )
+    assert text_replies.solved(rows)["answers"] == ["Soon."]

@@ -150,7 +150,7 @@ def test_the_transformer_compares_its_own_segments_at_both_dates():
 
     for name, value, type_ in (("kind", "order", pa.string()), ("days_before", 3.0, pa.float32()),
                                ("value", 1.0, pa.float32())):  # fmt: skip
-        table = table.append_column(f"event_{name}", lists(now, value, type_, there | ~there))
+        table = table.append_column(f"event_{name}", lists(now, value, type_, np.full(table.num_rows, True)))
         table = table.append_column(f"before_event_{name}", lists(then, value, type_, there))
     for name in ("spend_amount", "frequency_orders", "recency_days"):
         table = table.append_column(f"before_{name}", pa.array(table[name].to_numpy(), mask=~there))

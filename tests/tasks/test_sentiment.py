@@ -198,6 +198,21 @@ def test_confidence_is_calibrated_and_the_class_stays():
     assert made.max(1)[said != 0] == pytest.approx(0.9, abs=0.02)
 
 
+def test_a_curve_that_falls_below_the_next_class_leaves_a_tie_to_nobody():
+    raw = np.array([[0.45, 0.55], [0.55, 0.45]])
+    fitted = {"temperature": 1.0, "curves": text_calibration.fit(*_unsure())["curves"]}
+    made = text_calibration.calibrated(raw, fitted)
+    assert (made.argmax(1) == [1, 0]).all()
+    assert made.max(1) == pytest.approx(0.5, abs=1e-6)  # as unsure as may be
+
+
+def _unsure() -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities of a model that is always sure, and seldom right."""
+    rng, said = np.random.default_rng(0), np.arange(4_000) % 2
+    raw = np.where(np.arange(2) == said[:, None], 0.9, 0.1)
+    return np.where(rng.random(4_000) < 0.2, said, 1 - said), raw
+
+
 def test_what_is_calibrated_is_left_as_it_is():
     rng = np.random.default_rng(0)
     true = text_calibration.softmax(rng.normal(0, 2, (3_000, 3)))

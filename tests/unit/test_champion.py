@@ -89,6 +89,11 @@ def test_what_is_quoted_of_those_who_withdrew_goes_with_their_consent(tmp_path, 
     started_later = champion.Champion(lake, toy.module())
     assert started_later.poll()
     assert started_later.current().bundle.decision["gone"] == {SECRET}
+    run = lake.run("raw", "consent", "d" * 16)
+    run.write_table("part-00000.parquet", consent.SCHEMA.empty_table())
+    run.commit()
+    replica.poll()
+    assert "gone" not in replica.current().bundle.decision
 
 
 def test_the_watch_outlives_any_exception(told):

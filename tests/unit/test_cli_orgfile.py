@@ -59,6 +59,8 @@ def test_init_sees_a_decimal_comma_in_an_attribute(tmp_path: Path) -> None:
     path.write_text("customer;city;credit_limit\n1;Bonn;2500,50\n2;Kiel;900,00\n")
     guess = draft.guess(str(path))
     assert (guess.table, guess.settings) == ("customers", {"delimiter": ";", "decimal": ","})
+    path.write_text("customer;city;credit_limit;sizes\n1;Bonn;2500.50;1,2\n2;Kiel;900.00;3,4\n")
+    assert draft.guess(str(path)).settings == {"delimiter": ";"}  # a list is no number
 
 
 @pytest.mark.parametrize(

@@ -68,3 +68,9 @@ def test_subject_and_body_are_one_text():
     subject, body = pa.array(["Late", None, "Late", None]), pa.array(["where is it", None, None, "x"])
     assert text.joined(subject, body).to_pylist() == ["Late. where is it", None, "Late", "x"]
     assert text.joined(pa.array(["Late"]), pa.array(["Late it is"])).to_pylist() == ["Late it is"]
+
+
+def test_comments_do_not_nest():
+    mail = "<p>Hello</p><!--[if !mso]><!--><p>Visible</p><!--<![endif]--><p>x</p><!-- hidden 77 --><p>end</p>"
+    assert "hidden" not in text.clean_one(mail)
+    assert "Visible" in text.clean_one(mail)
