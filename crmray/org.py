@@ -11,7 +11,7 @@ from crmray.errors import ConfigError
 from crmray.storage import Lake, Run
 
 if TYPE_CHECKING:
-    from crmray.registry import Bundle
+    from crmray.bundle import Bundle
     from crmray.salesforce.fields import Target
     from crmray.salesforce.writeback import Aim
 
@@ -172,7 +172,8 @@ class OpenOrg:
         from crmray import tasks
 
         which = tasks.task(task)
-        from crmray.registry import Ledger, load_bundle
+        from crmray.bundle import load_bundle
+        from crmray.registry import Ledger
 
         version = version or Ledger(self.lake, which.NAME).champion()
         return load_bundle(self.lake, self.lake.run("bundles", which.NAME, version))

@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import log
+from crmray.bundle import Bundle, load_bundle
 from crmray.cluster import record, resources
 from crmray.config import Org
 from crmray.data.examples_shard import task_at
 from crmray.errors import CorruptError
 from crmray.privacy import Withheld
 from crmray.privacy.consent import CUSTOMER
-from crmray.registry import Bundle, Ledger, load_bundle
+from crmray.registry import Ledger
 from crmray.schema import TIME
 from crmray.storage import Lake, Run, run_id
 from crmray.tasks.contract import Task

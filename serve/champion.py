@@ -10,13 +10,14 @@ from typing import Any
 import pyarrow as pa
 
 from crmray import log, tasks
+from crmray.bundle import Bundle, load_bundle
 from crmray.config import Org
 from crmray.data import asof_series
 from crmray.data.asof import conform
 from crmray.errors import CrmrayError, DataError, NoChampionError, NotFoundError
 from crmray.privacy import PERSONS, Pseudonyms, Withheld
 from crmray.privacy.consent import NAME as CONSENT
-from crmray.registry import Bundle, Ledger, load_bundle
+from crmray.registry import Ledger
 from crmray.salesforce.ids import normalize
 from crmray.storage import Lake, Run
 from crmray.tasks.contract import Task

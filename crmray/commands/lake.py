@@ -73,6 +73,7 @@ def champion_row(org: Org, task: str) -> dict[str, Any] | None:
     None where nothing is published; a ceiling is known for the demo org only.
     """
     from crmray import tasks
+    from crmray.bundle import about_of
     from crmray.registry import Ledger
 
     lake, which = Lake.of(org), tasks.task(task)
@@ -80,7 +81,7 @@ def champion_row(org: Org, task: str) -> dict[str, Any] | None:
         version = Ledger(lake, task).champion()
     except NoChampionError:
         return None
-    about = json.loads(lake.run("bundles", task, version).read_bytes("bundle.json"))
+    about = about_of(lake.run("bundles", task, version))
     on_test = which.METRIC in (about.get("test") or {})
     figures = (
         {name: one.get("refit", one["plain"]) for name, one in about["test_candidates"].items()} if on_test else {}

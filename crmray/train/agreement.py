@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from crmray import tasks
+from crmray.bundle import Bundle, load_bundle
 from crmray.errors import NoChampionError
-from crmray.registry import Bundle, Ledger, load_bundle
+from crmray.registry import Ledger
 from crmray.storage import Lake, Run
 from crmray.tasks.contract import Task
 from crmray.train import rows

@@ -19,16 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import log, storage, tasks
+from crmray.bundle import Bundle, about_of, load_bundle
 from crmray.config import Org
 from crmray.errors import NoChampionError, NotFoundError
 from crmray.evaluate import card, pages
 from crmray.evaluate.words import is_figure
-from crmray.registry import Bundle, Ledger, load_bundle
+from crmray.registry import Ledger
 from crmray.storage import Lake, Run
 from crmray.tasks.contract import Task
 from crmray.train import agreement, report, rows
 
-FORMAT = 1
+FORMAT = 2
 ALL = "all"
 """name of the comparison among the evaluations"""
 MAX_PICTURE_BYTES = 300_000
@@ -120,7 +121,7 @@ def _of_training(lake: Lake, task: Task) -> dict[str, Any] | None:
     if champion is None and not lake.has("bundles", task.NAME):
         return None
     run = lake.run("bundles", task.NAME, champion) if champion else lake.latest("bundles", task.NAME)
-    about = json.loads(run.read_bytes("bundle.json"))
+    about = about_of(run)
     return _report(task, about, _trained_at(lake, task, run.run_id), run.run_id, champion is not None)
 
 

@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from crmray import log
+from crmray.bundle import write_bundle
 from crmray.errors import CrmrayError
 from crmray.evaluate import card
 from crmray.evaluate.words import is_figure
 from crmray.models import selection
-from crmray.registry import write_bundle
 from crmray.storage import Lake, Run
 from crmray.tasks.contract import Fitted, Task
 from crmray.train import rows

@@ -33,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 
 from crmray import config, registry, schema
+from crmray.bundle import write_bundle
 from crmray.keys import KeyFile
 from crmray.storage import Lake
 
@@ -78,7 +79,7 @@ def make_org(folder: Path, num_customers: int = 4_000) -> str:
     state = candidate.prepare(train)
     model = candidate.fitted(state, candidate.module(state).state_dict(), 1)
     bundle = lake.run("bundles", "churn", "2" * 16)
-    registry.write_bundle(
+    write_bundle(
         bundle,
         churn,
         candidate="lstm",

@@ -17,7 +17,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import mini_task
 
-from crmray import cluster, config, registry
+from crmray import cluster, config
+from crmray.bundle import load_bundle
 from crmray.errors import CapacityError, ConfigError, TrainingError
 from crmray.storage import Lake
 from crmray.train import engine, loop, refit, rows, search, trainer
@@ -54,7 +55,7 @@ def test_fit_writes_a_bundle_and_a_rerun_finds_it(ray_session, tmp_path):
     mini_task.write_examples(lake)
     options = {"grid": True, "overrides": {"hidden": 8}}
     run = fit(org_of(lake), lake, mini_task, mini_task.Settings(), **options)
-    bundle = registry.load_bundle(lake, run, mini_task)
+    bundle = load_bundle(lake, run, mini_task)
     about = bundle.about
     assert about["candidate"] == "net"
     assert about["metrics"]["net"]["auc"] == max(t["auc"] for t in about["trials"] if t["auc"] is not None)

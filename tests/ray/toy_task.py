@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 
-from crmray import registry, schema, storage
+from crmray import bundle as bundles
+from crmray import schema, storage
 from crmray.config import Part
 from crmray.tasks.contract import EntityRequest, Needs
 
@@ -199,7 +200,7 @@ def write_bundle(lake: storage.Lake, run_id: str, *, bias: float, weight: float,
     examples_run = lake.latest("examples", NAME)
     rows, model = examples_run.read_table("test/*.parquet"), Sigmoid(bias=bias, weight=weight)
     run = lake.run("bundles", NAME, run_id)
-    registry.write_bundle(
+    bundles.write_bundle(
         run,
         module(),
         candidate="sigmoid",

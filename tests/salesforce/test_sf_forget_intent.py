@@ -12,11 +12,12 @@ import pytest
 from test_sf_forget import everything
 
 from crmray import config, forget, schema
+from crmray.bundle import Bundle, load_bundle, write_bundle
 from crmray.data.ingest import ingest
 from crmray.errors import NoChampionError
 from crmray.models.text_tfidf import TfidfLogistic
 from crmray.privacy import Pseudonyms
-from crmray.registry import Bundle, Ledger, load_bundle, write_bundle
+from crmray.registry import Ledger
 from crmray.storage import Lake, Run
 from crmray.tasks import intent
 

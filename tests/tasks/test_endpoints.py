@@ -19,6 +19,7 @@ import uvicorn
 from conformance import baseline_of, fit, planted, rows_of, settings_of, small
 
 from crmray import registry, score
+from crmray.bundle import write_bundle
 from crmray.config import Writeback
 from crmray.privacy import consent
 from crmray.salesforce import fields, values
@@ -113,7 +114,7 @@ def published(lake: Lake, task: Any, inputs: dict[str, str]) -> Champion:
     about = {"task": task.NAME, "features_version": task.FEATURES_VERSION, "settings": own, "inputs": inputs}
     run.commit(as_of=dates, horizon_days=30, num_shards=1, **about)
     bundle = lake.run("bundles", task.NAME, "a" * 16)
-    registry.write_bundle(
+    write_bundle(
         bundle, task, candidate=baseline_of(task), model=model, settings=settings, decision=decision,
         examples=seen["test"], card="# planted", metrics={baseline_of(task): {}}, baselines={}, data=run.manifest(),
         seed=0,

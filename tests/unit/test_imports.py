@@ -29,7 +29,7 @@ LAYERS = (
     ),
     ("crmray.data", "crmray.models", "crmray.evaluate", "crmray.salesforce"),
     ("crmray.tasks",),
-    ("crmray.registry", "crmray.keys"),
+    ("crmray.bundle", "crmray.registry", "crmray.keys"),
     (
         "crmray.head",
         "crmray.cluster",

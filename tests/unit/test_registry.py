@@ -6,12 +6,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
+from crmray import bundle as bundles
 from crmray import config, registry, tasks
-from crmray.errors import BundleError, CorruptError, NoChampionError, RegistryError, WatchdogError
+from crmray.bundle import load_bundle
+from crmray.errors import (
+    BundleError,
+    CorruptError,
+    NoChampionError,
+    NotEnoughDataError,
+    RegistryError,
+    WatchdogError,
+)
 from crmray.org import OpenOrg
 from crmray.storage import Lake
+from serve.champion import Champion
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "ray"))
 import toy_task as toy
@@ -29,7 +40,7 @@ def lake(tmp_path):
 
 
 def test_a_bundle_comes_back_as_it_was_written(lake):
-    bundle = registry.load_bundle(lake, toy.write_bundle(lake, "a" * 16, **RIGHT), TASK)
+    bundle = load_bundle(lake, toy.write_bundle(lake, "a" * 16, **RIGHT), TASK)
     rows = lake.latest("examples", "toy").read_table("test/*.parquet")
     answer = bundle.predict(rows, explain=True)
     assert answer.column_names[0] == "entity_id"
@@ -45,12 +56,12 @@ def test_changed_bytes_and_other_features_are_refused(lake, monkeypatch):
     good = path.read_bytes()
     path.write_bytes(good.replace(b"2.5", b"9.5"))
     with pytest.raises(CorruptError, match=r"weights.json differs from its SHA-256"):
-        registry.load_bundle(lake, run, TASK)
+        load_bundle(lake, run, TASK)
     path.write_bytes(good)
-    bundle = registry.load_bundle(lake, run, TASK)
+    bundle = load_bundle(lake, run, TASK)
     monkeypatch.setattr(toy, "FEATURES_VERSION", "2")
     with pytest.raises(BundleError, match="features_version '1', this code makes '2'"):
-        registry.load_bundle(lake, run, TASK)
+        load_bundle(lake, run, TASK)
     newer = lake.run("examples", "toy", "f" * 16)
     newer.write_bytes("now.arrow", b"")
     newer.commit(features_version="2")
@@ -58,8 +69,45 @@ def test_changed_bytes_and_other_features_are_refused(lake, monkeypatch):
         bundle.check_run(newer)
 
 
+def test_a_bundle_of_another_format_is_refused_wherever_it_is_opened(lake, monkeypatch):
+    with monkeypatch.context() as other_code:
+        other_code.setattr(bundles, "FORMAT", 2)
+        run = toy.write_bundle(lake, "a" * 16, **HALF)
+        registry.publish(lake, TASK)
+    told = f"bundle {'a' * 16}: got format 2, expected 1: another version of crmray wrote it; train again and publish"
+    for read in (lambda: load_bundle(lake, run, TASK), lambda: bundles.about_of(run)):
+        with pytest.raises(BundleError, match=told):
+            read()
+    replica = Champion(lake, TASK)
+    assert not replica.poll()
+    assert told in replica.problem
+    toy.write_bundle(lake, "b" * 16, **RIGHT)
+    entry = registry.publish(lake, TASK)  # what takes its place needs no comparison with what cannot be read
+    assert entry["promoted"]
+    assert f"the champion {'a' * 16} cannot be compared: {told}" in entry["why"]
+    assert [(row["candidate"], row["validation"]) for row in registry.compare(lake, TASK)] == [
+        ("sigmoid", 1.0), ("of format 2", None),
+    ]  # fmt: skip
+    with pytest.raises(BundleError, match=told):
+        registry.rollback(lake, TASK)
+
+
+def test_a_draw_of_one_class_says_nothing_of_the_comparison(lake, monkeypatch):
+    def score(examples, predictions):
+        if pc.sum(examples["label"]).as_py() < 2:
+            raise NotEnoughDataError("got one class")
+        return {"accuracy": float(((predictions["score"] >= 0.5) == (examples["label"].to_numpy() == 1)).mean())}
+
+    for run_id, numbers in (("a" * 16, HALF), ("b" * 16, RIGHT)):
+        toy.write_bundle(lake, run_id, **numbers)
+    monkeypatch.setattr(toy, "score", score)
+    before, after = (load_bundle(lake, lake.run("bundles", "toy", key * 16), TASK) for key in "ab")
+    rows = lake.latest("examples", "toy").read_table("test/*.parquet").take([2, 3, 4, 7])  # two of four leave
+    assert registry.decide(after, before, rows).figures["gain"] == 0.5
+
+
 def test_a_row_that_does_not_fit_names_the_column(lake):
-    bundle = registry.load_bundle(lake, toy.write_bundle(lake, "a" * 16, **RIGHT), TASK)
+    bundle = load_bundle(lake, toy.write_bundle(lake, "a" * 16, **RIGHT), TASK)
     rows = lake.latest("examples", "toy").read_table("test/*.parquet").slice(0, 2)
     with pytest.raises(BundleError, match="column 'num_orders' is missing, expected a numeric column"):
         bundle.predict(rows.drop_columns(["num_orders"]))
@@ -74,7 +122,7 @@ def test_first_version_has_to_beat_its_baseline(lake):
     toy.write_bundle(lake, "a" * 16, **HALF, baseline=0.9)
     refusal = registry.publish(lake, TASK)
     assert not refusal["promoted"]
-    assert "baseline coin 0.9000" in refusal["why"]
+    assert "rule of thumb coin 0.9000" in refusal["why"]
     with pytest.raises(NoChampionError):
         registry.Ledger(lake, "toy").champion()
     entry = registry.publish(lake, TASK, force="pilot")
