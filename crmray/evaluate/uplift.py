@@ -49,15 +49,15 @@ def qini_figure(treated: np.ndarray, y: np.ndarray, score: np.ndarray) -> Figure
     """Qini area as a function of row weights; NaN where the weighted rows lack an arm. A score that is the same for all
     ranks nobody: its area is 0, whatever the order of the rows."""
     treated, y, score = checked(treated, y, score)
-    if np.ptp(score) == 0:
-        return lambda weights: 0.0
     order = np.argsort(-score, kind="stable")
-    arm, outcome = treated[order], y[order]
+    arm, outcome, ranks_nobody = treated[order], y[order], np.ptp(score) == 0
 
     def figure(weights: np.ndarray) -> float:
         w = weights[order]
         if not (w * arm).sum() or not (w * (1 - arm)).sum():
             return float("nan")
+        if ranks_nobody:
+            return 0.0
         q = _curve(arm, outcome, w)
         return float((w * q).sum() / w.sum() - q[-1] / 2)
 

@@ -32,7 +32,9 @@ def test_ties_stay_in_row_order_and_weights_repeat_rows():
 def test_a_score_that_ranks_nobody_has_no_area():
     lucky = uplift.qini_area(np.array([1, 0, 1, 0]), np.array([1, 0, 0, 1]), np.array([4.0, 3.0, 2.0, 1.0]))
     assert lucky > 0
-    assert uplift.qini_area(np.array([1, 0, 1, 0]), np.array([1, 0, 0, 1]), np.full(4, 0.5)) == 0.0
+    level = uplift.qini_figure(np.array([1, 0, 1, 0]), np.array([1, 0, 0, 1]), np.full(4, 0.5))
+    assert level(np.ones(4)) == 0.0
+    assert np.isnan(level(np.array([1.0, 0.0, 1.0, 0.0])))  # no control row: nothing is known of any score
 
 
 def test_refusals():
