@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 
 from crmray.data import asof, splits
+from crmray.errors import NotEnoughDataError
 from crmray.evaluate import amounts, judge, metrics, reasons
 from crmray.models import value_answer
 from crmray.models.value_bgnbd import BGNBD
@@ -169,11 +170,19 @@ def _by_month(tables: Mapping[str, pa.Table], entities: pa.Array, as_of: datetim
 
 
 def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """ranking (mean of normalised Gini and Spearman), and the figures of `amounts.amount`, for the spend."""
+    """ranking (mean of normalised Gini and Spearman), and the figures of `amounts.amount`, for the spend.
+
+    NotEnoughDataError where the spend ranks nobody: the same of all rows, or nothing in total.
+    """
     return _ranked(amounts.amount(examples[SPEND].to_numpy(), predictions["spend"]))
 
 
 def _ranked(figures: Mapping[str, Any]) -> dict[str, Any]:
+    if "ngini" not in figures:  # amounts.amount leaves out what these amounts do not define
+        raise NotEnoughDataError(
+            f"got spend of {figures['mean_truth']:g} on average that ranks none of {figures['rows']} customers, "
+            "expected amounts that differ and add up to more than 0; choose a longer horizon_days"
+        )
     return {METRIC: (figures["ngini"] + figures["spearman"]) / 2, **figures}
 
 

@@ -202,6 +202,13 @@ def test_the_report_covers_totals_deciles_and_kinds_of_customer(fitted):
     assert figures["deciles"][0]["spend"]["came"] > 5 * figures["deciles"][-1]["spend"]["came"]
 
 
+@pytest.mark.parametrize("spend", [[10.0] * 3, [10.0, np.nextafter(10.0, 11.0), 10.0], [0.0] * 3, [-5.0, -1.0, 2.0]])
+def test_spend_that_ranks_nobody_is_said(spend):
+    rows = pa.table({SPEND: spend})
+    with pytest.raises(NotEnoughDataError, match=r"expected amounts that differ"):
+        value.score(rows, {"spend": np.array([1.0, 2.0, 3.0])})
+
+
 def test_a_model_fitted_again_is_brought_to_the_same_totals(fitted):
     model, decision = fitted["lightgbm"]
     rows = rows_of(value)["validation"]
