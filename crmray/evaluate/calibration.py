@@ -43,20 +43,24 @@ def fit(y: np.ndarray, p: np.ndarray) -> dict[str, Any]:
     return {**FITTERS[best](y, p), "logloss": reached}
 
 
-def refitted(state: Mapping[str, Any], y: np.ndarray, p: np.ndarray, held: np.ndarray) -> dict[str, Any]:
+def refitted(state: Mapping[str, Any], held: np.ndarray, level: float) -> dict[str, Any]:
     """The map for the same model fitted again with the validation rows: its shape kept, its log odds shifted so that it
     no longer adds what their level was above that of the model's own rows. The refit learns that level itself, as one
     of all its dates; added again, the next date would be taken for as high as the last.
 
-    y (N,), p (N,) labels and scores of the rows that the model was fitted on; held (M,) its scores of the validation
-    rows, by which the map was fitted. A model whose level is wrong on its own rows, such as one with class weights,
-    stays corrected for that.
+    held (M,) scores of the validation rows, by which the map was fitted; level: their mean as `own_level` has it.
     """
-    y, p = checked(y, p)
-    if state["method"] == "none" or not 0 < y.mean() < 1:
+    if state["method"] == "none":
         return dict(state)
-    level = _curve(_logit(held) + _shift(_logit(p), float(y.mean()))).mean()
-    return {**state, "shift": _shift(_logit(apply(state, held)), float(level))}
+    return {**state, "shift": _shift(_logit(apply(state, held)), level)}
+
+
+def own_level(y: np.ndarray, p: np.ndarray, held: np.ndarray) -> float:
+    """Mean probability of rows with the scores held (M,) by a model whose level is made right on the rows that it was
+    fitted on: their labels y (N,) of both classes, its scores p (N,) of them. So one whose level is wrong there, such
+    as one with class weights, stays corrected for that."""
+    y, p = checked(y, p)
+    return float(_curve(_logit(held) + _shift(_logit(p), float(y.mean()))).mean())
 
 
 def _shift(odds: np.ndarray, mean: float) -> float:

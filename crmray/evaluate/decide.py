@@ -107,16 +107,26 @@ def fit(model: Any, train: pa.Table, validation: pa.Table, how: Any = "f1") -> d
     """calibration, threshold and bands of the scores of validation rows, as JSON; calibration_refitted: of the model
     when it is fitted again with these rows.
 
-    train: the rows that the model was fitted on.
+    train: the rows that the model, or each member of a blend, was given to be fitted on.
     """
     label, scores = labels_of(validation), model.predict(validation)["score"]
     curve = calibration.fit(label, scores)
-    own = sampled(train, MAX_LEVEL_ROWS, seed=0)
-    after = calibration.refitted(curve, labels_of(own), model.predict(own)["score"], scores)
+    after = calibration.refitted(curve, scores, _own_level(model, train, validation))
     probability = calibration.apply(curve, scores)
     chosen = threshold(label, probability, how)
     bands = calibration.fit_bands(label, probability, high=chosen)
     return {"calibration": curve, "calibration_refitted": after, "threshold": chosen, "bands": bands}
+
+
+def _own_level(model: Any, train: pa.Table, validation: pa.Table) -> float:
+    """calibration.own_level of the validation rows, of a blend the average of its members': each may have been fitted
+    on other rows. A model that used only some of `train` says which (`fitted_on`)."""
+    if hasattr(model, "members"):
+        return sum(model.weights[name] * _own_level(one, train, validation) for name, one in model.members.items())
+    rows = model.fitted_on(train) if hasattr(model, "fitted_on") else train
+    own = sampled(rows, MAX_LEVEL_ROWS, seed=0)
+    held = model.predict(validation)["score"]
+    return calibration.own_level(labels_of(own), model.predict(own)["score"], held)
 
 
 def shipped(model: Any, decision: Mapping[str, Any], validation: pa.Table) -> dict[str, Any]:

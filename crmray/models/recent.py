@@ -6,14 +6,19 @@ today's; which weighs more is for validation, out of time, to say.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.models.boosting import LightGBM
-from crmray.models.linear import Logistic
+from crmray.models.boosting import LightGBM, LightGBMModel
+from crmray.models.linear import LinearModel, Logistic
+from crmray.models.tabular import to_json
+
+SHARE_FILE = "recent.json"
 
 
 def newest(train: pa.Table, share: float) -> pa.Table:
@@ -48,9 +53,17 @@ class RecentLightGBM(LightGBM):
         check_share(self.newest_share)
         super().__post_init__()
 
-    def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> Any:
+    def fit(
+        self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
+    ) -> RecentLightGBMModel:
         """As LightGBM, on the newest rows."""
-        return super().fit(newest(train, self.newest_share), validation, seed=seed, rounds=rounds)
+        model = super().fit(newest(train, self.newest_share), validation, seed=seed, rounds=rounds)
+        return RecentLightGBMModel(**vars(model), newest_share=self.newest_share)
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> RecentLightGBMModel:
+        """The model that `save` wrote."""
+        return RecentLightGBMModel(**vars(LightGBM.load(files)), newest_share=_share_of(files))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +79,55 @@ class RecentLogistic(Logistic):
         check_share(self.newest_share)
         super().__post_init__()
 
-    def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> Any:
+    def fit(
+        self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
+    ) -> RecentLogisticModel:
         """As Logistic, on the newest rows."""
-        return super().fit(newest(train, self.newest_share), validation, seed=seed, rounds=rounds)
+        model = super().fit(newest(train, self.newest_share), validation, seed=seed, rounds=rounds)
+        return RecentLogisticModel(**vars(model), newest_share=self.newest_share)
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> RecentLogisticModel:
+        """The model that `save` wrote."""
+        return RecentLogisticModel(**vars(Logistic.load(files)), newest_share=_share_of(files))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecentLightGBMModel(LightGBMModel):
+    """Fitted trees that know which of the training rows they saw."""
+
+    newest_share: float = 1.0
+    """As the candidate's."""
+
+    def fitted_on(self, train: pa.Table) -> pa.Table:
+        """Those of the training rows that it was fitted on."""
+        return newest(train, self.newest_share)
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model."""
+        return {**super().save(), **_share_file(self.newest_share)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecentLogisticModel(LinearModel):
+    """A fitted logistic regression that knows which of the training rows it saw."""
+
+    newest_share: float = 1.0
+    """As the candidate's."""
+
+    def fitted_on(self, train: pa.Table) -> pa.Table:
+        """Those of the training rows that it was fitted on."""
+        return newest(train, self.newest_share)
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model."""
+        return {**super().save(), **_share_file(self.newest_share)}
+
+
+def _share_file(share: float) -> dict[str, bytes]:
+    """None for a model of all rows: such a model is what the plain family gives."""
+    return {} if share == 1 else {SHARE_FILE: to_json({"newest_share": share})}
+
+
+def _share_of(files: Mapping[str, bytes]) -> float:
+    return json.loads(files[SHARE_FILE])["newest_share"] if SHARE_FILE in files else 1.0

@@ -35,7 +35,8 @@ class Needs:
 class Fitted(Protocol):
     """A fitted model: predicts, and is saved as named byte strings (never pickle).
 
-    Optional beside these: pictures() -> {file name: SVG}, drawn into the bundle by the report.
+    Optional beside these: pictures() -> {file name: SVG}, drawn into the bundle by the report; fitted_on(train) -> the
+    training rows that it used, where these are not all.
     """
 
     @property

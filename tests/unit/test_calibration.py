@@ -86,12 +86,12 @@ def test_a_refitted_model_keeps_the_shape_and_has_its_own_level():
     state = calibration.fit(y, before)
     assert calibration.apply(state, refitted).mean() > y.mean() + 0.08  # the level would be added twice
     older = (rng.random(4000) < before).astype(int)  # its own rows, on which it is right
-    moved = calibration.refitted(state, older, before, before)
+    moved = calibration.refitted(state, before, calibration.own_level(older, before, before))
     p = calibration.apply(moved, refitted)
     assert p.mean() == pytest.approx(y.mean(), abs=0.05)
     assert metrics.logloss(y, p) < metrics.logloss(y, refitted)
     assert np.array_equal(np.argsort(p), np.argsort(refitted))
-    assert calibration.refitted({"method": "none"}, older, before, before) == {"method": "none"}
+    assert calibration.refitted({"method": "none"}, before, 0.1) == {"method": "none"}
 
 
 def test_a_level_that_is_wrong_on_the_models_own_rows_stays_corrected():
@@ -100,6 +100,6 @@ def test_a_level_that_is_wrong_on_the_models_own_rows_stays_corrected():
     y = (rng.random(4000) < 1 / (1 + np.exp(-odds))).astype(int)
     weighted = 1 / (1 + np.exp(-(odds + 2.0)))  # as with class weights: about half of the rows, on its own rows too
     state = calibration.fit(y, weighted)
-    moved = calibration.refitted(state, y, weighted, weighted)
+    moved = calibration.refitted(state, weighted, calibration.own_level(y, weighted, weighted))
     assert moved["shift"] == pytest.approx(0.0, abs=0.01)
     assert calibration.apply(moved, weighted).mean() == pytest.approx(y.mean(), abs=0.005)

@@ -1,11 +1,17 @@
-"""Thresholds by F1, by cost and by capacity, worked out by hand."""
+"""Thresholds by F1, by cost and by capacity, worked out by hand; the level of a model that is fitted again."""
+
+from datetime import datetime, timedelta, timezone
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from crmray import tasks
 from crmray.errors import ConfigError
 from crmray.evaluate import decide
+from crmray.models.blend import Blend
+from crmray.models.linear import Logistic
+from crmray.models.recent import RecentLightGBM, RecentLogistic
 from crmray.tasks import churn
 
 LABEL = np.array([1, 0, 1, 0, 0, 1])
@@ -53,3 +59,55 @@ def test_the_org_file_says_how():
     assert settings.threshold == decide.ByCapacity(capacity=500)
     assert settings.model_dump(mode="json")["threshold"] == {"capacity": 500}
     assert churn.Settings().threshold == "f1"
+
+
+def months(*rates: float) -> list[pa.Table]:
+    """2,000 rows of each of these months: x moves the odds, the month's rate their level."""
+    tables = []
+    for number, rate in enumerate(rates):
+        rng = np.random.default_rng(number)
+        x = rng.normal(size=2000)
+        p = 1 / (1 + np.exp(-(np.log(rate / (1 - rate)) + x)))
+        as_of = datetime(2024, 1, 1, tzinfo=timezone.utc) + timedelta(days=30 * number)
+        columns = {"entity_id": np.arange(2000).astype(str), "as_of": [as_of] * 2000, "x": x}
+        tables.append(pa.table({**columns, "label": (rng.random(2000) < p).astype(np.int8)}))
+    return tables
+
+
+SHARES = {"weights": 0.5, "none": 0.5, "all rows": 1.0}
+
+
+def candidate(name: str) -> RecentLogistic:
+    return RecentLogistic(newest_share=SHARES[name], imbalance="weights" if name == "weights" else "none")
+
+
+@pytest.mark.parametrize("names", [["weights"], ["weights", "none"], ["weights", "all rows"]])
+def test_the_level_after_the_refit_is_that_of_the_rows_that_each_model_learns_from(names):
+    *months_before, later = months(0.05, 0.05, 0.3, 0.3, 0.3, 0.3)
+    train, validation, both = (pa.concat_tables(rows) for rows in (months_before[:4], months_before[4:], months_before))
+
+    def fitted(rows: pa.Table) -> Blend:
+        weights = dict.fromkeys(names, 1 / len(names))
+        return Blend(members={name: candidate(name).fit(rows, None, seed=0) for name in names}, weights=weights)
+
+    model = fitted(train)
+    assert model.predict(validation)["score"].mean() > 0.33  # class weights: too high
+    decision = decide.fit(model, train, validation)
+    assert decision["calibration"]["method"] == "platt"
+    again = decide.shipped(fitted(both), decision, validation)
+    learned = [both.slice(4000 if SHARES[name] == 0.5 else 0)["label"].to_numpy().mean() for name in names]
+    assert decide.probabilities(fitted(both), again, later).mean() == pytest.approx(np.mean(learned), abs=0.02)
+
+
+@pytest.mark.parametrize("kind", [RecentLightGBM, RecentLogistic])
+def test_a_model_of_the_newest_rows_still_knows_them_when_it_is_loaded(kind):
+    rows = pa.concat_tables(months(0.2, 0.3))
+    for share, num_rows in ((1.0, 4000), (0.5, 2000)):
+        model = kind(newest_share=share).fit(rows, None, seed=0)
+        files = model.save()
+        loaded = kind.load(files)
+        assert model.fitted_on(rows).num_rows == loaded.fitted_on(rows).num_rows == num_rows
+        assert loaded.save() == files
+        assert np.array_equal(loaded.predict(rows)["score"], model.predict(rows)["score"])
+    plain = Logistic().fit(rows, None, seed=0).save()
+    assert RecentLogistic.load(plain).fitted_on(rows) is rows  # one that was saved before shares were
