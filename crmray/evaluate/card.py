@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crmray.evaluate.words import intervals_of, is_figure, meaning_of, name_of, text_of
+from crmray.evaluate.words import intervals_of, is_figure, meaning_of, name_of, setting_of, text_of
 
 WEAK_AUC = 0.05
 """an AUC so far below that of all rows makes a group worth a word"""
@@ -16,8 +16,8 @@ def render(bundle: Mapping[str, Any]) -> str:
     """Markdown text.
 
     `bundle`: task, candidate, features_version, seed (required); about, entity, settings, metrics {model: {figure:
-    number}}, best_possible {figure: number}, test (as the task's `evaluate` gives it), removed, decision, data, rounds
-    (optional).
+    number}}, best_possible {figure: number}, not_fitted {candidate: why}, test (as the task's `evaluate` gives it),
+    removed, decision, data, rounds (optional).
     """
     parts = [f"# {bundle['task']}: {bundle['candidate']}", _facts(bundle)]
     if bundle.get("about"):
@@ -30,6 +30,8 @@ def render(bundle: Mapping[str, Any]) -> str:
             "Champion first; scores before calibration. Test rows are read once, for this table.",
             markdown(rows, "model"),
         ]
+    if bundle.get("not_fitted"):
+        parts += ["## Candidates without a model, and why", _listing(bundle["not_fitted"])]
     if bundle.get("test"):
         parts += ["## The champion on the test rows", _on_test(bundle["test"])]
     if bundle.get("about"):
@@ -116,20 +118,11 @@ def figures_of(rows: Sequence[Mapping[str, Any]] | Any) -> list[str]:
 
 
 def _listing(fields: Mapping[str, Any], indent: str = "") -> str:
-    """Nested bullet points; long lists are counted, not printed."""
+    """Nested bullet points."""
     lines = []
     for name, value in fields.items():
         if isinstance(value, Mapping):
             lines += [f"{indent}- {name}:", _listing(value, indent + "  ")] if value else [f"{indent}- {name}: none"]
-        elif isinstance(value, (list, tuple)) and len(value) > 12:
-            lines.append(f"{indent}- {name}: {len(value)} values")
         else:
-            shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else _scalar(value)
-            lines.append(f"{indent}- {name}: {shown}")
+            lines.append(f"{indent}- {name}: {setting_of(value)}")
     return "\n".join(lines)
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, float) and 0 < abs(value) < 0.001:
-        return f"{value:.4g}"  # a setting: text_of rounds figures
-    return "none" if value is None else text_of(value)

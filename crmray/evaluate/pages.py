@@ -14,7 +14,7 @@ from typing import Any
 from crmray.evaluate import card, charts
 from crmray.evaluate.charts import Chart
 from crmray.evaluate.page_parts import page, picture, table
-from crmray.evaluate.words import FIGURES, TABLES, intervals_of, is_figure, meaning_of, name_of, text_of
+from crmray.evaluate.words import FIGURES, TABLES, intervals_of, is_figure, meaning_of, name_of, setting_of, text_of
 
 SHOWN_APART = ("curves", "confusion", "names", "intervals", "classes", "by_horizon")
 LABELLED = ("name", "aspect")
@@ -30,7 +30,8 @@ BESIDE = (
 def bundle_page(report: Mapping[str, Any], pictures: Mapping[str, bytes] = MappingProxyType({})) -> bytes:
     """The page of one bundle; `report` as crmray.train.evaluation makes it, pictures name -> SVG."""
     test, metric = report["test"], report["metric"]
-    where = f"{report['evaluated']['rows']:,} test rows"
+    rows, measured = report["evaluated"]["rows"], test.get("rows")
+    where = f"{rows:,} test rows" if measured in (None, rows) else f"{measured:,.0f} of {rows:,} test rows"
     if report["evaluated"]["as_of"]:
         where += f" of {', '.join(report['evaluated']['as_of'])}"
     state = "the champion" if report["is_champion"] else "not the champion"
@@ -59,6 +60,9 @@ def all_page(report: Mapping[str, Any]) -> bytes:
     intro = [
         "<p>The champion of every task beside the models it was chosen from. Validation chose; the test rows were read "
         "once. A plain model that wins is the champion.</p>",
+        "<p class=soft>Best baseline: of the models beside the champion that are no neural network. Best rule of "
+        "thumb: of those beside it that have nothing to tune. Best neural: of the neural networks, the champion "
+        "included.</p>",
         table({name: _short(one) for name, one in tasks.items()}, "task", "Champions, on test rows", plain=True),
     ]
     neural = {
@@ -91,8 +95,8 @@ def _cards(test: Mapping[str, Any], metric: str) -> str:
     cells = []
     for name in shown:
         ends = intervals_of(test).get(name)
-        between = f"<br>95 %: {' to '.join(text_of(end, name) for end in ends)}" if ends else ""
-        words = f"{escape(name_of(name))}<b>{text_of(test[name], name)}</b>"
+        between = f"<br>95 %: {escape(' to '.join(text_of(end, name) for end in ends))}" if ends else ""
+        words = f"{escape(name_of(name))}<b>{escape(text_of(test[name], name))}</b>"
         cells.append(f"<div class=card>{words}<span class=soft>{escape(meaning_of(name))}{between}</span></div>")
     return f"<div class=cards>{''.join(cells)}</div>"
 
@@ -177,7 +181,7 @@ def _models(report: Mapping[str, Any]) -> list[str | Chart]:
         rows[charts.BEST] = best
     words = (
         "Best of each family; test figures, of the refitted model where there is one. The champion is marked; "
-        f"baselines: {', '.join(report['baselines']) or 'none'}"
+        f"rules of thumb: {', '.join(report['baselines']) or 'none'}"
     )
     shown: list[str | Chart] = [table(rows, "model", words, plain=True, marked=champion)]
     known = [(name, one["test"][metric]) for name, one in report["models"].items() if metric in one["test"]]
@@ -185,6 +189,9 @@ def _models(report: Mapping[str, Any]) -> list[str | Chart]:
         ceiling = (report["best_possible"] or {}).get(metric)
         known += [(charts.BEST, ceiling)] if ceiling is not None else []
         shown.append(charts.compared(known, name_of(metric), meaning_of(metric), champion))
+    if report["not_fitted"]:
+        told = [f"{name}: {why}" for name, why in report["not_fitted"].items()]
+        shown.append(f"<h3>Candidates without a model, and why</h3>{_bullets(told)}")
     return shown
 
 
@@ -215,34 +222,33 @@ def _nested(value: Any) -> str:
     if isinstance(value, Mapping):
         items = [f"<li>{escape(str(key))}: {_nested(one)}" for key, one in value.items()]
         return f"<ul>{''.join(items)}</ul>" if items else "none"
-    if isinstance(value, (list, tuple)):
-        return f"{len(value)} values" if len(value) > 12 else escape(", ".join(map(str, value))) or "none"
-    return "none" if value is None else escape(text_of(value))
+    return escape(setting_of(value))
 
 
 def _short(one: Mapping[str, Any]) -> dict[str, str]:
-    """A task's line in the comparison."""
+    """A task's line in the comparison; what its columns mean, `all_page` says. `crmray run` ends with the same."""
     metric = one["metric"]
     test = {name: figures["test"].get(metric) for name, figures in one["models"].items()}
     known = {name: value for name, value in test.items() if value is not None}
 
-    def best(names: Sequence[str]) -> str:
-        chosen = [name for name in names if name in known and name != one["candidate"]]
+    def best(names: set[str]) -> str:
+        chosen = sorted(set(names) & set(known))
         if not chosen:
             return ""
         top = (max if one["mode"] == "max" else min)(chosen, key=lambda name: known[name])
         return f"{top} {text_of(known[top], metric)}"
 
     ends = intervals_of(one["test"]).get(metric) or ()
-    neural = [name for name, figures in one["models"].items() if figures["neural"]]
+    neural = {name for name, figures in one["models"].items() if figures["neural"]}
+    beside = set(one["models"]) - {one["candidate"]}
     return {
         "champion": one["candidate"],
         "figure": name_of(metric),
         "value": text_of(one["test"].get(metric), metric),
         "95 % interval": " to ".join(text_of(end, metric) for end in ends),
-        "best baseline": best(one["baselines"]),
-        "best plain model": best([name for name in one["models"] if name not in neural]),
-        "best neural model": best(neural),
+        "best baseline": best(beside - neural),
+        "best rule of thumb": best(beside & set(one["baselines"])),
+        "best neural": best(neural),
         "best possible": text_of((one["best_possible"] or {}).get(metric), metric),
         "published": "yes" if one["is_champion"] else "no",
     }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-SMALL = 5e-5
-"""nearer to 0 the first four decimals are 0"""
+SMALL = 1e-4
+"""a figure nearer to 0 is told as that"""
+MAX_ITEMS = 12
+"""of a longer list only how many there are is told"""
 Shown = Literal["number", "share", "count"]
 
 FIGURES: dict[str, tuple[str, Shown, str]] = {
@@ -143,7 +145,7 @@ def _base(figure: str) -> str:
 
 
 def text_of(value: Any, figure: str = "") -> str:
-    """A value as people read it: 12,345; 0.8534; 41.2 %; an empty text for None."""
+    """A figure as people read it: 12,345; 0.8534; 41.2 %; < 0.0001; an empty text for None."""
     shown = FIGURES[_base(figure)][1] if _base(figure) else "number"
     if value is None:
         return ""
@@ -154,10 +156,22 @@ def text_of(value: Any, figure: str = "") -> str:
     if shown == "share":
         return f"{100 * value:.1f}\u202f%"  # a space at which no line breaks
     if 0 < abs(value) < SMALL:
-        return "0.0000"
+        return f"< {SMALL:.4f}" if value > 0 else f"> {-SMALL:.4f}"
     if isinstance(value, int) or shown == "count" or (abs(value) >= 1000 and float(value).is_integer()):
         return f"{value:,.0f}"
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value + 0.0:.4g}"  # + 0.0: no sign before 0
+
+
+def setting_of(value: Any) -> str:
+    """A setting or a fact in one line, as it was given: small numbers whole, `none` for None and what is empty."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {setting_of(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        shown = [f"({setting_of(one)})" if isinstance(one, Mapping) else setting_of(one) for one in value]
+        return f"{len(value)} values" if len(value) > MAX_ITEMS else ", ".join(shown) or "none"
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:g}"
+    return "none" if value is None else text_of(value)
 
 
 def intervals_of(test: Mapping[str, Any]) -> dict[str, Sequence[float]]:

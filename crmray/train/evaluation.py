@@ -185,7 +185,8 @@ def _report(task: Task, about: Mapping[str, Any], trained_at: str, version: str,
         "hyperparameters": {winner: members[winner]} if winner in members else members,
         "removed": about.get("removed", {}),
         "suspects": about.get("suspects", {}),
-        "data": _data(about["data"]),
+        "not_fitted": about.get("not_fitted", {}),
+        "data": report.data_of(about["data"]),
         "training": {
             "trials": len(trials),
             "failed": sum("failed" in trial for trial in trials),
@@ -209,13 +210,6 @@ def _model(name: str, about: Mapping[str, Any]) -> dict[str, Any]:
         "test_before_refit": on_test["plain"] if "refit" in on_test else None,
         **family,
     }
-
-
-def _data(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Period, population and dates, without schemas and counts by date."""
-    names = ("run_id", "span", "as_of", "horizon_days", "rows", "excluded", "num_shards")
-    kept_out = {name: one for name, one in (data.get("attributes") or {}).items() if one.get("used") == "kept out"}
-    return {name: data[name] for name in names if name in data} | ({"kept_out": kept_out} if kept_out else {})
 
 
 def _for_card(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from crmray.train import points, refit, report, rows, shards
 from crmray.train.points import Point, Result, Results
 from crmray.train.search import Search, search
 
-FORMAT = 2
+FORMAT = 3
 
 
 def fit(
@@ -112,7 +112,8 @@ class _Work:
         report.write(
             report.Outcome(
                 task=task, settings=self.settings, seed=org.seed, examples=self.examples, seen=seen, results=results,
-                best=best, models=models, winner=winner, selected=model,
+                skipped=points.skipped(task, seen.selection.column_names, candidates), best=best, models=models,
+                winner=winner, selected=model,
                 champion=_rebuilt(model, winner, again["refit"]), refitted=again["refit"],
                 hash_model=_rebuilt(model, winner, again["hash"]) if again["hash"] else None,
             ),

@@ -23,7 +23,7 @@ from crmray.storage import Lake
 from crmray.tasks.contract import Candidate, Fitted, Task
 from crmray.train.engine import EngineSettings
 
-FORMAT = 3
+FORMAT = 4
 MAX_STEPS = 100
 """points of a learning curve that are kept"""
 OWN_FAULT = (ConfigError, DataError, TrainingError, ValueError)
@@ -192,14 +192,12 @@ def choose(
         if name not in task.CANDIDATES:
             raise ConfigError(f"got candidate {name!r}, expected one of {', '.join(task.CANDIDATES)}")
     used: set[str] = set()
-    points, refused = [], {}
+    points, refused = [], skipped(task, columns, names)
     for name in names:
         family = task.CANDIDATES[name]
         fixed = _overrides_of(name, family, overrides, used)
-        why_not = family.applies(columns) if hasattr(family, "applies") else None
-        if why_not is not None:
-            refused[name] = why_not
-            log.event("candidate.skipped", candidate=name, why=why_not)
+        if name in refused:
+            log.event("candidate.skipped", candidate=name, why=refused[name])
             continue
         free = {key: values for key, values in family.GRID.items() if key not in fixed} if grid else {}
         usual = family.for_rows(num_rows) if hasattr(family, "for_rows") else {}
@@ -215,6 +213,13 @@ def choose(
     if not points:
         raise NotEnoughDataError(f"{task.NAME}: no candidate can run on these examples: {refused}")
     return points
+
+
+def skipped(task: Task, columns: Sequence[str], candidates: Sequence[str] | None) -> dict[str, str]:
+    """Candidate (of those named, default all) -> why it cannot be fitted on examples with these columns."""
+    families = {name: task.CANDIDATES[name] for name in candidates or task.CANDIDATES}
+    told = {name: one.applies(columns) for name, one in families.items() if hasattr(one, "applies")}
+    return {name: why for name, why in told.items() if why is not None}
 
 
 def _overrides_of(name: str, family: type, overrides: Mapping[str, Any], used: set[str]) -> dict[str, Any]:

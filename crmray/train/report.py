@@ -40,6 +40,8 @@ class Outcome:
     """training and validation rows"""
     results: Sequence[Result]
     """every trial"""
+    skipped: Mapping[str, str]
+    """candidate -> why it cannot be fitted on these rows"""
     best: Mapping[str, Result]
     """family -> best trial"""
     models: Mapping[str, Fitted]
@@ -77,6 +79,7 @@ def write(outcome: Outcome, run: Run, lake: Lake) -> None:
         "removed": {name or outcome.winner: why for name, why in selection.removed_of(outcome.champion).items()},
         "suspects": selection.suspects(seen.selection, seen.validation, task.LABELS),
         "best_possible": best_possible(lake, task, test),
+        "not_fitted": not_fitted(outcome),
         "hyperparameters": {name: dict(result.fit.point.settings) for name, result in outcome.best.items()},
         "trials": [_trial(outcome.task, result) for result in outcome.results],
         "data": {key: value for key, value in outcome.examples.manifest().items() if key != "files"},
@@ -92,7 +95,7 @@ def write(outcome: Outcome, run: Run, lake: Lake) -> None:
     if facts["suspects"]:
         log.warn("report.suspects", task=task.NAME, features=list(facts["suspects"]))
     shown = {**head, **facts, "metrics": _shown(figures["test"]), "about": about(task)}
-    shown |= {"entity": task.ENTITY}
+    shown |= {"entity": task.ENTITY, "data": data_of(facts["data"])}
     text = card.render({**shown, "settings": outcome.settings.model_dump(mode="json"), "decision": None})
     write_bundle(
         run, task, candidate=outcome.winner, model=outcome.champion, settings=outcome.settings, decision=decision,
@@ -118,6 +121,27 @@ def _decision(outcome: Outcome, selected: Fitted, last: Fitted) -> dict[str, Any
     if last is not selected and hasattr(task, "shipped"):
         return task.shipped(last, decision, seen.validation)
     return decision
+
+
+def not_fitted(outcome: Outcome) -> dict[str, str]:
+    """Candidate -> in one line why it gave no model: it cannot be fitted on these rows, or every trial of it failed."""
+    failed: dict[str, list[str]] = {}
+    for result in outcome.results:
+        name = result.fit.point.candidate
+        if name not in outcome.best and result.failed:
+            failed.setdefault(name, []).append(" ".join(result.failed.split()))
+    told = {name: whys[0] + (f" ({len(whys)} trials)" if len(whys) > 1 else "") for name, whys in failed.items()}
+    return {**outcome.skipped, **told}
+
+
+def data_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Period, population and dates of the examples as people read them, without schemas and counts by date.
+
+    A horizon of 0 is left out: the task's rows have no label window.
+    """
+    names = ("run_id", "span", "as_of", "horizon_days", "rows", "excluded", "num_shards")
+    kept_out = {name: one for name, one in (manifest.get("attributes") or {}).items() if one.get("used") == "kept out"}
+    return {name: manifest[name] for name in names if manifest.get(name)} | ({"kept_out": kept_out} if kept_out else {})
 
 
 def baselines(task: Task, best: Mapping[str, Result]) -> list[str]:

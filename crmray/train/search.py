@@ -299,9 +299,8 @@ def _result(shared: Search, grid: tune.ResultGrid, index: int) -> Result:
     """What a trial left in the lake, or why there is nothing. TrainingError for one whose process never began."""
     trial = grid[index]
     if trial.config is None:
-        why = _without_values(str(trial.error).strip().splitlines()[-1])
         raise TrainingError(
-            f"the process of trial {index} ended before it began: {why}; run again, done trials are kept"
+            f"the process of trial {index} ended before it began: {_why(trial.error)}; run again, done trials are kept"
         )
     fit = shared.fit_of(trial.config)
     result = shared.results.read(fit)
@@ -309,15 +308,16 @@ def _result(shared: Search, grid: tune.ResultGrid, index: int) -> Result:
         return result
     metrics = trial.metrics or {}
     figures = {shared.task.METRIC: metrics[shared.task.METRIC]} if shared.task.METRIC in metrics else {}
-    why = "stopped early by the scheduler"
-    if trial.error is not None:
-        why = _without_values(str(trial.error).strip().splitlines()[-1])
+    why = "stopped early by the scheduler" if trial.error is None else _why(trial.error)
     return Result(fit=fit, figures=figures, failed=why)
 
 
-def _without_values(line: str) -> str:
+def _why(error: Exception | None) -> str:
     """The last line of a trial's traceback; of an error that is not ours only the kind, since it may quote the data."""
-    kind, _, message = line.partition(": ")
+    lines = str(error or "").strip().splitlines()
+    if not lines:
+        return "it left no message"
+    kind, _, message = lines[-1].partition(": ")
     if kind.startswith("crmray."):
         return message
     return f"{kind}; its log in the Ray dashboard has the message"

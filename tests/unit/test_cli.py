@@ -171,6 +171,28 @@ def test_a_run_ends_with_the_pages_of_what_was_published(
     assert capsys.readouterr().out.splitlines()[-4:] == [*pages, "", "leads: train: too few rows"]
 
 
+def test_a_write_back_that_failed_costs_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "org.yaml").write_text(
+        "name: a\nstorage: lake\nsource: {kind: demo}\ntasks: {churn: {}, leads: {}}\nwriteback: {churn: {}}\n"
+    )
+    org, seen = config.load(tmp_path / "org.yaml"), []
+
+    def station(dashboard: object, org: config.Org, name: str, tasks: list[str]) -> dict[str, str]:
+        seen.append((name, tasks))
+        for one in (tasks or ["all"]) if name == "evaluate" else []:
+            Lake.of(org).run("evaluations", one, "0" * 16).commit()
+        return {"churn": "writeback: the org is locked"} if name == "writeback" else {}
+
+    monkeypatch.setattr(run_command, "_station", station)
+    assert run_command.run(None, org, tasks=None, tune=False, port=None) == 2  # type: ignore[arg-type]
+    assert seen[-3:] == [("writeback", ["churn"]), ("evaluate", ["churn", "leads"]), ("evaluate", [])]
+    told = capsys.readouterr().out.splitlines()
+    pages = [f"{one}: {org.root}/evaluations/{one}/{'0' * 16}/report.html" for one in ("all", "churn", "leads")]
+    assert told[-5:] == [*pages, "", "churn: writeback: the org is locked"]
+
+
 def test_a_refused_first_version_leaves_a_run_without_the_task_and_says_why() -> None:
     entry = {"job": "publish", "promoted": False, "why": "does not beat its baseline"}
     told = run_command._refused([

@@ -102,6 +102,30 @@ def test_a_head_whose_pid_was_used_anew_is_not_ours(tmp_path: Path, monkeypatch:
         local_head()
 
 
+def test_down_when_the_head_ends_by_itself_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRMRAY_HOME", str(tmp_path))
+    process = psutil.Popen(["sleep", "60"])
+    session = tmp_path / "session"
+    session.mkdir()
+    fields = {"address": "127.0.0.1:6379", "dashboard": "http://127.0.0.1:8265", "token_path": "t"}
+    head = Head(pid=process.pid, started=process.create_time(), temp_dir=str(session), **fields)
+    head_commands._record(head)
+    family = head_commands._family
+
+    def ends(of: Head) -> list[psutil.Process]:
+        """It was found alive, and is gone before it can be asked to end."""
+        found = family(of)
+        process.kill()
+        process.wait()
+        return found
+
+    monkeypatch.setattr(head_commands, "_family", ends)
+    assert cli.main(["down"]) == 0
+    assert not session.exists()
+    assert local_head() is None
+    assert not (home() / "head.json").exists()
+
+
 def test_down_ends_the_salesforce_org_that_a_kept_demo_left(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

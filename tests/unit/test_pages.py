@@ -21,10 +21,11 @@ from conformance import fit, rows_of, settings_of, small
 
 import jobs
 from crmray import registry
+from crmray.commands.lake import champion_row
 from crmray.config import Org
 from crmray.errors import ConfigError, NoChampionError
-from crmray.evaluate import charts, judge, pages, uplift
-from crmray.evaluate.words import name_of, text_of
+from crmray.evaluate import card, charts, judge, pages, uplift
+from crmray.evaluate.words import name_of, setting_of, text_of
 from crmray.org import OpenOrg
 from crmray.storage import Lake
 from crmray.tasks import churn
@@ -68,11 +69,14 @@ def write_bundle(lake, number, seen):
         one = points.Fit.of(point, "selection", examples="0" * 16, seed=0, engine=EngineSettings())
         figures = churn.score(seen["validation"], model.predict(seen["validation"]))
         best[name] = points.Result(fit=one, figures=figures, seconds=1.0, history=HISTORY if name == "lstm" else {})
+    point = points.Point(candidate="random_forest", settings={})
+    lost = points.Fit.of(point, "selection", examples="0" * 16, seed=0, engine=EngineSettings())
     outcome = report.Outcome(
         task=churn, settings=settings_of(churn), seed=0, examples=lake.latest("examples", "churn"),
         seen=rows.Rows(selection=seen["train"], validation=seen["validation"], refit=seen["train"], share=1.0),
-        results=list(best.values()), best=best, models=models, winner="logistic", selected=models["logistic"],
-        champion=models["logistic"], refitted={}, hash_model=None,
+        results=[*best.values(), *[points.Result(fit=lost, failed="TrainingError: no\ntree") for _ in range(2)]],
+        skipped={"lightgbm": "got no feature"}, best=best, models=models, winner="logistic",
+        selected=models["logistic"], champion=models["logistic"], refitted={}, hash_model=None,
     )  # fmt: skip
     run = lake.run("bundles", "churn", number)
     report.write(outcome, run, lake)
@@ -149,6 +153,62 @@ def test_the_page_says_what_was_measured(page):
     assert any("country = FR" in name for name in found["test"]["groups"])
 
 
+def test_a_candidate_without_a_model_is_told_with_the_reason(org, page):
+    path, html, found = page
+    told = {"lightgbm": "got no feature", "random_forest": "TrainingError: no tree (2 trials)"}
+    bundle = org.lake.latest("bundles", "churn")
+    assert found["not_fitted"] == json.loads(bundle.read_bytes("bundle.json"))["not_fitted"] == told
+    bundle_card = bundle.read_bytes("card.md").decode()
+    for text in (" ".join(read(html).texts), (path.parent / "card.md").read_text(encoding="utf-8"), bundle_card):
+        for name, why in told.items():
+            assert f"{name}: {why}" in text
+    assert "Candidates without a model" not in pages.bundle_page({**found, "not_fitted": {}}).decode()
+
+
+def test_the_head_of_the_page_says_how_many_rows_were_measured(page):
+    _, _, found = page
+    total = found["evaluated"]["rows"]
+    for measured, expected in ((total, f"on {total} test rows"), (12.0, f"on 12 of {total} test rows")):
+        html = pages.bundle_page({**found, "test": {**found["test"], "rows": measured}}).decode()
+        assert expected in " ".join(read(html).texts)
+
+
+def test_facts_are_told_as_they_were_given(page):
+    _, _, found = page
+    assert report.data_of({"horizon_days": 0, "rows": {"test": 5}, "span": None, "schema": {"x": "int8"}}) == {
+        "rows": {"test": 5}
+    }
+    population = [{"table": "cases", "at_least": 1, "at_most": None}]
+    told = {**found, "settings": {"population": population, "lr": 3e-5}, "data": {"span": ["2024", None]}}
+    text = " ".join(read(pages.bundle_page(told).decode()).texts)
+    for words in ("population: (table: cases; at_least: 1; at_most: none)", "lr: 3e-05", "span: 2024, none"):
+        assert words in text
+        assert f"- {words}\n" in card.render({**told, "metrics": {}})
+    assert "None" not in text
+
+
+def test_figures_near_zero_are_told_as_that_and_cannot_break_the_page(page):
+    _, _, found = page
+    tiny = {**found["test"], "auc": 2e-6, "intervals": {"auc": [-2e-6, 0.5]}, "later_amount_p_value": 7e-18}
+    text = " ".join(read(pages.bundle_page({**found, "test": tiny}).decode()).texts)
+    assert text.count("< 0.0001") >= 3  # in large and in the tables
+    assert "95 %: > -0.0001 to 0.5" in text
+
+
+def test_the_run_and_the_page_name_the_same_best(org, page):
+    run = org.evaluate()
+    told = json.loads(run.read_bytes("report.json"))["tasks"]["churn"]
+    line, row = pages._short(told), champion_row(org.config, "churn")
+    models = {name: one["test"]["auc"] for name, one in told["models"].items()}
+    plain = max(("decision_tree", "recency"), key=lambda name: models[name])  # beside logistic, the champion
+    assert line["best baseline"].split()[0] == row["best baseline"].split()[0] == plain
+    assert line["best neural"].split()[0] == row["best neural"].split()[0] == "lstm"
+    assert line["best rule of thumb"].split()[0] == "recency"
+    won = pages._short({**told, "candidate": "lstm"})
+    assert won["best neural"].split()[0] == "lstm"  # the champion, where it is one
+    assert won["best baseline"].split()[0] == max(set(NAMES) - {"lstm"}, key=lambda name: models[name])
+
+
 def test_the_page_can_be_read_without_seeing_the_charts(page):
     _, html, _ = page
     elements = read(html)
@@ -191,12 +251,12 @@ def test_texts_of_a_task_do_not_reach_the_page_and_names_cannot_break_it(page):
 
 def test_the_card_says_what_it_is_for_and_what_it_does_not_know(page):
     path, _, found = page
-    card = (path.parent / "card.md").read_text(encoding="utf-8")
+    text = (path.parent / "card.md").read_text(encoding="utf-8")
     for title in ("# churn: logistic", "## Intended use", "## Figures", "## Limits", "## Data", "## Settings"):
-        assert title in card
-    assert "other seasons may be easier or harder" in card
-    assert f"| ROC-AUC | {found['test']['auc']:.4g} |" in card
-    assert "| logistic |" in card.split("## Figures")[1]
+        assert title in text
+    assert "other seasons may be easier or harder" in text
+    assert f"| ROC-AUC | {found['test']['auc']:.4g} |" in text
+    assert "| logistic |" in text.split("## Figures")[1]
 
 
 def test_newer_examples_give_a_new_report_with_the_figures_of_the_training_beside(org, page):
@@ -269,7 +329,11 @@ def test_figures_have_a_name_and_a_unit_those_of_parts_too():
         "WAPE", "WAPE, category", "share weekend",
     ]  # fmt: skip
     assert text_of(0.1775, "wape_category") == text_of(0.1775, "accuracy") == "17.8\u202f%"
-    assert [text_of(value) for value in (7e-18, -0.0, 0.12345, 12345.6)] == ["0.0000", "0", "0.1235", "12,345.6"]
+    assert [text_of(value) for value in (7e-18, -0.0, 0.12345, 12345.6)] == ["< 0.0001", "0", "0.1235", "12,345.6"]
+    assert [text_of(value) for value in (1e-4, -9e-5, 0.0001234)] == ["0.0001", "> -0.0001", "0.0001234"]
+    assert [setting_of(one) for one in (1e-5, 0.25, 4096, None, [], [0.1, None], {"a": {}}, list(range(13)), True)] == [
+        "1e-05", "0.25", "4,096", "none", "none", "0.1, none", "a: none", "13 values", "yes",
+    ]  # fmt: skip
     told = "".join(pages._tables("drift", {"validation": {"psi": {"age": 0.3, "plan": 0.1}}}, ""))
     assert "from 0.25 on the model should be looked at" in told  # what a table shows
     assert "<th scope=row>age</th>" in told  # one set of figures: a line for each

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,6 +62,62 @@ def test_the_share_of_customers_is_part_of_a_fits_key(lake):
     keys = {shared_of(lake, seen.share).fit_on(point, "selection").key for seen in (whole, part)}
     assert len(keys) == 2
     assert shared_of(lake).fit_of({"point": 0}).key in keys
+
+
+def test_a_finished_fit_is_read_and_one_of_another_format_is_fitted_anew(lake, monkeypatch):
+    fitted = []
+
+    def fit_here(task, fit, train, *_, **__):
+        fitted.append(fit.key)
+        return mini_task.ColumnModel(index=0), None, {}
+
+    monkeypatch.setattr(search, "fit_here", fit_here)
+    monkeypatch.setattr(log, "setup", lambda **_: None)
+    monkeypatch.setattr(search.tune, "report", lambda _: None)
+    shared, seen = shared_of(lake), (mini_task.rows(40, 0), mini_task.rows(40, 1))
+    for _ in range(2):
+        search._trial({"point": 0}, shared, *seen)
+    assert len(fitted) == 1
+    monkeypatch.setattr(points, "FORMAT", points.FORMAT + 1)
+    search._trial({"point": 0}, shared, *seen)
+    assert len(set(fitted)) == 2
+
+
+def test_a_raised_format_of_bundles_makes_a_new_one(lake, monkeypatch):
+    monkeypatch.setattr(fit_module._Work, "go", lambda work, *_: work.run.commit())
+    org = Org(name="a", storage=lake.root, source={"kind": "demo"})
+    made = [fit_module.fit(org, lake, mini_task, mini_task.Settings(), grid=False).run_id for _ in range(2)]
+    monkeypatch.setattr(fit_module, "FORMAT", fit_module.FORMAT + 1)
+    made.append(fit_module.fit(org, lake, mini_task, mini_task.Settings(), grid=False).run_id)
+    assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (
+            RuntimeError(f"Traceback\nray.exceptions.ActorDiedError: {CELL}"),
+            "ray.exceptions.ActorDiedError; its log in",
+        ),
+        (RuntimeError("Traceback\ncrmray.errors.TrainingError: no room"), "no room; run again"),
+        (RuntimeError(), "it left no message; run again"),
+        (None, "it left no message; run again"),
+    ],
+)
+def test_a_trial_that_never_began_ends_the_search_with_its_reason(lake, error, why):
+    grid = [SimpleNamespace(config=None, error=error, metrics=None)]
+    with pytest.raises(TrainingError, match=f"the process of trial 0 ended before it began: {why}") as told:
+        search._result(shared_of(lake), grid, 0)
+    assert CELL not in str(told.value)
+
+
+def test_a_trial_that_crashed_is_a_result_and_one_that_was_stopped_keeps_its_figure(lake):
+    shared = shared_of(lake)
+    died = SimpleNamespace(config={"point": 0}, error=RuntimeError(f"ray.exceptions.X: {CELL}"), metrics=None)
+    stopped = SimpleNamespace(config={"point": 0}, error=None, metrics={"auc": 0.6, "epoch": 1})
+    first, second = (search._result(shared, [died, stopped], index) for index in (0, 1))
+    assert (first.figures, first.failed) == ({}, "ray.exceptions.X; its log in the Ray dashboard has the message")
+    assert (second.figures, second.failed) == ({"auc": 0.6}, "stopped early by the scheduler")
 
 
 def test_a_librarys_message_is_not_told_and_ours_is(lake, monkeypatch):
