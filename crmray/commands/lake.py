@@ -13,7 +13,7 @@ from crmray.commands.serving import base_url
 from crmray.commands.text import table
 from crmray.config import Org
 from crmray.dashboard import Dashboard
-from crmray.errors import ClusterError, NoChampionError, NotFoundError
+from crmray.errors import BundleError, ClusterError, NoChampionError, NotFoundError
 from crmray.storage import KINDS, Lake, Run
 
 GC_KINDS = tuple(kind for kind in KINDS if kind not in ("registry", "receipts", "truth"))
@@ -68,9 +68,11 @@ def compare_command(arguments: argparse.Namespace) -> int:
 
 
 def champion_row(org: Org, task: str) -> dict[str, Any] | None:
-    """The champion of a task, its figure, and on the same rows the best baseline, neural model and the ceiling.
+    """The champion of a task, its figure, and on the same rows the best baseline (of the models beside it that are no
+    neural network), the best neural model and the ceiling.
 
-    None where nothing is published; a ceiling is known for the demo org only.
+    None where nothing is published. A bundle of another format has no figures; a ceiling is known for the demo org
+    only.
     """
     from crmray import tasks
     from crmray.bundle import about_of
@@ -81,7 +83,10 @@ def champion_row(org: Org, task: str) -> dict[str, Any] | None:
         version = Ledger(lake, task).champion()
     except NoChampionError:
         return None
-    about = about_of(lake.run("bundles", task, version))
+    try:
+        about = about_of(lake.run("bundles", task, version))
+    except BundleError:  # of another format: named here all the same, the stations that open it say what to do
+        return {"task": task, "champion": "of another format", "version": version}
     on_test = which.METRIC in (about.get("test") or {})
     figures = (
         {name: one.get("refit", one["plain"]) for name, one in about["test_candidates"].items()} if on_test else {}

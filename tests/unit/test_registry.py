@@ -12,6 +12,7 @@ import pytest
 from crmray import bundle as bundles
 from crmray import config, registry, tasks
 from crmray.bundle import load_bundle
+from crmray.commands.lake import champion_row
 from crmray.errors import (
     BundleError,
     CorruptError,
@@ -78,6 +79,9 @@ def test_a_bundle_of_another_format_is_refused_wherever_it_is_opened(lake, monke
     for read in (lambda: load_bundle(lake, run, TASK), lambda: bundles.about_of(run)):
         with pytest.raises(BundleError, match=told):
             read()
+    monkeypatch.setitem(tasks.TASKS, "toy", TASK)
+    org = config.Org(name="t", storage=lake.root, source={"kind": "demo"})
+    assert champion_row(org, "toy") == {"task": "toy", "champion": "of another format", "version": "a" * 16}
     replica = Champion(lake, TASK)
     assert not replica.poll()
     assert told in replica.problem
