@@ -11,6 +11,7 @@ by one.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -154,16 +155,16 @@ def fold(text: str) -> str:
 
 def words_of(names: Iterable[str | None]) -> frozenset[str]:
     """What to look for, folded: the parts of at least three letters; German umlauts in their other spelling as well."""
-    found: set[str] = set()
-    for name in names:
-        for part in _PART.findall(name or ""):
-            spelled = part.casefold().translate(_UMLAUTS)
-            found.update(
-                word
-                for word in (fold(part), spelled if spelled != part.casefold() else "")
-                if len(word) >= MIN_LETTERS and word not in _COMMON and not word.isdigit()
-            )
-    return frozenset(found)
+    parts = {part for name in names for part in _PART.findall(name or "")}
+    return frozenset(word for part in parts for word in _spellings(part))
+
+
+@functools.lru_cache(maxsize=50_000)  # first names and legal forms repeat
+def _spellings(part: str) -> tuple[str, ...]:
+    """What to look for of one part of a name."""
+    spelled = part.casefold().translate(_UMLAUTS)
+    words = (fold(part), spelled if spelled != part.casefold() else "")
+    return tuple(word for word in words if len(word) >= MIN_LETTERS and word not in _COMMON and not word.isdigit())
 
 
 _PART = re.compile(r"[^\W_]+")

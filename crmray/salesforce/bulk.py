@@ -32,7 +32,7 @@ ENDED = ("JobComplete", "Failed", "Aborted")
 PAGE_TRIES = 5
 GZIP_WBITS = 31
 """zlib's word for: a gzip header and trailer"""
-UNZIP_BYTES = 1 << 20
+UNZIP_BYTES = 256 << 10
 """compressed bytes taken from the connection at once"""
 PAGES_VERSION = 58.0
 """first API version with resultPages"""

@@ -15,8 +15,9 @@ import pyarrow as pa
 
 _ARENA_MAX, _MMAP_THRESHOLD = -8, -3
 """M_ARENA_MAX and M_MMAP_THRESHOLD of mallopt(3)"""
-_BLOCK_BYTES = 1 << 20
-"""allocations of this size and more are returned when they are freed; by default the limit grows with use"""
+_BLOCK_BYTES = 8 << 20
+"""allocations of this size and more are returned when they are freed: larger than the blocks of pages, which would
+otherwise cost the system's zeroing of fresh memory each time; by default the limit grows with use"""
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ ids whose hashes meet are compared in full. Parts in which every row stands are 
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,12 +76,15 @@ def _buckets(parts: Sequence[Part], num_buckets: int, folder: Path) -> Iterator[
         blocks = list(pieces)
         yield _joined([hashes for hashes, _ in blocks]), _joined([places for _, places in blocks])
         return
-    for hashes, places in pieces:
-        bucket = hashes % np.uint64(num_buckets)
-        for number in range(num_buckets):
-            chosen = bucket == number
-            with (folder / str(number)).open("ab") as sink:
-                np.stack([hashes[chosen], places[chosen]], axis=1).tofile(sink)
+    with contextlib.ExitStack() as open_files:
+        sinks = [open_files.enter_context((folder / str(number)).open("wb")) for number in range(num_buckets)]
+        for hashes, places in pieces:
+            bucket = (hashes % np.uint64(num_buckets)).astype(np.uint16)
+            order = np.argsort(bucket, kind="stable")
+            pairs = np.stack([hashes[order], places[order]], axis=1)
+            ends = np.cumsum(np.bincount(bucket, minlength=num_buckets))
+            for sink, chosen in zip(sinks, np.split(pairs, ends[:-1]), strict=True):
+                chosen.tofile(sink)
     for number in range(num_buckets):
         pairs = np.fromfile(folder / str(number), np.uint64).reshape(-1, 2)
         yield pairs[:, 0].copy(), pairs[:, 1].copy()
