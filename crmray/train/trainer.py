@@ -89,7 +89,7 @@ def train(
 
 
 def encoded(task: Task, candidate: Any, state: Any, train: pa.Table, validation: pa.Table | None) -> loop.Data:
-    """A torch candidate's rows as the loop takes them; `training_rows` of a candidate says which it learns from."""
+    """A torch candidate's rows as the loop takes them."""
     if hasattr(candidate, "training_rows"):
         train = candidate.training_rows(train)
     if validation is None:
