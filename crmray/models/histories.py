@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 import scipy.sparse as sp
 from safetensors import numpy as safetensors
 
-from crmray.data.asof_rows import DAY_US
 from crmray.errors import DataError, NotEnoughDataError, SchemaError
 from crmray.models.tabular import file_of, to_json
 
@@ -124,28 +123,11 @@ def column_of(examples: pa.Table, name: str) -> pa.ChunkedArray:
 
 def newest_rows(train: pa.Table) -> np.ndarray:
     """Ascending positions of each customer's row with the latest as_of, of equal ones the last: it holds the others."""
-    order, follows = _by_customer(train)
-    return np.sort(order[~np.append(follows[1:], False)])
-
-
-def days_since_previous(train: pa.Table) -> np.ndarray:
-    """(rows,) float64 days from the as_of of the customer's row before to this row's: what this row adds is not older.
-
-    inf for a customer's first row; -1 for a later one without date (leave-one-out: it adds its target alone).
-    """
-    order, follows = _by_customer(train)
-    as_of_us = column_of(train, "as_of").cast(pa.int64()).to_numpy()[order].astype(np.float64)  # nan without date
-    days = np.full(len(order), np.inf)
-    days[order[1:]] = np.where(follows[1:], np.nan_to_num(np.diff(as_of_us) / DAY_US, nan=-1.0), np.inf)
-    return days
-
-
-def _by_customer(train: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in order of customer, as_of and place; and for each whether the one before is the same customer's."""
     customers = column_of(train, "entity_id").combine_chunks().dictionary_encode().indices.to_numpy()
     as_of_us = pc.fill_null(column_of(train, "as_of").cast(pa.int64()), 0).to_numpy()
     order = np.lexsort((np.arange(len(customers)), as_of_us, customers))
-    return order, np.append(False, customers[order][1:] == customers[order][:-1])[: len(order)]
+    last = np.append(customers[order][1:] != customers[order][:-1], True)[: len(order)]
+    return np.sort(order[last])
 
 
 def next_items(train: pa.Table) -> pa.ChunkedArray:

@@ -97,21 +97,15 @@ class SASRec:
         lengths = np.minimum(histories.encode(train, catalogue).distinct().lengths, self.max_length)
         return {"catalogue": catalogue, "labels_per_row": max(1.0, float(np.maximum(lengths - 1, 0).mean()))}
 
+    training_rows = staticmethod(histories.training)
+
     def encode(self, state: Mapping[str, Any], examples: pa.Table) -> dict[str, np.ndarray]:
-        """`items`, `gaps` (N, L) padded on the right with I and 0, `length` (N,), `targets` (N, T) and `next` (N, 1)
-        padded with -1; `first` (N,) place of the first entry to train on: an older row of the customer has the rest.
-        """
+        """`items`, `gaps` (N, L) padded on the right with I and 0, `length` (N,), `targets` (N, T) padded with -1."""
         catalogue = state["catalogue"]
         bought = histories.encode(examples, catalogue).distinct()
-        arrays = sequences(bought, len(catalogue), self.max_length)
-        fresh = bought.days_before <= histories.days_since_previous(examples)[bought.rows]
-        num_fresh = np.bincount(bought.rows[fresh], minlength=len(bought))
-        following = _targets(catalogue, histories.next_items(examples), 1)
         return {
-            **arrays,
-            "first": np.maximum(arrays["length"] - num_fresh, 0).astype(np.int32),
+            **sequences(bought, len(catalogue), self.max_length),
             "targets": _targets(catalogue, histories.column_of(examples, "target"), MAX_TARGETS),
-            "next": following if following.shape[1] else np.full((examples.num_rows, 1), -1, np.int32),
         }
 
     def lengths(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -131,7 +125,7 @@ class SASRec:
         """Tensors of these rows, no longer than their longest sequence."""
         longest = max(2, int(arrays["length"][rows].max()))
         cut = {name: arrays[name][rows, :longest] for name in ("items", "gaps")}
-        cut |= {name: arrays[name][rows] for name in ("length", "first", "targets", "next")}
+        cut |= {name: arrays[name][rows] for name in ("length", "targets")}
         return {name: torch.from_numpy(values.astype(np.int64)) for name, values in cut.items()}
 
     def loss(self, module: CausalTransformer, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -269,20 +263,16 @@ class CausalTransformer(nn.Module):
     ) -> torch.Tensor:
         """(B,) sum of the cross-entropies of every entry after the visit before its own, divided by labels_per_row.
 
-        What else is in the same visit tells nothing about the next one, so it predicts nothing. `next` follows the last
-        entry.
+        What else is in the same visit tells nothing about the next one, so it predicts nothing.
         """
-        items_BL, last_B1 = batch["items"], batch["length"][:, None] - 1
+        items_BL = batch["items"]
         hidden_BLD = self(items_BL, batch["gaps"])
         places_L = torch.arange(items_BL.shape[1], device=items_BL.device)
         starts_BL = torch.where(batch["gaps"] > 0, places_L, 0).cummax(dim=1).values  # of each entry's visit
-        known_BL = (places_L <= last_B1) & (places_L >= batch["first"][:, None]) & (starts_BL > 0)
+        known_BL = (places_L < batch["length"][:, None]) & (starts_BL > 0)
         rows_P, places_P = known_BL.nonzero(as_tuple=True)
-        next_rows_Q = ((batch["next"] >= 0) & (last_B1 >= 0))[:, 0].nonzero()[:, 0]
-        labels_P = torch.cat([items_BL[rows_P, places_P], batch["next"][next_rows_Q, 0]])
-        before_P = torch.cat([starts_BL[rows_P, places_P] - 1, last_B1[next_rows_Q, 0]])
-        rows_P = torch.cat([rows_P, next_rows_Q])
-        hidden_PD = hidden_BLD[rows_P, before_P]
+        labels_P = items_BL[rows_P, places_P]
+        hidden_PD = hidden_BLD[rows_P, starts_BL[rows_P, places_P] - 1]
         if self.sizes.num_items <= full_softmax_items:
             losses_P = F.cross_entropy(self.logits(hidden_PD).float(), labels_P, reduction="none")
         else:

@@ -6,6 +6,7 @@ leaves it goes through `report`, called by every rank once an epoch.
 A torch candidate may give, beside the contract's methods:
     outputs(module, batch) -> dict[str, Tensor (B, …)]   predictions as Fitted.predict gives them; early stopping then
                                                          follows the task's METRIC, without it the validation loss
+    training_rows(examples) -> examples                  rows to learn from, where some repeat what others hold
     lengths(arrays) -> (N,) int array                    sequence lengths; rows of similar length then share a batch
     schedule: "constant" | "cosine", warmup_share: float fields of the learning rate's course over max_epochs
 """

@@ -90,6 +90,8 @@ def train(
 
 def encoded(task: Task, candidate: Any, state: Any, train: pa.Table, validation: pa.Table | None) -> loop.Data:
     """A torch candidate's rows as the loop takes them."""
+    if hasattr(candidate, "training_rows"):
+        train = candidate.training_rows(train)
     if validation is None:
         return loop.Data(train=candidate.encode(state, train), num_train=train.num_rows)
     return loop.Data(

@@ -80,28 +80,20 @@ def test_a_dated_target_is_not_trained_on_and_an_undated_one_is_the_next_item(ma
     plain, dated = rows([["a", "b"]]), rows([["a", "b"]], targets=[["c"]])
     undated = rows([["a", "b"]], as_of=None, targets=[["c"]])
     module.train()
-    losses = [SMALL.loss(module, batch_of(state, table))[0].item() for table in (plain, dated, undated)]
+    learned = [SMALL.training_rows(table) for table in (plain, dated, undated)]
+    losses = [SMALL.loss(module, batch_of(state, table))[0].item() for table in learned]
     longer = SMALL.loss(module, batch_of(state, rows([["a", "b", "c"]])))[0].item()
     module.eval()
     assert losses[0] == losses[1]
     assert losses[2] == pytest.approx(longer, rel=1e-5)
 
 
-def test_two_rows_of_a_customer_train_on_every_entry_once(made):
-    state, module = made
-    whole = batch_of(state, rows([["a", "b", "c"]]))
-    older, undated = rows([["a", "b"]], as_of=None), rows([["a", "b"]], as_of=None, targets=[["c"]])
+def test_a_customer_is_trained_on_once_by_the_newest_row():
     later = rows([["a", "b", "c"]], days=[[13.0, 12.0, 1.0]], as_of=AS_OF + timedelta(days=10))
-    module.train()
-    expected = SMALL.loss(module, whole)[0].item()
-    for both in (pa.concat_tables([older, undated]), pa.concat_tables([rows([["a", "b"]]), later])):
-        gaps = SMALL.encode(state, both)["gaps"]
-        losses = SMALL.loss(module, batch_of(state, both))
-        assert losses[0].item() == pytest.approx(SMALL.loss(module, batch_of(state, rows([["a", "b"]])))[0].item())
-        if gaps.max() == 1:  # the same gaps as in `whole`
-            assert losses.sum().item() == pytest.approx(expected, rel=1e-5)
-    assert SMALL.encode(state, both)["first"].tolist() == [0, 2]
-    module.eval()
+    learned = SMALL.training_rows(pa.concat_tables([rows([["a", "b"]]), later]))
+    assert learned["history"].to_pylist() == [["a", "b", "c"]]
+    older, undated = rows([["a", "b"]], as_of=None), rows([["a", "b"]], as_of=None, targets=[["c"]])
+    assert SMALL.training_rows(pa.concat_tables([older, undated]))["history"].to_pylist() == [["a", "b", "c"]]
 
 
 def test_in_evaluation_the_loss_is_that_of_the_targets_and_hits_are_found(made):
