@@ -233,8 +233,10 @@ def _family(head: Head) -> list[psutil.Process]:
     """The head's processes. psutil remembers each one's start, so that a pid used anew is not ended."""
     if not head.alive:
         return []
-    found = {head.pid: psutil.Process(head.pid)}
-    found |= {child.pid: child for child in found[head.pid].children(recursive=True)}
+    found: dict[int, psutil.Process] = {}
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may end meanwhile; its group is ended all the same
+        first = psutil.Process(head.pid)
+        found = {process.pid: process for process in (first, *first.children(recursive=True))}
     for process in psutil.process_iter():
         try:
             if os.getpgid(process.pid) == head.pid:

@@ -102,7 +102,10 @@ def test_a_head_whose_pid_was_used_anew_is_not_ours(tmp_path: Path, monkeypatch:
         local_head()
 
 
-def test_down_when_the_head_ends_by_itself_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("when", ["before its children are looked for", "before it is asked to end"])
+def test_down_when_the_head_ends_by_itself_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
     monkeypatch.setenv("CRMRAY_HOME", str(tmp_path))
     process = psutil.Popen(["sleep", "60"])
     session = tmp_path / "session"
@@ -112,18 +115,19 @@ def test_down_when_the_head_ends_by_itself_meanwhile(tmp_path: Path, monkeypatch
     head_commands._record(head)
     family = head_commands._family
 
-    def ends(of: Head) -> list[psutil.Process]:
-        """It was found alive, and is gone before it can be asked to end."""
-        found = family(of)
+    def ends() -> bool:
         process.kill()
         process.wait()
-        return found
+        return True
 
-    monkeypatch.setattr(head_commands, "_family", ends)
+    if when == "before its children are looked for":
+        monkeypatch.setattr(Head, "alive", property(lambda _: ends()))
+    else:
+        monkeypatch.setattr(head_commands, "_family", lambda of: (family(of), ends())[0])
     assert cli.main(["down"]) == 0
     assert not session.exists()
-    assert local_head() is None
-    assert not (home() / "head.json").exists()
+    monkeypatch.undo()
+    assert not (tmp_path / "head.json").exists()
 
 
 def test_down_ends_the_salesforce_org_that_a_kept_demo_left(
