@@ -116,8 +116,9 @@ def test_down_when_the_head_ends_by_itself_meanwhile(
     family = head_commands._family
 
     def ends() -> bool:
-        process.kill()
-        process.wait()
+        if process.is_running():
+            process.kill()
+            process.wait()
         return True
 
     if when == "before its children are looked for":
