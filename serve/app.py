@@ -101,7 +101,7 @@ class Root:
         self.options = RootOptions(**values)
         self.org = self.options.load_org()
         self.lake = Lake(self.org.root)
-        self.tasks = self.options.load_tasks()
+        self.tasks = {name: task for name, task in self.options.load_tasks().items() if name in self.org.tasks}
         self.keys = _keys(self.options)
         self.ledgers = {name: Ledger(self.lake, name) for name in self.tasks}
         self._reading = threading.Lock()
@@ -115,7 +115,7 @@ class Root:
 
     def models(self) -> list[dict[str, Any]]:
         """The champions, from the ledger and the lake."""
-        return [self._entry(task) for name, task in self.tasks.items() if name in self.org.tasks]
+        return [self._entry(task) for task in self.tasks.values()]
 
     def _entry(self, task: Task) -> dict[str, Any]:
         entry: dict[str, Any] = {"task": task.NAME, "route": task.ROUTE, "version": None, "metric": task.METRIC}

@@ -64,8 +64,13 @@ def init_command(arguments: argparse.Namespace) -> int:
     name = re.sub(r"[^a-z0-9_-]+", "-", (arguments.name or Path(arguments.files[0]).stem).lower()).strip("-_") or "org"
     text = draft.render(name[:63], guesses, out.parent if out else Path.cwd())
     if out:
-        out.write_text(text, encoding="utf-8")
+        try:
+            out.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--out {out}: got {error.strerror}, expected a place for a new file") from None
         print(f"wrote {out}: {text.count('GUESS')} guesses to look at; then: crmray check {out}")
+        for guess in (guess for guess in guesses if not guess.table):
+            print(f"left out {guess.path}: no canonical table fits its columns {', '.join(guess.seen)}")
     else:
         sys.stdout.write(text)
     return 0

@@ -7,6 +7,7 @@ import pytest
 
 from crmray import config
 from crmray.errors import ConfigError
+from crmray.sources import TableSource
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_a_missing_file_is_said(tmp_path):
 
 def test_an_unknown_drop_condition_is_said():
     with pytest.raises(ValueError, match="like"):
-        config.TableSource(files=["x"], drop=[{"a": {"like": "b"}}])
+        TableSource(files=["x"], drop=[{"a": {"like": "b"}}])
 
 
 @pytest.mark.parametrize(
