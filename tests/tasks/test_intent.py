@@ -175,12 +175,12 @@ def test_an_answer_has_no_number_of_whom_it_was_written_to(written: str, shown: 
 
 def test_an_answer_names_neither_who_wrote_it_nor_to_whom():
     rows = interactions(
-        ("a", 9, "i1", "inbound", None, "where is it", "Delivery"),
-        ("a", 8, "o1", "outbound", None, "Dear Ada\nit comes on Monday\nBest wishes\nTom", None),
-        ("b", 9, "i2", "inbound", None, "where is it", "Delivery"),
-        ("b", 8, "o2", "outbound", None, "<p>Hi Ben your parcel left.</p><p>Thanks, Tom</p>", None),
-        ("c", 9, "i3", "inbound", None, "where is it", "Delivery"),
-        ("c", 8, "o3", "outbound", None, "Hello Eve,", None),
+        ("a", 9, "i1", "inbound", "Parcel", "where is it", "Delivery"),
+        ("a", 8, "o1", "outbound", "Parcel", "Dear Ada\nit comes on Monday\nBest wishes\nTom", None),
+        ("b", 9, "i2", "inbound", "Parcel", "where is it", "Delivery"),
+        ("b", 8, "o2", "outbound", "Parcel", "<p>Hi Ben your parcel left.</p><p>Thanks, Tom</p>", None),
+        ("c", 9, "i3", "inbound", "Parcel", "where is it", "Delivery"),
+        ("c", 8, "o3", "outbound", "Parcel", "Hello Eve,", None),
     )  # fmt: skip
     made = intent.examples({"interactions": rows}, NOW, intent.Settings(), labels=True)
     assert made["text_answer"].to_pylist() == ["it comes on Monday", "your parcel left.", None]
