@@ -91,17 +91,15 @@ def explain(error: ValidationError) -> str:
 
 
 def _told(item: Any) -> str:
-    place = _place(item)
-    key, got = ".".join(map(str, place)) or "(top level)", item["input"]
-    if SECRETS & set(place) and not isinstance(got, dict) and item["type"] != "missing":
-        return f"{key}: got a value, expected {{env: NAME}} or {{file: PATH}}; take the secret out of the file"
-    if got is None and item["type"] in ("dict_type", "model_type"):
-        return f"{key}: got nothing, expected settings; write `{{}}` behind it for the defaults"
-    if item["type"] == "unknown_key":
-        return f"{key}: {item['msg']}" if place else item["msg"]
-    if item["type"] == "value_error":  # our own, which say what was got
-        return f"{key}: {item['msg'].removeprefix('Value error, ')}"
-    return f"{key}: {item['msg']}" if item["type"] == "missing" else f"{key}: got {got!r:.80}, {item['msg']}"
+    place, got, kind, told = _place(item), item["input"], item["type"], item["msg"]
+    key = ".".join(map(str, place)) + ": " if place else ""
+    if SECRETS & set(place) and not isinstance(got, dict) and kind != "missing":
+        return f"{key}got a value, expected {{env: NAME}} or {{file: PATH}}; take the secret out of the file"
+    if got is None and kind in ("dict_type", "model_type"):
+        return f"{key}got nothing, expected settings; write `{{}}` behind it for the defaults"
+    if kind in ("value_error", "unknown_key", "missing"):  # our own say what was got
+        return key + told.removeprefix("Value error, ")
+    return f"{key}got {got!r:.80}, {told}"
 
 
 def _place(item: Any) -> tuple[Any, ...]:

@@ -87,8 +87,11 @@ def check_command(arguments: argparse.Namespace) -> int:
     print(table([_table_row(name, manifest) for name, manifest in found.items()]))
     for name, manifest in found.items():
         for reason, count in manifest.get("rejected", {}).items():
+            if reason == ASKED_FOR:
+                print(f"{name}: {count:,} rows {reason}")
+                continue
             share = count / max(_rows(manifest) + sum(manifest["rejected"].values()), 1)
-            alarm = f"  ({share:.0%}: is the mapping right?)" if share > MANY_SET_ASIDE and reason != ASKED_FOR else ""
+            alarm = f"  ({share:.0%}: is the mapping right?)" if share > MANY_SET_ASIDE else ""
             print(f"{name}: {count:,} rows set aside: {reason}{alarm}")
         for column in _unfilled(org.config, name, manifest):
             print(f"{name}: column {column} is mapped and has no value in any row")
@@ -119,7 +122,7 @@ def _table_row(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "rows": f"{rows:,}",
         "from": str(manifest.get("earliest") or "–")[:10],
         "to": str(manifest.get("latest") or "–")[:10],
-        "set aside": f"{sum(manifest.get('rejected', {}).values()):,}",
+        "set aside": f"{sum(n for reason, n in manifest.get('rejected', {}).items() if reason != ASKED_FOR):,}",
         "missing": ", ".join(f"{column} {count / rows:.0%}" for column, count in worst) or "–",
     }
 

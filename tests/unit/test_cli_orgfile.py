@@ -91,6 +91,40 @@ def test_init_writes_nothing_when_no_file_fits(tmp_path: Path, capsys: pytest.Ca
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "out", "message"),
+    [
+        ("Customer ID,Date\n", "org.yaml", "sales.csv: got a header and no rows, expected rows to guess from"),
+        (
+            "Customer ID,Date\n1,2020-01-01\n",
+            "none/org.yaml",
+            "org.yaml: got No such file or directory, expected a place",
+        ),
+    ],
+)
+def test_init_says_why_it_cannot(
+    content: str, out: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sales.csv").write_text(content)
+    assert cli.main(["init", str(tmp_path / "sales.csv"), "--out", str(tmp_path / out)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_init_says_what_it_leaves_out_and_reads_back_what_it_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sales.csv").write_text("customer,date,order,yes\n1,2020-01-01,7,a\n")
+    (tmp_path / "odd.csv").write_text("alpha,beta\n1,2\n")
+    (tmp_path / "people.csv").write_text("customer,No\n1,2\n")
+    names = [str(tmp_path / name) for name in ("sales.csv", "odd.csv", "people.csv")]
+    assert cli.main(["init", *names, "--out", str(tmp_path / "org.yaml")]) == 0
+    assert f"left out {names[1]}: no canonical table fits its columns alpha, beta\n" in capsys.readouterr().out
+    org = config.load(tmp_path / "org.yaml")
+    assert org.source.kind == "files"
+    assert org.source.tables["customers"][0].attributes == ["No"]  # a bool in YAML unless it is quoted
+    assert set(org.tasks) == {"churn", "segmentation"}  # nothing is recommended without products
+
+
 @pytest.fixture
 def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """`crmray check` with its shards made in this process: (tables, task settings) -> (exit code, what it says)."""
@@ -142,6 +176,17 @@ def test_check_tells_a_mapped_column_without_values_and_dates_that_cannot_be(tmp
     code, told = checked(unpaid, "churn: {horizon_days: 60, as_of: 2031-01-01}")
     assert code == 2
     assert "churn: cannot run: got as_of 2031-01-01 with horizon_days 60, but the data ends on 2023-12-15" in told
+
+
+def test_what_the_mapping_leaves_out_is_not_told_as_rejected(tmp_path: Path, checked, monkeypatch) -> None:
+    (tmp_path / "sales.csv").write_text("who,when,paid\n" + "c1,2020-01-01,5\n" * 30 + "c2,2020-01-01,5\nc3,never,5\n")
+    events = []
+    monkeypatch.setattr("crmray.log.event", lambda name, **fields: events.append((name, fields)))
+    _, told = checked(SALES.replace("}}", "}, drop: [{who: c1}]}"), "churn: {}")
+    assert "transactions: 30 rows left out by the mapping\n" in told
+    assert told.splitlines()[2].split()[:5] == ["transactions", "1", "2020-01-01", "2020-01-01", "1"]
+    (wrote,) = (fields for name, fields in events if name == "shard.wrote")
+    assert (wrote["rows"], wrote["rejected"], wrote["left_out"]) == (1, 1, 30)
 
 
 def test_check_tries_no_more_shards_than_it_takes(sales, checked) -> None:
