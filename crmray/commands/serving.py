@@ -116,7 +116,8 @@ def serve_config(org: Org, *, port: int = PORT, elsewhere: bool = False) -> dict
         own = {} if "://" in org.root else {"org": f"{org.root}/org.yaml"}
     by_task = {application["args"].get("task"): application for application in deployment["applications"]}
     usual = next(application for task, application in by_task.items() if task)
-    applications = [{**by_task[None], "args": {**by_task[None]["args"], **own}}]
+    # Named, so that a task more or less is a change: Serve leaves an application as it is where its args are the same.
+    applications = [{**by_task[None], "args": {**by_task[None]["args"], "served": list(org.tasks), **own}}]
     for task in org.tasks:
         made = {**by_task.get(task, usual), "name": task, "route_prefix": route(task)}
         applications.append({**made, "args": {**made["args"], "task": task, **own}})
