@@ -26,6 +26,19 @@ Each takes one message: what was got, what was expected, what to do. One string 
 cross Ray process borders unchanged.
 """
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(got: str, known: Iterable[str]) -> str:
+    """End of a message about an unknown name: `; did you mean 'churn'?`, or nothing where none is like it.
+
+    `vip` is like `custom.vip`.
+    """
+    names = list(known)
+    near = [name for name in names if name.endswith(f".{got}")] or difflib.get_close_matches(got, names, cutoff=0.7)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
 
 class CrmrayError(Exception):
     """Root of all errors that crmray raises on purpose."""

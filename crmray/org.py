@@ -60,6 +60,16 @@ class OpenOrg:
         connect()
         return examples(self.config, self.lake, which, settings, _counting("examples", _rows_of_examples, task))
 
+    def trial(self, task: str) -> tuple[int, int]:
+        """Find out what `examples` would refuse, without writing; how many shards had to be tried, of how many."""
+        from crmray import tasks
+        from crmray.cluster import connect, map_shards
+        from crmray.data.examples import trial
+
+        which, settings = tasks.task(task), tasks.settings(self.config, task)
+        connect()
+        return trial(self.config, self.lake, which, settings, map_shards)
+
     def train(self, task: str, **options: Any) -> Run:
         """Fit every candidate of a task once with its defaults, refit the winner, write a bundle.
 

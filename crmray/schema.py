@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.errors import SchemaError
+from crmray.errors import SchemaError, did_you_mean
 
 TIME = pa.timestamp("us", tz="UTC")
 _STR, _F64 = pa.string(), pa.float64()
@@ -142,7 +142,7 @@ TABLES: dict[str, Table] = {
 def table(name: str) -> Table:
     """The canonical table of this name; SchemaError when there is none."""
     if name not in TABLES:
-        raise SchemaError(f"got table {name!r}, expected one of {', '.join(TABLES)}")
+        raise SchemaError(f"got table {name!r}, expected one of {', '.join(TABLES)}{did_you_mean(name, TABLES)}")
     return TABLES[name]
 
 

@@ -101,7 +101,8 @@ class Root:
         self.options = RootOptions(**values)
         self.org = self.options.load_org()
         self.lake = Lake(self.org.root)
-        self.tasks = self.options.load_tasks()
+        self.served = self.options.served or list(self.org.tasks)
+        self.tasks = {name: task for name, task in self.options.load_tasks().items() if name in self.served}
         self.keys = _keys(self.options)
         self.ledgers = {name: Ledger(self.lake, name) for name in self.tasks}
         self._reading = threading.Lock()
@@ -115,7 +116,7 @@ class Root:
 
     def models(self) -> list[dict[str, Any]]:
         """The champions, from the ledger and the lake."""
-        return [self._entry(task) for name, task in self.tasks.items() if name in self.org.tasks]
+        return [self._entry(task) for task in self.tasks.values()]
 
     def _entry(self, task: Task) -> dict[str, Any]:
         entry: dict[str, Any] = {"task": task.NAME, "route": task.ROUTE, "version": None, "metric": task.METRIC}
@@ -148,7 +149,10 @@ class Root:
             _ = self.lake.file_keys
         except PrivacyError as error:  # ids that clients send could not be found, or rows not be read
             reasons.append(str(error))
-        for name in self.org.tasks:
+        for name in self.served:
+            if name not in self.tasks:
+                reasons.append(f"{name}: the org file of the endpoints does not ask for it, or there is no such task")
+                continue
             try:
                 self._published(name)
             except NoChampionError as error:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field, ValidationError, create_model
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -24,7 +25,13 @@ from serve.errors import RESPONSES, ErrorAnswer, Refused, invalid
 from serve.gate import Gate
 from serve.options import RootOptions, TaskOptions
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
+DOCS, DOCS_FILES = "/docs", "/docs/files"
+OPEN_PATHS = frozenset(
+    {
+        "/healthz", "/readyz", "/openapi.json", DOCS,
+        *(f"{DOCS_FILES}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")),
+    }
+)  # fmt: skip
 """of the root: no key is asked for, and nothing about customers is said"""
 
 
@@ -86,12 +93,17 @@ def root_app(
     missing: Callable[[], list[str]],
     observe: Callable[[int, float], None] | None = None,
 ) -> FastAPI:
-    """The application at /: models, health, readiness, and one OpenAPI document for all of them.
+    """The application at /: models, health, readiness, one OpenAPI document for all of them, and a page to try it on,
+    whose scripts come from here as well: no browser needs another network.
 
-    models: what GET /v1/models lists. missing: why the service is not ready, one sentence each; empty when it is.
+    tasks: those that are served. models: what GET /v1/models lists. missing: why the service is not ready, one sentence
+    each; empty when it is.
     """
     gate = Middleware(Gate, options=options, keys=keys, open_paths=OPEN_PATHS, observe=observe)
-    app = _app(gate, title="crmray", version=__version__, openapi_url="/openapi.json", docs_url="/docs")
+    app = _app(
+        gate, make=FastAPIOffline, title="crmray", version=__version__, openapi_url="/openapi.json", docs_url=DOCS,
+        static_url=DOCS_FILES, swagger_ui_parameters={"validatorUrl": None},
+    )  # fmt: skip
 
     keyed = [Security(HTTPBearer(auto_error=False))] if keys is not None else []  # for the document: the gate checks
 
@@ -203,10 +215,10 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: RESPONSES[status] for status in statuses}
 
 
-def _app(gate: Middleware, **options: Any) -> FastAPI:
+def _app(gate: Middleware, make: Callable[..., FastAPI] = FastAPI, **options: Any) -> FastAPI:
     """A FastAPI behind the gate whose errors are all JSON of one form."""
     options = {"openapi_url": None, "docs_url": None, "redoc_url": None, **options}
-    app = FastAPI(middleware=[gate], redirect_slashes=False, **options)
+    app = make(middleware=[gate], redirect_slashes=False, **options)
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)

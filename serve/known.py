@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from crmray import schema
 from crmray.data import asof_sentiment
-from crmray.data.examples import Content, content_of
+from crmray.data.examples_inputs import Content, content_of
 from crmray.data.splits import Snapshots
 from crmray.errors import CorruptError, NotFoundError
 from crmray.privacy.consent import whom

@@ -26,6 +26,8 @@ class RootOptions(Part):
     """false: anybody who reaches the port is answered"""
     tasks: str = "crmray.tasks:TASKS"
     """module:attribute with the mapping name -> task"""
+    served: list[str] = Field(default_factory=list)
+    """of the root: tasks that it lists and waits for; default: those of the org file when it starts"""
     poll_s: Annotated[float, Field(gt=0, le=60)] = 2.0
     """how often the ledger, the current examples and the key file are looked at, in seconds"""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1 << 20

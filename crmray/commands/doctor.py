@@ -10,10 +10,12 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
 from crmray import config
+from crmray.commands.serving import PORT as SERVE_PORT
 from crmray.dashboard import Dashboard
 from crmray.errors import ClusterError, CrmrayError
 from crmray.head import home, local_head
@@ -21,7 +23,12 @@ from crmray.keys import default_path
 from crmray.storage import Lake
 
 PINNED = ("torch", "ray", "deepspeed", "modin", "pyarrow")
-PORTS = {6379: "GCS", 8265: "dashboard", 8000: "endpoints"}
+PORTS = {
+    6379: ("GCS", "`crmray up` takes another port"),
+    8265: ("dashboard", "`crmray up` takes another port"),
+    SERVE_PORT: ("endpoints", "give --port to `crmray deploy` and `crmray run`"),
+}
+"""port -> whose it is by default, and what happens where it is taken"""
 MIN_MEMORY_GIB, MIN_DISK_GIB, MIN_SHM_GIB = 8, 10, 2
 
 Finding = tuple[bool, str]
@@ -43,7 +50,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def command(arguments: argparse.Namespace) -> int:
     """Print the findings; exit code 2 when one is not fine."""
-    findings = [*versions(), *machine(), *secrets_files(), *cluster(arguments.address)]
+    findings = [*versions(), *machine(arguments.address), *secrets_files(), *cluster(arguments.address)]
     if arguments.org:
         findings += org_file(arguments.org)
     for fine, text in findings:
@@ -69,8 +76,8 @@ def versions() -> Iterator[Finding]:
         yield fine, f"{name} {there}" + ("" if fine else f", expected {wanted[name]}; install with constraints.txt")
 
 
-def machine() -> Iterator[Finding]:
-    """CPUs, memory, disk, shared memory, open files, ports."""
+def machine(address: str | None) -> Iterator[Finding]:
+    """CPUs, memory, disk, shared memory, open files, ports; address: of the cluster, as for `cluster`."""
     yield True, f"{os.cpu_count()} CPUs"
     memory = psutil.virtual_memory()
     text = f"memory {memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} GiB of it free"
@@ -87,12 +94,32 @@ def machine() -> Iterator[Finding]:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield max(soft, hard) >= 8192, f"open files: up to {max(soft, hard)} (8192 are asked for; ulimit -n)"
-    head = local_head()
-    for port, what in PORTS.items():
-        busy = _busy(port)
-        ours = head is not None and busy
-        text = f"port {port} ({what}) is {'in use' if busy else 'free'}" + (", a head of ours runs" if ours else "")
-        yield not busy or ours, text + ("" if not busy or ours else "; `crmray up` takes another, Serve needs --port")
+    own = _own_ports(address)
+    for port, (what, advice) in PORTS.items():
+        if not _busy(port):
+            yield True, f"port {port} ({what}) is free"
+        elif port in own:
+            yield True, f"port {port} ({what}) is that of the running cluster"
+        else:
+            yield port != SERVE_PORT, f"port {port} ({what}) is another program's; {advice}"
+
+
+def _own_ports(address: str | None) -> set[int | None]:
+    """Ports of this machine at which the cluster is reached: its dashboard, its endpoints, and the GCS of a local head.
+
+    None of a cluster that is elsewhere or does not answer, which is a finding of `cluster`.
+    """
+    try:
+        dashboard = Dashboard(address, timeout_s=5)
+        served = dashboard.serve()
+    except CrmrayError:
+        return set()
+    place = urlsplit(dashboard.address)
+    if place.hostname not in ("127.0.0.1", "localhost"):
+        return set()
+    gcs = [urlsplit(f"//{dashboard.head.address}").port] if dashboard.head else []
+    endpoints = [(served.get("http_options") or {}).get("port", SERVE_PORT)] if served.get("proxies") else []
+    return {place.port, *gcs, *endpoints}
 
 
 def _busy(port: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 
 from crmray.data import files
 from crmray.errors import DataError
@@ -105,7 +105,10 @@ def guess(path: str) -> Guess:
         [path], ".", encoding=settings.get("encoding", "utf-8"), delimiter=settings.get("delimiter", ",")
     )
     seen = list(files.schema(source).names)
-    rows = pa.Table.from_batches(list(itertools.islice(files.batches(source, seen, rows=SAMPLE_ROWS), 1)))
+    first = next(files.batches(source, seen, rows=SAMPLE_ROWS), None)
+    if first is None or not first.num_rows:
+        raise DataError(f"file {path}: got a header and no rows, expected rows to guess from")
+    rows = pa.Table.from_batches([first])
     found = Guess(path=path, settings=settings, seen=seen)
     names = {_plain(name): name for name in reversed(seen)}
     best = 0.0
@@ -218,7 +221,8 @@ def _task_lines(guesses: Sequence[Guess]) -> list[str]:
         tasks.append('  churn: {label: "outcome:churn"}')
     elif bought:
         tasks.append("  churn: {}")
-    tasks += ["  segmentation: {}", "  recommendation: {}"] if bought else []
+    tasks += ["  segmentation: {}"] if bought else []
+    tasks += ["  recommendation: {}"] if ("transactions", "product_id") in columns else []
     tasks += ["  sentiment: {}"] if ("interactions", "rating") in columns else []
     if ("transactions", "net_amount") in columns or ("transactions", "unit_price_amount") in columns:
         tasks += [f"  # {name}: {{}}  # can be carried too" for name in ("value", "forecast")]
@@ -252,4 +256,6 @@ def _outcome_lines(one: Guess, place: str) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    return text if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) else "'" + text.replace("'", "''") + "'"
+    """As YAML reads it back: a column may be called No, which is a bool there."""
+    plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) and yaml.safe_load(text) == text
+    return text if plain else "'" + text.replace("'", "''") + "'"

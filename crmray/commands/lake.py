@@ -27,7 +27,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         description="All versions of a task, newest first, with their figures; the champion is marked.",
         epilog="example: crmray compare churn --org org.yaml",
     )
-    comparing.add_argument("task", help="churn, leads, custom.NAME, …")
+    comparing.add_argument("task", metavar="TASK", help="churn, leads, custom.NAME, …")
     comparing.add_argument("--org", required=True, metavar="ORG.yaml", help="the org file")
     comparing.set_defaults(call=compare_command)
     status = commands.add_parser(

@@ -14,7 +14,7 @@ from crmray import schema
 from crmray.commands import draft
 from crmray.commands.text import table
 from crmray.data.clean import ASKED_FOR
-from crmray.errors import ConfigError, DataError
+from crmray.errors import ConfigError, DataError, NotFoundError
 from crmray.org import OpenOrg
 from crmray.storage import Run
 
@@ -24,6 +24,8 @@ MIN_CUSTOMERS = 200
 """fewer do not carry an honest 70/15/15 split: about 30 would be left to test on"""
 MIN_OF_CLASS = 20
 """labelled rows of the rarer class; with fewer, three are left to test on"""
+MOST_CLASSES = 20
+"""values of a label; one with more is a number"""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -64,8 +66,13 @@ def init_command(arguments: argparse.Namespace) -> int:
     name = re.sub(r"[^a-z0-9_-]+", "-", (arguments.name or Path(arguments.files[0]).stem).lower()).strip("-_") or "org"
     text = draft.render(name[:63], guesses, out.parent if out else Path.cwd())
     if out:
-        out.write_text(text, encoding="utf-8")
+        try:
+            out.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--out {out}: got {error.strerror}, expected a place for a new file") from None
         print(f"wrote {out}: {text.count('GUESS')} guesses to look at; then: crmray check {out}")
+        for guess in (guess for guess in guesses if not guess.table):
+            print(f"left out {guess.path}: no canonical table fits its columns {', '.join(guess.seen)}")
     else:
         sys.stdout.write(text)
     return 0
@@ -80,20 +87,30 @@ def check_command(arguments: argparse.Namespace) -> int:
     print(table([_table_row(name, manifest) for name, manifest in found.items()]))
     for name, manifest in found.items():
         for reason, count in manifest.get("rejected", {}).items():
+            if reason == ASKED_FOR:
+                print(f"{name}: {count:,} rows {reason}")
+                continue
             share = count / max(_rows(manifest) + sum(manifest["rejected"].values()), 1)
-            alarm = f"  ({share:.0%}: is the mapping right?)" if share > MANY_SET_ASIDE and reason != ASKED_FOR else ""
+            alarm = f"  ({share:.0%}: is the mapping right?)" if share > MANY_SET_ASIDE else ""
             print(f"{name}: {count:,} rows set aside: {reason}{alarm}")
         for column in _unfilled(org.config, name, manifest):
             print(f"{name}: column {column} is mapped and has no value in any row")
-    counts = _outcome_counts(runs.get("outcomes"))
-    lacking = False
     print()
-    for name in org.config.tasks:
-        lacks, weak = _lacks(org, name, found, counts), _weak(found, counts)
-        lacking = lacking or bool(lacks)
-        verdict = f"cannot run: {'; '.join(lacks)}" if lacks else "can run"
-        print(f"{name}: {verdict}" + (f"; but {'; '.join(weak)}" if weak and not lacks else ""))
-    return 2 if lacking else 0
+    refused = [name for name in org.config.tasks if not _verdict(org, name, found, runs)]
+    return 2 if refused else 0
+
+
+def _verdict(org: OpenOrg, name: str, found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Run]) -> bool:
+    """Whether the examples of a task can be made, by making some; says so, or what it lacks."""
+    try:
+        tried, shards = org.trial(name)
+    except (ConfigError, DataError, NotFoundError) as error:
+        print(f"{name}: cannot run: {str(error).removeprefix(f'task {name}: ').removeprefix(f'task {name} ')}")
+        return False
+    so_far = f", as {tried} of {shards} shards tell" if tried < shards else ""
+    weak = _weak(org, name, found, runs)
+    print(f"{name}: can run{so_far}" + (f"; but {'; '.join(weak)}" if weak else ""), flush=True)
+    return True
 
 
 def _table_row(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +122,7 @@ def _table_row(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "rows": f"{rows:,}",
         "from": str(manifest.get("earliest") or "–")[:10],
         "to": str(manifest.get("latest") or "–")[:10],
-        "set aside": f"{sum(manifest.get('rejected', {}).values()):,}",
+        "set aside": f"{sum(n for reason, n in manifest.get('rejected', {}).items() if reason != ASKED_FOR):,}",
         "missing": ", ".join(f"{column} {count / rows:.0%}" for column, count in worst) or "–",
     }
 
@@ -125,47 +142,27 @@ def _unfilled(org: crmray.config.Org, name: str, manifest: Mapping[str, Any]) ->
     return [column for column in mapped if manifest.get("missing", {}).get(column, 0) >= _rows(manifest) > 0]
 
 
-def _lacks(org: OpenOrg, task: str, found: Mapping[str, Mapping[str, Any]], outcomes: Mapping[float, int]) -> list[str]:
-    """What the task needs and the tables do not hold."""
-    from crmray import tasks
-    from crmray.data.examples import dates_of
-
-    which, settings = tasks.task(task), tasks.settings(org.config, task)
-    needs = which.needs(settings)
-    lacks = []
-    for name, columns in needs.required.items():
-        manifest = found.get(name)
-        if manifest is None or not _rows(manifest):
-            lacks.append(f"table {name} is missing or empty (columns {', '.join(columns)})")
-            continue
-        empty = [column for column in columns if manifest.get("missing", {}).get(column, 0) >= _rows(manifest)]
-        if empty:
-            lacks.append(f"table {name} has no value in {', '.join(empty)}: map it in the org file")
-    if "outcomes" in needs.required and len(outcomes) == 1:
-        lacks.append("all labelled rows have the same label, expected both labels")
-    if not lacks:
-        try:
-            dates_of(org.lake, which, settings)
-        except DataError as error:
-            lacks.append(str(error))
-    return lacks
-
-
-def _outcome_counts(run: Run | None) -> dict[float, int]:
-    if run is None:
-        return {}
-    values = run.read_table(columns=["value"])["value"].value_counts().to_pylist()
-    return {entry["values"]: entry["counts"] for entry in values}
-
-
-def _weak(found: Mapping[str, Mapping[str, Any]], outcomes: Mapping[float, int]) -> list[str]:
+def _weak(org: OpenOrg, name: str, found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Run]) -> list[str]:
     """Counts too small for an honest model."""
+    from crmray import tasks
+
     weak = []
     known = [m.get("entities", 0) for name, m in found.items() if schema.TABLES[name].entity == "entity_id"]
     customers = max(known, default=0)
     if 0 < customers < MIN_CUSTOMERS:
         weak.append(f"{customers} customers are too few for an honest model, expected at least {MIN_CUSTOMERS}")
-    rare = min(outcomes.values(), default=MIN_OF_CLASS)
-    if rare < MIN_OF_CLASS and len(outcomes) <= 20:
-        weak.append(f"only {rare} labelled rows of one class, expected at least {MIN_OF_CLASS}")
+    which = tasks.task(name)
+    if "outcomes" in which.needs(tasks.settings(org.config, name)).required:
+        rare = _rarest(runs["outcomes"])
+        if rare < MIN_OF_CLASS:
+            weak.append(f"only {rare} labelled rows of one class, expected at least {MIN_OF_CLASS}")
     return weak
+
+
+def _rarest(outcomes: Run) -> int:
+    """Rows of the rarest value of any label that has few."""
+    counts = outcomes.read_table(columns=["name", "value"]).group_by(["name", "value"]).aggregate([("value", "count")])
+    by_name: dict[str, list[int]] = {}
+    for row in counts.to_pylist():
+        by_name.setdefault(row["name"], []).append(row["value_count"])
+    return min((min(one) for one in by_name.values() if len(one) <= MOST_CLASSES), default=MIN_OF_CLASS)

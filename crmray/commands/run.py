@@ -61,11 +61,13 @@ def command(arguments: argparse.Namespace) -> int:
 
 def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, port: int | None) -> int:
     """Every station for the tasks (None: all of the org file); port None: no deployment. Prints the closing table."""
+    from crmray.tasks import settings  # imports torch, which the other commands do without
+
     wanted = tasks or list(org.tasks)
     if not wanted:
         raise ConfigError(f"org file {org.path}: got no task, expected at least one under `tasks:`")
-    if unknown := sorted(set(wanted) - set(org.tasks)):
-        raise ConfigError(f"org file {org.path}: got tasks {unknown}, expected some of {', '.join(org.tasks)}")
+    for one in wanted:
+        settings(org, one)  # refuses what the org file does not ask for
     failed: dict[str, str] = {}
     for station in ("ingest", "shard"):
         told = _station(dashboard, org, station, [])
@@ -111,7 +113,7 @@ def _row(org: Org, task: str, failure: str | None, endpoint: str | None) -> dict
 
 def _waves(wanted: list[str]) -> list[list[str]]:
     """The tasks whose predictions others read, then the others: each wave goes through all stations."""
-    from crmray.tasks import task  # imports torch, which the other commands do without
+    from crmray.tasks import task  # as above
 
     read = {name for one in wanted for name in getattr(task(one), "AFTER", ())}
     first, rest = [one for one in wanted if one in read], [one for one in wanted if one not in read]

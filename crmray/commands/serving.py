@@ -28,6 +28,10 @@ from crmray.storage import Lake
 PORT = 8000
 DEPLOY_TIMEOUT_S = 300.0
 CLI_KEY_NAME = "crmray-cli"
+PRINTED = """\
+# For `serve deploy FILE`, or as serveConfigV2 of a RayService (cluster/rayservice.yaml).
+# host 127.0.0.1 answers on the nodes themselves only; on Kubernetes, or behind a load balancer, set it to 0.0.0.0.
+"""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -53,7 +57,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         description="Ask the task's endpoint, with the key in CRMRAY_KEY, else with the one that `deploy` left here.",
         epilog="example: crmray predict churn C00042 --explain",
     )
-    predict.add_argument("task", help="churn, leads, custom.NAME, …")
+    predict.add_argument("task", metavar="TASK", help="churn, leads, custom.NAME, … of the org file")
     predict.add_argument("ids", nargs="+", metavar="ID", help="up to 1,000 ids as the org writes them")
     predict.add_argument("--explain", action="store_true", help="with reasons")
     predict.add_argument("--url", help="where the endpoints are; default: those of the local head")
@@ -64,8 +68,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         description="Add, revoke or list the bearer keys of the endpoints. A key is shown once, when it is made.",
         epilog="examples: crmray keys add salesforce    crmray keys revoke salesforce    crmray keys list",
     )
-    keys.add_argument("action", choices=("add", "revoke", "list"))
-    keys.add_argument("name", nargs="?", help="who uses the key")
+    keys.add_argument("action", choices=("add", "revoke", "list"), help="what to do")
+    keys.add_argument("name", nargs="?", metavar="NAME", help="who uses the key; none for list")
     keys.set_defaults(call=keys_command)
 
 
@@ -76,7 +80,7 @@ def deploy_command(arguments: argparse.Namespace) -> int:
     """Deploy and wait until the applications run."""
     org = config.load(arguments.org)
     if arguments.print_:
-        print(yaml.safe_dump(serve_config(org, port=arguments.port, elsewhere=True), sort_keys=False), end="")
+        print(PRINTED + yaml.safe_dump(serve_config(org, port=arguments.port, elsewhere=True), sort_keys=False), end="")
         return 0
     for task, url in deploy(Dashboard(arguments.address), org, port=arguments.port).items():
         print(f"{task:<16} POST {url}")
@@ -112,7 +116,8 @@ def serve_config(org: Org, *, port: int = PORT, elsewhere: bool = False) -> dict
         own = {} if "://" in org.root else {"org": f"{org.root}/org.yaml"}
     by_task = {application["args"].get("task"): application for application in deployment["applications"]}
     usual = next(application for task, application in by_task.items() if task)
-    applications = [{**by_task[None], "args": {**by_task[None]["args"], **own}}]
+    # Named, so that a task more or less is a change: Serve leaves an application as it is where its args are the same.
+    applications = [{**by_task[None], "args": {**by_task[None]["args"], "served": list(org.tasks), **own}}]
     for task in org.tasks:
         made = {**by_task.get(task, usual), "name": task, "route_prefix": route(task)}
         applications.append({**made, "args": {**made["args"], "task": task, **own}})
@@ -277,6 +282,9 @@ def keys_command(arguments: argparse.Namespace) -> int:
         keys.revoke(arguments.name)
         print(f"revoked {arguments.name}")
     else:
-        for entry in keys.entries():
+        entries = keys.entries()
+        for entry in entries:
             print(f"{entry['created_at']}  {entry['name']}")
+        if not entries:
+            print(f"no keys in {keys.path}; `crmray keys add NAME` makes one")
     return 0

@@ -53,7 +53,7 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.job not in FOR_ALL and bool(arguments.tasks) == (arguments.job in WITHOUT_TASK):
         wanted = "no task" if arguments.job in WITHOUT_TASK else "at least one task"
         raise ConfigError(f"submit {arguments.job}: got {arguments.tasks or 'no task'}, expected {wanted}")
-    org, dashboard = config.load(arguments.org), Dashboard(arguments.address)
+    org, dashboard = _asked(arguments.org, arguments.tasks), Dashboard(arguments.address)
     print(estimate(org, arguments.job, arguments.tasks), file=sys.stderr)
     started = submit(dashboard, org, arguments.job, arguments.tasks, flags_of(arguments))
     print(f"{started.submission_id} on {dashboard.address}", file=sys.stderr, flush=True)
@@ -64,6 +64,20 @@ def command(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"the job goes on; to stop it: ray job stop {started.submission_id}", file=sys.stderr)
         raise
+
+
+def _asked(path: str, wanted: Sequence[str]) -> Org:
+    """The org file; ConfigError, before anything goes to the cluster, for a task that it does not ask for or whose
+    section is wrong."""
+    if not wanted:
+        return config.load(path)  # the tasks' code is heavy; what runs before any task does without it
+    from crmray import tasks
+    from crmray.org import OpenOrg
+
+    org = OpenOrg.load(path).config
+    for name in wanted:
+        tasks.settings(org, name)
+    return org
 
 
 def flags_of(arguments: argparse.Namespace) -> list[str]:

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crmray.config import TableSource
 from crmray.data import history
 from crmray.data.history import NEVER, Field
 from crmray.data.splits import Snapshots, micros
 from crmray.errors import ConfigError
+from crmray.sources import TableSource
 
 MAX_UNKNOWN = 0.01
 """share of rows (of each group of them) of whom an attribute may be unknown at a date at which it is used"""

@@ -191,7 +191,8 @@ def replies(table: pa.Table, place: np.ndarray, as_of: datetime | None, within_d
     null where it did not, not yet, or where the matter is open (see `solved`).
 
     The answer is the customer's first outbound text after it, before as_of and within so many days, under the same
-    subject where both have one. The table is sorted by customer and time.
+    subject where both have one; without greeting and end, which name two people. The table is sorted by customer and
+    time.
     """
     number, customer = np.arange(table.num_rows), _codes(table["entity_id"])
     times_us = pc.cast(table["occurred_at"], pa.int64()).to_numpy()
@@ -211,7 +212,7 @@ def replies(table: pa.Table, place: np.ndarray, as_of: datetime | None, within_d
         same = (topic[at] == topic[place]) | (topic[at] < 0) | (topic[place] < 0)
         found = np.where((found < 0) & near & same, at, found)
     row = pa.array(found, mask=(found < 0) | ~solved(table, as_of)[place])
-    return text.clean(table["text"].take(row)), _ids(table).take(row)
+    return text.clean(table["text"].take(row), anonymous=True), _ids(table).take(row)
 
 
 def _in_channel(table: pa.Table, channels: tuple[str, ...]) -> np.ndarray:

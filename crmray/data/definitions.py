@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from crmray import schema
-from crmray.config import CONDITIONS, Part
+from crmray.config import Part
 from crmray.data import history, outcomes
 from crmray.data.asof_rows import micros_of
 from crmray.data.conditions import Canonical, is_date, matches
 from crmray.data.splits import micros
 from crmray.errors import DataError
+from crmray.sources import CONDITIONS
 
 Entity = Literal["customer", "lead", "product"]
 Kind = Literal["yes_no", "number", "class"]

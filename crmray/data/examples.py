@@ -14,8 +14,6 @@ given.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -27,17 +25,11 @@ import pyarrow.dataset as pads
 from crmray import log, schema
 from crmray.config import Org
 from crmray.data import asof_attributes, attribute_plan, leaks, splits
-from crmray.data.examples_shard import (
-    Beside,
-    Held,
-    attribute_table,
-    gather_shard,
-    make_shard,
-    write_rows,
-)
+from crmray.data.examples_inputs import Inputs
+from crmray.data.examples_shard import attribute_table, gather_shard, make_shard, rows_of, try_shard, write_rows
 from crmray.data.plans import inline
 from crmray.data.splits import PARTS, Snapshots
-from crmray.errors import DataError, NotEnoughDataError
+from crmray.errors import NotEnoughDataError
 from crmray.evaluate.decide import Decided
 from crmray.storage import Lake, Run, run_id
 
@@ -46,26 +38,6 @@ FORMAT = 2
 MIN_CLASS_ROWS = 2
 SHARE_OF_BUDGET = 0.25
 """of the memory budget that one sorted piece of the `now` rows may take: reading, sorting and writing hold copies"""
-_CLOCKLESS = ("subscriptions",)
-"""tables whose times do not tell where the data ends: few begin, long after or before others end"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Content:
-    """What a canonical table holds, over all shards."""
-
-    run: Run
-    """the table's current run"""
-    rows: int
-    """rows in all shards"""
-    columns: tuple[str, ...]
-    """columns with a value in some row; the others are as good as absent"""
-    span: tuple[datetime, datetime] | None
-    """first and last time; None without a time column or a time"""
-    has_clock: bool
-    """False: its times are positions, an order without a clock"""
-    num_shards: int
-    """files, one a shard"""
 
 
 def examples(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callable[..., Iterator[tuple]]) -> Run:
@@ -74,166 +46,84 @@ def examples(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callabl
     map_shards(fn, items, *, label) yields (item, fn(item)) in any order. DataError and NotEnoughDataError say which
     table, column or kind of row is missing.
     """
-    content = _contents(lake, task, settings)
-    changes = _changes(lake, task, content)
-    beside = Beside.of(lake, task, content)
-    run = lake.run("examples", task.NAME, _run_id(org, task, settings, content, changes, beside))
+    inputs = Inputs.of(lake, task, settings)
+    run = lake.run("examples", task.NAME, _run_id(org, task, settings, inputs))
     with run.claim("examples") as mine:
         if mine:
-            _make(org, lake, task, settings, content, changes, beside, run, map_shards)
+            _make(org, lake, task, settings, inputs, run, map_shards)
     return run
-
-
-def _changes(lake: Lake, task: Any, content: Mapping[str, Content]) -> Held | None:
-    """The field history of the attributes, whether the task reads it or not; None where the org has none."""
-    if attribute_table(task) not in content or not lake.has("tables", "changes"):
-        return None
-    found = content_of(lake.latest("tables", "changes"))
-    return (found.run.run_id, found.columns) if found.rows else None
-
-
-def _held(content: Mapping[str, Content]) -> dict[str, Held]:
-    """What workers have to know of the tables."""
-    return {name: (table.run.run_id, table.columns) for name, table in content.items()}
-
-
-def _run_id(
-    org: Org,
-    task: Any,
-    settings: Any,
-    content: Mapping[str, Content],
-    changes: Held | None,
-    beside: Beside,
-) -> str:
-    read = settings.model_dump(mode="json", exclude=set(Decided.model_fields))  # where to cut makes no other rows
-    own = {"task": task.NAME, "features_version": task.FEATURES_VERSION, "settings": read}
-    own |= {"history": org.history.model_dump(mode="json")} if attribute_table(task) in content else {}
-    inputs = {name: table.run.run_id for name, table in content.items()}
-    inputs |= {"changes": changes[0]} if changes else {}
-    inputs |= beside.to_json()
-    return run_id("examples", inputs=inputs, settings=own, seed=org.seed, format=FORMAT)
-
-
-def _contents(lake: Lake, task: Any, settings: Any) -> dict[str, Content]:
-    """The tables of the task that have rows; refuses when a required one, or a column of it, is missing."""
-    needs = task.needs(settings)
-    found = {}
-    for name in sorted({*needs.required, *needs.useful}):
-        if lake.has("tables", name):
-            content = content_of(lake.latest("tables", name))
-            if content.rows:
-                found[name] = content
-    for name, columns in needs.required.items():
-        if name not in found:
-            if not found:
-                lake.latest("tables", name)  # when nothing was sharded at all, this says which job to run
-            raise DataError(
-                f"task {task.NAME} needs table {name} (columns {', '.join(columns)}), got no rows of it;"
-                f" map {name} in the org file, or take {task.NAME} out of `tasks:`"
-            )
-        absent = [column for column in columns if column not in found[name].columns]
-        if absent:
-            raise DataError(
-                f"task {task.NAME} needs column {absent[0]!r} of table {name}, got no value in any row;"
-                f" map it in the org file, or take {task.NAME} out of `tasks:`"
-            )
-    return found
-
-
-def content_of(run: Run) -> Content:
-    """What the manifest of a table run says, without reading its rows."""
-    about = run.manifest()
-    columns = (name for name in about["columns"] if about["missing"].get(name, 0) < about["rows"])
-    times = [datetime.fromisoformat(about[name]) for name in ("earliest", "latest") if about[name]]
-    return Content(
-        run=run,
-        rows=about["rows"],
-        columns=tuple(columns),
-        span=(times[0], times[1]) if times else None,
-        has_clock=about["clock"] != "ordinal",
-        num_shards=about["num_shards"],
-    )
-
-
-def span_of(content: Mapping[str, Content], required: Mapping[str, Any]) -> tuple[datetime, datetime] | None:
-    """First and last moment of the data, by the required tables' clocks, or of all tables where these have none.
-
-    None: no time. A task on given labels has time only if the labels have. DataError for an order without a clock.
-    """
-    for name, table in content.items():
-        if not table.has_clock:
-            raise DataError(
-                f"table {name}: got positions (date_format: ordinal), expected times; features in days need a clock:"
-                f" map a column with times, or choose settings that need none"
-            )
-    if "outcomes" in required and content["outcomes"].span is None:
-        return None
-    clocks = [content[name] for name in required if name not in _CLOCKLESS]
-    spans = [table.span for table in clocks if table.span] or [table.span for table in content.values() if table.span]
-    return (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
-
-
-def dates_of(lake: Lake, task: Any, settings: Any) -> Snapshots:
-    """The dates that the examples would have, without making them; DataError when the tables cannot carry them."""
-    return _dates(task, settings, _contents(lake, task, settings))[1]
 
 
 def attributes_of(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callable = inline) -> dict[str, Any]:
     """Which attributes of customers could be used at the task's dates, and as what, without making the examples.
 
-    {column: report of asof_attributes.plan}; leaks are found when the examples are made. DataError as in dates_of.
+    {column: report of asof_attributes.plan}; leaks are found when the examples are made. DataError when the tables
+    cannot carry the task.
     """
-    content = _contents(lake, task, settings)
-    held, past = _held(content), _changes(lake, task, content)
-    plan = _plan(org, lake, task, content, held, past, _dates(task, settings, content)[1], map_shards)
-    return asof_attributes.told(plan)
+    return asof_attributes.told(Inputs.of(lake, task, settings).plan(org, lake, task, map_shards))
 
 
-def _dates(
-    task: Any, settings: Any, content: Mapping[str, Content]
-) -> tuple[tuple[datetime, datetime] | None, Snapshots]:
-    """First and last moment of the data (None without time), and the dates that follow."""
-    span = span_of(content, task.needs(settings).required) if settings.uses_time else None
-    choose = getattr(task, "dates", splits.snapshots)
-    return span, choose(settings, span) if span else Snapshots(horizon_days=settings.horizon_days)
+def trial(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callable = inline) -> tuple[int, int]:
+    """Find out what making the examples would refuse, without writing them: shard after shard until every split has
+    rows enough. How many shards that took, of how many; errors as of `examples`.
+    """
+    inputs = Inputs.of(lake, task, settings)
+    plan = inputs.plan(org, lake, task, map_shards)
+    if hasattr(task, "gather"):
+        tables, _ = _gathered(lake, task, settings, inputs, map_shards)
+        made = rows_of(task, settings, inputs.dates, lambda as_of: tables, tables)
+        _check_enough(task, _total([made.facts["counts"]]), inputs.dates)
+        return inputs.num_shards, inputs.num_shards
+    work = _work(lake, task, settings, inputs)
+    counts: dict[str, Any] = {}
+    for shard in range(inputs.num_shards):
+        counts = _total([counts, try_shard(shard, plan=plan, **work)])
+        try:
+            _check_enough(task, counts, inputs.dates)
+        except NotEnoughDataError:
+            if shard + 1 == inputs.num_shards:
+                raise
+        else:
+            break
+    return shard + 1, inputs.num_shards
 
 
-def _make(
-    org: Org,
-    lake: Lake,
-    task: Any,
-    settings: Any,
-    content: Mapping[str, Content],
-    changes: Held | None,
-    beside: Beside,
-    run: Run,
-    map_shards: Callable,
-) -> None:
-    span, dates = _dates(task, settings, content)
+def _work(lake: Lake, task: Any, settings: Any, inputs: Inputs) -> dict[str, Any]:
+    """Arguments of make_shard and try_shard that are the same for all shards."""
+    return {
+        "root": lake.root,
+        "task_module": task.__name__,
+        "settings": settings.model_dump(mode="json"),
+        "tables": inputs.held,
+        "changes": inputs.changes,
+        "beside": inputs.beside,
+        "dates": {"as_of": inputs.dates.to_json(), "horizon_days": inputs.dates.horizon_days},
+    }
+
+
+def _run_id(org: Org, task: Any, settings: Any, inputs: Inputs) -> str:
+    read = settings.model_dump(mode="json", exclude=set(Decided.model_fields))  # where to cut makes no other rows
+    own = {"task": task.NAME, "features_version": task.FEATURES_VERSION, "settings": read}
+    own |= {"history": org.history.model_dump(mode="json")} if attribute_table(task) in inputs.content else {}
+    runs = {name: table.run.run_id for name, table in inputs.content.items()}
+    runs |= {"changes": inputs.changes[0]} if inputs.changes else {}
+    runs |= inputs.beside.to_json()
+    return run_id("examples", inputs=runs, settings=own, seed=org.seed, format=FORMAT)
+
+
+def _make(org: Org, lake: Lake, task: Any, settings: Any, inputs: Inputs, run: Run, map_shards: Callable) -> None:
+    dates = inputs.dates
     log.event("examples.dates", task=task.NAME, **dates.to_json())
-    num_shards = max(table.num_shards for table in content.values())
-    held = _held(content)
-    spans = hasattr(task, "gather")
-    plan = {} if spans else _plan(org, lake, task, content, held, changes, dates, map_shards)
+    plan = inputs.plan(org, lake, task, map_shards)
     for how in plan.values():
         if how["used"] == "kept out":
             name, known = f"{how['object']}.{how['field']}", min(how["known"].values())
             log.warn("examples.kept_out", field=name, status=how["status"], known_of_customers=known)
-    work = partial(
-        make_shard,
-        root=lake.root,
-        task_module=task.__name__,
-        settings=settings.model_dump(mode="json"),
-        tables=held,
-        changes=changes,
-        beside=beside,
-        dates={"as_of": dates.to_json(), "horizon_days": dates.horizon_days},
-        run_id=run.run_id,
-    )
-    if spans:
-        shards = [_whole(lake, task, settings, held, beside, dates, num_shards, run, map_shards)]
+    if hasattr(task, "gather"):
+        shards = [_whole(lake, task, settings, inputs, run, map_shards)]
     else:
-        shards, plan = _shards(work, num_shards, plan, task, map_shards)
+        work = partial(make_shard, run_id=run.run_id, **_work(lake, task, settings, inputs))
+        shards, plan = _shards(work, inputs.num_shards, plan, task, map_shards)
     fields = {tuple(shard["schema"].items()) for shard in shards}
     assert len(fields) == 1, f"shards differ in their columns: {[set(a) ^ set(b) for a in fields for b in fields]}"
     counts = _total([shard["counts"] for shard in shards])
@@ -245,37 +135,20 @@ def _make(
         settings=settings.model_dump(mode="json"),
         as_of=dates.to_json(),
         horizon_days=dates.horizon_days,
-        span=[moment.isoformat() for moment in span] if span else None,
+        span=[moment.isoformat() for moment in inputs.span] if inputs.span else None,
         rows={name: sum(count["rows"] for count in counts[name].values()) for name in (*PARTS, "now")},
         counts=counts,
         excluded={
             "customers_outside_population_now": sum(shard["outside"] for shard in shards),
             "customers_who_withdrew": sum(shard["withdrew"] for shard in shards),
         },
-        consent=beside.consent,
-        sentiment=beside.sentiment,
+        consent=inputs.beside.consent,
+        sentiment=inputs.beside.sentiment,
         attributes=asof_attributes.told(plan),
         schema=shards[0]["schema"],
-        num_shards=num_shards,
-        inputs={name: table.run.run_id for name, table in content.items()},
+        num_shards=inputs.num_shards,
+        inputs={name: table.run.run_id for name, table in inputs.content.items()},
     )
-
-
-def _plan(
-    org: Org,
-    lake: Lake,
-    task: Any,
-    content: Mapping[str, Content],
-    tables: Mapping[str, Held],
-    changes: Held | None,
-    dates: Snapshots,
-    map_shards: Callable,
-) -> dict[str, dict[str, Any]]:
-    """What becomes of the attributes of customers (of leads) at the past dates; empty without them or without time."""
-    table = attribute_table(task)
-    if table not in content or not dates.has_time:
-        return {}
-    return attribute_plan.make(org, lake, task, tables[table], content[table].num_shards, changes, dates, map_shards)
 
 
 def _shards(
@@ -293,23 +166,27 @@ def _shards(
         plan = attribute_plan.without_leaks(task, plan, found)
 
 
-def _whole(
-    lake: Lake, task: Any, settings: Any, held: Mapping[str, Held], beside: Beside, dates: Snapshots,
-    num_shards: int, run: Run, map_shards: Callable,
-) -> dict[str, Any]:  # fmt: skip
+def _whole(lake: Lake, task: Any, settings: Any, inputs: Inputs, run: Run, map_shards: Callable) -> dict[str, Any]:
     """The rows of a task that spans customers: what it gathers from every shard, combined, as one shard of rows."""
+    tables, withdrew = _gathered(lake, task, settings, inputs, map_shards)
+    made = rows_of(task, settings, inputs.dates, lambda as_of: tables, tables)
+    write_rows(run, 0, made)
+    return {**made.facts, "withdrew": withdrew, "leaks": {}}
+
+
+def _gathered(lake: Lake, task: Any, settings: Any, inputs: Inputs, map_shards: Callable) -> tuple[dict[str, Any], int]:
+    """The tables that such a task's rows are made of, and how many of its entities withdrew."""
     work = partial(
         gather_shard,
         root=lake.root,
         task_module=task.__name__,
         settings=settings.model_dump(mode="json"),
-        tables=held,
-        beside=beside,
+        tables=inputs.held,
+        beside=inputs.beside,
     )
-    parts = dict(map_shards(work, list(range(num_shards)), label="gather"))
-    tables = task.combine([parts[index][0] for index in range(num_shards)], settings)
-    made = write_rows(run, 0, task, settings, dates, lambda as_of: tables, tables)
-    return {**made.facts, "withdrew": sum(withdrew for _, withdrew in parts.values()), "leaks": {}}
+    parts = dict(map_shards(work, list(range(inputs.num_shards)), label="gather"))
+    tables = task.combine([parts[index][0] for index in range(inputs.num_shards)], settings)
+    return tables, sum(withdrew for _, withdrew in parts.values())
 
 
 def _total(shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -100,21 +100,59 @@ def make_shard(
     JSON; run_id: of the examples.
     """
     lake, task, when = Lake(root), task_at(task_module), Snapshots.of(dates)
+    seen = Seen.of(lake, task, shard, tables, changes, beside, plan)
+    made = rows_of(task, task.Settings.model_validate(settings), when, seen.at, seen.rows)
+    write_rows(lake.run("examples", task.NAME, run_id), shard, made)
+    searched = plan and when.has_time and attribute_table(task) == "customers"  # leads have theirs from all at once
+    leaking = _leaking(seen.rows["customers"], seen.past, made.at_train, task, plan, when) if searched else {}
+    return {**made.facts, "withdrew": seen.withdrew, "leaks": leaking}
+
+
+def try_shard(
+    shard: int, *, root: str, task_module: str, settings: Mapping[str, Any], tables: Mapping[str, Held],
+    changes: Held | None, beside: Beside, plan: Mapping[str, Mapping[str, Any]], dates: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """The counts that make_shard would give, without writing anything; arguments as there."""
+    task = task_at(task_module)
+    seen = Seen.of(Lake(root), task, shard, tables, changes, beside, plan)
     own = task.Settings.model_validate(settings)
-    run = lake.run("examples", task.NAME, run_id)
-    rows, withdrew = read_shard(lake, shard, tables, beside)
-    changed = _read(lake.run("tables", "changes", changes[0]), changes[1], shard) if changes and plan else None
-    described = attribute_table(task)
-    key = schema.table(described).entity
-    past = asof_attributes.histories(rows[described], changed, plan, key=key) if plan else {}
+    return rows_of(task, own, Snapshots.of(dates), seen.at, seen.rows).facts["counts"]
 
-    def seen(as_of: datetime | None) -> dict[str, pa.Table]:
-        return {**rows, described: asof_attributes.at(rows[described], past, as_of, plan)} if plan else rows
 
-    made = write_rows(run, shard, task, own, when, seen, rows)
-    searched = plan and when.has_time and described == "customers"  # leads have theirs from all conversions at once
-    leaking = _leaking(rows["customers"], past, made.at_train, task, plan, when) if searched else {}
-    return {**made.facts, "withdrew": withdrew, "leaks": leaking}
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One shard of the tables, as they stood at any date."""
+
+    rows: dict[str, pa.Table]
+    """as now"""
+    withdrew: int
+    """entities that are left out since they withdrew"""
+    past: dict[str, Changes]
+    """column -> what it was before"""
+    plan: Mapping[str, Mapping[str, Any]]
+    """of asof_attributes"""
+    described: str
+    """the table with attributes"""
+
+    @classmethod
+    def of(
+        cls, lake: Lake, task: Any, shard: int, tables: Mapping[str, Held], changes: Held | None, beside: Beside,
+        plan: Mapping[str, Mapping[str, Any]],
+    ) -> Seen:  # fmt: skip
+        """Read it. Arguments as in make_shard."""
+        rows, withdrew = read_shard(lake, shard, tables, beside)
+        changed = _read(lake.run("tables", "changes", changes[0]), changes[1], shard) if changes and plan else None
+        described = attribute_table(task)
+        key = schema.table(described).entity
+        past = asof_attributes.histories(rows[described], changed, plan, key=key) if plan else {}
+        return cls(rows=rows, withdrew=withdrew, past=past, plan=plan, described=described)
+
+    def at(self, as_of: datetime | None) -> dict[str, pa.Table]:
+        """The tables with the attributes of that date; None: as now."""
+        if not self.plan:
+            return self.rows
+        stood = asof_attributes.at(self.rows[self.described], self.past, as_of, self.plan)
+        return {**self.rows, self.described: stood}
 
 
 def read_shard(lake: Lake, shard: int, tables: Mapping[str, Held], beside: Beside) -> tuple[dict[str, pa.Table], int]:
@@ -138,19 +176,21 @@ def gather_shard(
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """The rows of one shard as written."""
+    """The rows of one shard."""
 
-    facts: dict[str, Any]
-    """counts by split and date, columns, size of the `now` rows, and customers outside the population"""
+    splits: dict[str, pa.Table]
+    """train, validation, test and now"""
     at_train: dict[datetime, pa.Table]
     """the rows of each training date"""
+    facts: dict[str, Any]
+    """counts by split and date, columns, size of the `now` rows, and customers outside the population"""
 
 
-def write_rows(
-    run: Run, shard: int, task: Any, settings: Any, when: Snapshots,
+def rows_of(
+    task: Any, settings: Any, when: Snapshots,
     seen: Callable[[datetime | None], Mapping[str, pa.Table]], rows: Mapping[str, pa.Table],
 ) -> Made:  # fmt: skip
-    """Make and write the rows of every split of one shard. seen: the tables as they stood at a date; rows: as now."""
+    """The rows of every split of one shard. seen: the tables as they stood at a date; rows: as now."""
     at: dict[datetime, pa.Table] = {}
     if when.has_time:
         at = {date: task.examples(seen(date), date, settings, labels=True) for date in when.past}
@@ -160,8 +200,6 @@ def write_rows(
         labelled = task.examples(rows, None, settings, labels=True)
         found = {part: labelled.filter(pc.equal(labelled["part"], part)) for part in PARTS}
     found["now"] = task.examples(seen(None), when.now, settings, labels=False)
-    for name, table in found.items():
-        run.write_table(f"{name}/shard-{shard:05d}.parquet", table, row_group_rows=16 * 1024)
     known = len(asof.known(rows, when.now)) if task.ENTITY == "customer" else found["now"].num_rows
     facts = {
         "counts": {name: _counts(table, task.LABELS) for name, table in found.items()},
@@ -169,7 +207,13 @@ def write_rows(
         "now_bytes": found["now"].nbytes,
         "outside": known - found["now"].num_rows,
     }
-    return Made(facts=facts, at_train={date: at[date] for date in when.train})
+    return Made(splits=found, at_train={date: at[date] for date in when.train}, facts=facts)
+
+
+def write_rows(run: Run, shard: int, made: Made) -> None:
+    """Write the rows of every split of one shard."""
+    for name, table in made.splits.items():
+        run.write_table(f"{name}/shard-{shard:05d}.parquet", table, row_group_rows=16 * 1024)
 
 
 def _allowed(rows: Mapping[str, pa.Table], consent: Run) -> tuple[dict[str, pa.Table], int]:

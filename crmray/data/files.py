@@ -28,6 +28,7 @@ ROW = "$row"
 BATCH_ROWS = 64 * 1024
 _BLOCK_BYTES = 8 << 20
 _PARQUET = (".parquet", ".pq")
+_EXCEL = (".xlsx", ".xls", ".xlsm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ def find(patterns: Sequence[str], folder: str | Path, *, encoding: str = "utf-8"
             raise DataError(f"file {pattern!r}: got no file at {place}, expected at least one; correct the path")
         scheme = f"{pattern.split('://')[0]}://" if "://" in pattern else ""
         for path in found:
+            if path.lower().endswith(_EXCEL):
+                raise DataError(f"file {path}: got an Excel workbook, expected CSV or Parquet; save its sheets as CSV")
             if not fs.size(path):
                 raise DataError(f"file {path}: got an empty file (0 bytes), expected a header and rows; remove it")
             if scheme + path not in paths:

@@ -14,11 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.config import Org, TableSource
+from crmray.config import Org
 from crmray.data import parse
 from crmray.errors import ConfigError, PrivacyError
 from crmray.privacy import Pseudonyms, redact
 from crmray.privacy.forgotten import Tombstones
+from crmray.sources import TableSource
 from crmray.storage import Lake
 
 _IDS = ("entity_id", "lead_id")

@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from crmray import log
-from crmray.config import DemoSource, FilesSource, Org, SalesforceSource, TableSource
+from crmray.config import DemoSource, FilesSource, Org, SalesforceSource
 from crmray.data import files
 from crmray.data.files_guard import FilesGuard
 from crmray.errors import ConfigError, DataError
+from crmray.sources import TableSource
 from crmray.storage import Lake, Run, run_id
 
 PART_ROWS = 256 * 1024

@@ -28,6 +28,7 @@ from ray.exceptions import RayTaskError
 from crmray import log, schema
 from crmray.config import Org
 from crmray.data import parse, pieces
+from crmray.data.clean import ASKED_FOR
 from crmray.data.ingest import Origin, origins
 from crmray.data.pieces import Piece
 from crmray.data.plans import Feed, MapShards, feeds, inline
@@ -115,9 +116,9 @@ def _make(
     pieces.gather_rejected(run)
     run.lake.fs.rm(f"{run.path}/{pieces.FOLDER}", recursive=True)
     seconds = round(time.monotonic() - started, 3)
-    log.event(
-        "shard.wrote", table=table, rows=manifest["rows"], rejected=sum(manifest["rejected"].values()), seconds=seconds
-    )
+    left_out = manifest["rejected"].get(ASKED_FOR, 0)  # on purpose: the org file drops them
+    rejected = sum(manifest["rejected"].values()) - left_out
+    log.event("shard.wrote", table=table, rows=manifest["rows"], rejected=rejected, left_out=left_out, seconds=seconds)
     return run.commit(inputs=inputs, **manifest, facts={"seconds": seconds, "groups": len(groups), "modin": backend})
 
 

@@ -14,6 +14,8 @@ from functools import cache
 
 import pyarrow as pa
 
+from crmray.data import letters
+
 MAX_CHARS = 8_000
 """of a cleaned text; of a longer one the beginning is kept, where people say what they want"""
 MAX_RAW_CHARS = 200_000
@@ -62,17 +64,21 @@ _DROPPED = re.compile(
 no business of a model"""
 
 
-def clean(texts: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Each text cleaned (string); null and what holds no letter, digit or emoji become null."""
+def clean(texts: pa.ChunkedArray | pa.Array, *, anonymous: bool = False) -> pa.Array:
+    """Each text cleaned (string); null and what holds no letter, digit or emoji become null.
+
+    anonymous: also without greeting and end, which name two people (crmray.data.letters).
+    """
     values = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
     values = values.cast(pa.string())
     encoded = values.dictionary_encode()  # the same words are often sent twice
-    known = pa.array([clean_one(text) or None for text in encoded.dictionary.to_pylist()], pa.string())
+    cleaned = (clean_one(text, anonymous=anonymous) for text in encoded.dictionary.to_pylist())
+    known = pa.array([text or None for text in cleaned], pa.string())
     return known.take(encoded.indices)
 
 
-def clean_one(text: str) -> str:
-    """One text cleaned; empty where nothing was said."""
+def clean_one(text: str, *, anonymous: bool = False) -> str:
+    """One text cleaned, as in `clean`; empty where nothing was said."""
     text = _INLINE_FILE.sub("", text)[:MAX_RAW_CHARS]
     if _MARKUP.search(text):
         text = _plain(text)
@@ -80,7 +86,9 @@ def clean_one(text: str) -> str:
     if not text.isascii():
         text = _PICTURE.sub(lambda found: f" {_name(found[0])} ", unicodedata.normalize("NFKC", text))
     text = text.replace("\r\n", "\n")
-    said = _SPACE.sub(" ", _own_words(text) if "\n" in text else text).strip()[:MAX_CHARS].strip()
+    own = _own_words(text) if "\n" in text else text
+    own = letters.inner(own) if anonymous else own
+    said = _SPACE.sub(" ", own).strip()[:MAX_CHARS].strip()
     return said if any(map(str.isalnum, said)) else ""
 
 

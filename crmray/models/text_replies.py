@@ -1,9 +1,9 @@
 """The answer to the solved inquiry that is most like a new one: nearest neighbour over hashed words.
 
 A text is its words and pairs of words, hashed (Weinberger et al. 2009), each weighted by how rare it is among the
-solved inquiries, of length 1; likeness is their cosine. An answer is shown to others than it was written to, so the
-name in its greeting and all long numbers are taken out. The solved inquiries are kept with their ids, those of the
-answers and of the customers: whoever is forgotten is found in the bundle (crmray.forget).
+solved inquiries, of length 1; likeness is their cosine. An answer is shown to others than it was written to, so all
+long numbers are taken out, as greeting and end were before (crmray.data.letters). The solved inquiries are kept with
+their ids, those of the answers and of the customers: whoever is forgotten is found in the bundle (crmray.forget).
 
 Shapes: M solved inquiries, W words of all of them, N texts.
 """
@@ -28,12 +28,6 @@ BLOCK_TEXTS = 1_000
 MOST_DIGITS = 4
 """of a word of an answer: more are an order, a customer or a date"""
 NUMBER = "[NUMBER]"
-_GREETING = re.compile(
-    r"(?i:dear|hello|hi|good (?:morning|afternoon|evening)|hallo|guten (?:tag|morgen|abend)|liebe[rs]?"
-    r"|sehr geehrte[rs]?|bonjour|ch(?:er|ère)|hola|estimad[oa])"
-    r"(?:\s(?:\[NAME\]|and|und|et|y|&|[^\W\d_a-z][\w.'’-]*)){0,6}(?:\s?[,!:]|\s[-–]\s|\s*\n|\s*$)\s*"
-)
-"""of a letter, with the names after it, which begin with capitals"""
 _WORD = re.compile(r"[\w/-]+(?:(?<=\d)[ ](?=\d)[\w/-]+)*")
 """a number in groups is one word"""
 
@@ -45,11 +39,9 @@ def solved(train: pa.Table) -> dict[str, Any]:
     train: rows with label, text, text_answer, text_answer_id, customer_id and keys.
     """
     rows = train.filter(pc.is_valid(train["text_answer"]))
-    answers = pa.array(
-        [_for_others(answer)[:MAX_ANSWER_CHARS] for answer in rows["text_answer"].to_pylist()], pa.string()
-    )
-    rows = rows.set_column(rows.schema.get_field_index("text_answer"), "text_answer", answers)
-    rows = rows.filter(pc.not_equal(answers, ""))  # of a greeting alone nothing is left
+    answers = [_for_others(answer)[:MAX_ANSWER_CHARS] for answer in rows["text_answer"].to_pylist()]
+    place = rows.schema.get_field_index("text_answer")
+    rows = rows.set_column(place, "text_answer", pa.array(answers, pa.string()))
     rows = rows.take(pc.sort_indices(rows, [("as_of", "descending"), ("entity_id", "ascending")]))
     intents = sorted(pc.unique(rows["label"]).to_pylist())
     most = max(1, MAX_SOLVED // max(1, len(intents)))
@@ -77,10 +69,8 @@ def without(known: Mapping[str, Any], people: Collection[str]) -> dict[str, Any]
 
 
 def _for_others(answer: str) -> str:
-    """An answer without what says to whom it was written; empty where it says nothing else."""
-    greeting = _GREETING.match(answer)
-    body = answer[greeting.end() :] if greeting else answer
-    body = _WORD.sub(lambda word: NUMBER if sum(map(str.isdigit, word[0])) > MOST_DIGITS else word[0], body)
+    """An answer without the numbers of whom it was written to."""
+    body = _WORD.sub(lambda word: NUMBER if sum(map(str.isdigit, word[0])) > MOST_DIGITS else word[0], answer)
     return body[:1].upper() + body[1:]
 
 

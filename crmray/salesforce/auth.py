@@ -12,9 +12,9 @@ from pathlib import Path
 import jwt
 import requests
 
-from crmray.config import Login
 from crmray.errors import AuthError, SalesforceError
 from crmray.salesforce import replies
+from crmray.sources import Login
 
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 ASSERTION_S = 180
@@ -64,7 +64,7 @@ def _form(how: Login, folder: Path) -> tuple[dict[str, str], tuple[str, str] | N
     client_id = how.client_id.read(folder)
     if how.flow == "jwt":
         return {"grant_type": JWT_BEARER, "assertion": _assertion(how, client_id, folder)}, None
-    assert how.client_secret is not None  # checked by config.Login
+    assert how.client_secret is not None  # checked by Login
     client_secret = how.client_secret.read(folder)
     if how.flow == "client_credentials":
         return {"grant_type": "client_credentials"}, (client_id, client_secret)

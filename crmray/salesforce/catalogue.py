@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from crmray.config import Org, SalesforceSource, TableSource
+from crmray.config import Org, SalesforceSource
 from crmray.data.ingest import kept_columns
 from crmray.errors import ConfigError, SalesforceError
 from crmray.salesforce import mapping
 from crmray.salesforce.slices import both
+from crmray.sources import TableSource
 
 ABSENT = "not there, or the user has no permission to read it"
 NOT_QUERYABLE = "there, but it cannot be queried"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from crmray import schema
-from crmray.config import SalesforceSource, TableSource
+from crmray.sources import SalesforceSource, TableSource
 
 DELETED = {"IsDeleted": {"eq": True}}
 NOT_SENT = {"Arm__c": "control"}

@@ -7,7 +7,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 
 from crmray.config import Org, explain
-from crmray.errors import ConfigError
+from crmray.errors import ConfigError, did_you_mean
 from crmray.tasks import (
     churn,
     custom,
@@ -36,7 +36,8 @@ def task(name: str) -> Task:
             raise ConfigError(f"got task {name!r}, but {own} is a task of its own; choose another name")
         return cast(Task, family.named(name))
     if name not in TASKS:
-        raise ConfigError(f"got task {name!r}, expected one of {', '.join(TASKS)}")
+        hint = did_you_mean(name, TASKS) or "; one of your own is called custom.<name>"
+        raise ConfigError(f"got task {name!r}, expected one of {', '.join(TASKS)}{hint}")
     return TASKS[name]
 
 
@@ -44,9 +45,8 @@ def settings(org: Org, name: str) -> BaseModel:
     """The task's checked section of the org file (all defaults where the org file has an empty one)."""
     if name not in org.tasks:
         asked = ", ".join(org.tasks) or "none"
-        raise ConfigError(
-            f"org file {org.path}: task {name!r} is not asked for (asked for: {asked}); add it under `tasks:`"
-        )
+        hint = did_you_mean(name, org.tasks) or "; add it under `tasks:`"
+        raise ConfigError(f"org file {org.path}: task {name!r} is not asked for (asked for: {asked}){hint}")
     return check_settings(task(name), org.tasks[name], where=f"org file {org.path}: tasks.{name}")
 
 

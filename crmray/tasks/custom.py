@@ -78,6 +78,8 @@ class Definition(splits.TimeSettings, Decided):
 
     @model_validator(mode="after")
     def _fits_the_entity(self) -> Definition:
+        if self.outcome.table and "outcome" not in self.model_fields_set and self.entity == "lead":
+            raise ValueError("outcome: got none, expected what is predicted of leads: {table: …} or {attribute: …}")
         if self.outcome.table:
             definitions.check_table(self.entity, self.outcome.table, own=False)
         for segment in self.population:

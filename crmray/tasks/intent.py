@@ -3,8 +3,8 @@
 Label: the reason that the org gives its cases (`reason`), or another column of the interactions (`attribute:<column>`);
 its classes come from the data. Below a confidence chosen on validation the answer is “don't know”: intent is null. The
 suggested answer is the org's own reply to the solved inquiry of the same intent whose words are most alike; the bundle
-holds the replies, redacted and without greeting and numbers, with the ids of whom they went to, so that forgetting one
-of them retires it.
+holds the replies, redacted and without greeting, end and numbers, with the ids of whom they went to, so that forgetting
+one of them retires it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from crmray.tasks.text_request import TextRequest
 __all__ = ["dates"]
 
 NAME, ROUTE, ENTITY = "intent", "/v1/intent", "interaction"
-FEATURES_VERSION = "2"
+FEATURES_VERSION = "3"
 LABELS = ("label",)
 METRIC: str = "macro_f1"
 MODE: Literal["max", "min"] = "max"

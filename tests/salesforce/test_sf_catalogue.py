@@ -10,7 +10,6 @@ import yaml
 
 from crmray import cli, config
 from crmray.commands import describe
-from crmray.config import TableSource
 from crmray.data import ingest, shard
 from crmray.data.plans import inline
 from crmray.errors import ConfigError
@@ -20,6 +19,7 @@ from crmray.salesforce.client import Client
 from crmray.salesforce.limits import CallLedger
 from crmray.salesforce.sandbox.metadata import Field, object_type
 from crmray.salesforce.sandbox.server import Sandbox
+from crmray.sources import TableSource
 from crmray.storage import Lake
 
 

@@ -17,6 +17,7 @@ from crmray.data.partition import shard_of
 from crmray.data.profile import Profile
 from crmray.data.splits import Snapshots, micros
 from crmray.errors import ConfigError
+from crmray.sources import TableSource
 from crmray.storage import Lake
 from crmray.tasks import churn
 
@@ -231,7 +232,7 @@ def test_status_of_fields():
 
 
 def test_insisting_on_what_is_not_mapped_is_refused():
-    source = config.TableSource(object="Account", columns={"entity_id": "Id", "industry": "Industry"})
+    source = TableSource(object="Account", columns={"entity_id": "Id", "industry": "Industry"})
     fields = asof_attributes.fields_of([source], ["entity_id", "industry", "Tier__c"])
     assert [field.name for field in fields] == ["Account.Industry", "Account.Tier__c"]
     asof_attributes.check_insisted(["Account.Industry"], [source], fields)

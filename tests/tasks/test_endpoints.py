@@ -3,6 +3,7 @@ champion of the planted org, behind a real server. (Serve itself stands in tests
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -17,10 +18,12 @@ import pyarrow as pa
 import pytest
 import uvicorn
 from conformance import baseline_of, fit, planted, rows_of, settings_of, small
+from starlette.testclient import TestClient
 
 from crmray import registry, score
 from crmray.bundle import write_bundle
 from crmray.config import Writeback
+from crmray.keys import KeyFile
 from crmray.privacy import consent
 from crmray.salesforce import fields, values
 from crmray.storage import Lake, Run, run_id
@@ -156,6 +159,28 @@ def test_known_ids_are_answered_by_post_and_by_get(service, task):
     several = service.post(task, {"ids": [other, "nobody", one]})
     assert [row["entity_id"] for row in checked(task, several)] == [other, one]
     assert several.json()["unknown"] == ["nobody"]
+
+
+def test_the_page_of_the_endpoints_opens_without_key_or_network_and_has_what_is_served(tmp_path):
+    app = root_app(
+        {"churn": TASKS["churn"]},
+        options=RootOptions(),
+        keys=KeyFile(tmp_path / "keys.json"),
+        models=list,
+        missing=list,
+    )
+    client = TestClient(app)
+    page = client.get("/docs")
+    assert page.status_code == 200
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(files) == 3
+    for path in files:  # all of this server's
+        assert client.get(path).status_code == 200, path
+    assert "://" not in page.text
+    assert '"validatorUrl": null' in page.text  # which would show the address to a server elsewhere
+    paths = client.get("/openapi.json").json()["paths"]
+    assert [path for path in paths if path.startswith("/v1/")] == ["/v1/models", "/v1/churn", "/v1/churn/{id}"]
+    assert client.get("/v1/models").status_code == 401
 
 
 @EVERY_TASK

@@ -157,9 +157,7 @@ def test_a_leak_planted_on_purpose_is_found_although_the_org_file_insists(tmp_pa
 def test_a_table_that_the_org_does_not_map_is_named(tmp_path):
     org, lake = org_with_leaks(tmp_path)
     settings = leads.Settings(label="outcome:won", horizon_days=30)
-    with pytest.raises(
-        DataError, match="task leads needs table outcomes .*, got no rows of it; map outcomes in the org"
-    ):
+    with pytest.raises(DataError, match="task leads needs table outcomes .*, got no rows of it; map it in the org"):
         examples(org, lake, leads, settings, lambda fn, items, *, label: ((item, fn(item)) for item in items))
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+import yaml
 
 import jobs
 from crmray import cli, config
+from crmray.commands import doctor, serving, submit, text
 from crmray.commands import run as run_command
-from crmray.commands import serving, submit, text
 from crmray.dashboard import _reason
-from crmray.errors import ConfigError, NotFoundError
+from crmray.errors import ConfigError, NotFoundError, did_you_mean
 from crmray.head import home, token_file
 from crmray.keys import KeyFile
 from crmray.privacy import Pseudonyms, Vault
@@ -50,13 +52,19 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["check", "missing.yaml"], "org file missing.yaml: got No such file or directory, expected a readable YAML"),
         (["submit", "train", "--org", "ORG"], "submit train: got no task, expected at least one task"),
         (["submit", "shard", "churn", "--org", "ORG"], "submit shard: got ['churn'], expected no task"),
+        (
+            ["submit", "train", "chrn", "--org", "ORG"],
+            "task 'chrn' is not asked for (asked for: churn); did you mean 'ch",
+        ),
+        (["submit", "train", "value", "--org", "ORG"], "(asked for: churn); add it under `tasks:`"),
         (["submit", "shard", "--org", "ORG"], "no cluster: none was given and no local head runs; do `crmray up`"),
         (["status", "--address", "head:8265"], "got address 'head:8265', expected the dashboard's URL"),
         (["compare", "nothing", "--org", "ORG"], "got task 'nothing', expected one of"),
         (["compare", "churn", "--org", "ORG"], "churn: no version yet in"),
         (["keys", "revoke", "nobody"], "got key name 'nobody', expected one of those in"),
         (["keys", "add"], "keys add: got no name, expected a name"),
-        (["predict", "nothing", "1"], "got task 'nothing', expected one of churn"),
+        (["predict", "valu", "1"], "sentiment, intent; did you mean 'value'?"),
+        (["predict", "buys_again", "1"], "one of your own is called custom.<name>"),
         (["init", "missing.csv"], "got no file at missing.csv"),
     ],
 )
@@ -70,6 +78,52 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
     assert "Traceback" not in told
     assert code == (0 if argv[0] == "status" else 2)
     assert len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("got", "known", "hint"),
+    [
+        ("valu", ["churn", "value"], "; did you mean 'value'?"),
+        ("vip", ["churn", "custom.vip"], "; did you mean 'custom.vip'?"),
+        ("customer_id", ["order_id", "entity_id"], ""),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_is_told_with_the_right_one(got: str, known: list[str], hint: str) -> None:
+    assert did_you_mean(got, known) == hint
+
+
+def test_a_section_of_no_task_is_refused_before_the_cluster_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "org.yaml"
+    path.write_text("name: a\nstorage: lake\nsource: {kind: demo}\ntasks: {churn: {}, valu: {}}\n")
+    assert cli.main(["submit", "train", "churn", "--org", str(path)]) == 2
+    assert "did you mean 'value'?" in capsys.readouterr().err
+
+
+def test_no_keys_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keys", "list"]) == 0
+    assert capsys.readouterr().out.endswith("keys.json; `crmray keys add NAME` makes one\n")
+
+
+def test_doctor_tells_the_ports_of_the_running_cluster_from_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ports() -> list[tuple[bool, str]]:
+        return [finding for finding in doctor.machine(None) if finding[1].startswith("port ")]
+
+    monkeypatch.setattr(doctor, "_busy", lambda port: True)
+    assert [fine for fine, _ in ports()] == [True, True, False]  # `crmray up` takes other ports, Serve does not
+    assert ports()[0][1] == "port 6379 (GCS) is another program's; `crmray up` takes another port"
+
+    class Running:
+        address = "http://127.0.0.1:8265"
+        head = SimpleNamespace(address="127.0.0.1:6379")
+
+        def serve(self) -> dict:
+            return {"proxies": {"node": {}}, "http_options": {"port": 8000}}
+
+    monkeypatch.setattr(doctor, "Dashboard", lambda *_args, **_options: Running())
+    assert {text.partition(") ")[2] for _, text in ports()} == {"is that of the running cluster"}
+    assert all(fine for fine, _ in ports())
 
 
 def test_doctor_finds_the_token_that_others_can_read(capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,12 +300,19 @@ def test_deployment_names_the_org_its_tasks_and_the_keys(org_file: Path) -> None
     assert serving.route("segmentation") == "/v1/segment"
 
 
+def test_the_printed_deployment_says_what_to_set(org_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["deploy", str(org_file), "--print"]) == 0
+    printed = capsys.readouterr().out
+    assert "set it to 0.0.0.0" in printed.splitlines()[1]
+    assert yaml.safe_load(printed) == serving.serve_config(config.load(org_file), elsewhere=True)
+
+
 def test_another_cluster_reads_the_org_file_in_its_lake_or_its_own(tmp_path: Path) -> None:
     path = tmp_path / "org.yaml"
     for storage, args in (("/lake", {"org": "/lake/org.yaml"}), ("s3://bucket/lake", {})):
         path.write_text(f"name: acme\nstorage: {storage}\nsource: {{kind: demo}}\ntasks: {{churn: {{}}}}\n")
         root, churn = serving.serve_config(config.load(path), elsewhere=True)["applications"]
-        assert root["args"] == args
+        assert root["args"] == {"served": ["churn"], **args}  # another list makes Serve start the root anew
         assert churn["args"] == {"task": "churn", **args}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from crmray import cli, config
+from crmray import cli, config, tasks
 from crmray.commands import draft
+from crmray.data import examples
 from crmray.org import OpenOrg
 
 
@@ -89,6 +91,40 @@ def test_init_writes_nothing_when_no_file_fits(tmp_path: Path, capsys: pytest.Ca
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "out", "message"),
+    [
+        ("Customer ID,Date\n", "org.yaml", "sales.csv: got a header and no rows, expected rows to guess from"),
+        (
+            "Customer ID,Date\n1,2020-01-01\n",
+            "none/org.yaml",
+            "org.yaml: got No such file or directory, expected a place",
+        ),
+    ],
+)
+def test_init_says_why_it_cannot(
+    content: str, out: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sales.csv").write_text(content)
+    assert cli.main(["init", str(tmp_path / "sales.csv"), "--out", str(tmp_path / out)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_init_says_what_it_leaves_out_and_reads_back_what_it_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sales.csv").write_text("customer,date,order,yes\n1,2020-01-01,7,a\n")
+    (tmp_path / "odd.csv").write_text("alpha,beta\n1,2\n")
+    (tmp_path / "people.csv").write_text("customer,No\n1,2\n")
+    names = [str(tmp_path / name) for name in ("sales.csv", "odd.csv", "people.csv")]
+    assert cli.main(["init", *names, "--out", str(tmp_path / "org.yaml")]) == 0
+    assert f"left out {names[1]}: no canonical table fits its columns alpha, beta\n" in capsys.readouterr().out
+    org = config.load(tmp_path / "org.yaml")
+    assert org.source.kind == "files"
+    assert org.source.tables["customers"][0].attributes == ["No"]  # a bool in YAML unless it is quoted
+    assert set(org.tasks) == {"churn", "segmentation"}  # nothing is recommended without products
+
+
 @pytest.fixture
 def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """`crmray check` with its shards made in this process: (tables, task settings) -> (exit code, what it says)."""
@@ -97,38 +133,97 @@ def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     def inline(fn, items, *, label, **_options):
         return ((item, fn(item)) for item in items)
 
-    monkeypatch.setattr(OpenOrg, "shard", lambda self: shard(self.config, self.lake, inline))
+    def try_out(self: OpenOrg, name: str) -> tuple[int, int]:
+        return examples.trial(self.config, self.lake, tasks.task(name), tasks.settings(self.config, name))
 
-    def check(tables: str, churn: str) -> tuple[int, str]:
+    monkeypatch.setattr(OpenOrg, "shard", lambda self: shard(self.config, self.lake, inline))
+    monkeypatch.setattr(OpenOrg, "trial", try_out)
+
+    def check(tables: str, asked: str, shards: int = 1) -> tuple[int, str]:
         path = tmp_path / "org.yaml"
         path.write_text(
-            f"name: t\nstorage: lake\nshards: 1\nsource: {{kind: files, tables: {tables}}}\ntasks: {{churn: {churn}}}\n"
+            f"name: t\nstorage: lake\nshards: {shards}\nsource: {{kind: files, tables: {tables}}}\ntasks: {{{asked}}}\n"
         )
         return cli.main(["check", str(path)]), capsys.readouterr().out
 
     return check
 
 
-def test_check_tells_a_mapped_column_without_values_and_dates_that_cannot_be(tmp_path: Path, checked) -> None:
-    days = [f"20{20 + n // 12}-{n % 12 + 1:02d}-15" for n in range(48)]
-    (tmp_path / "sales.csv").write_text("who,when,paid\n" + "".join(f"c1,{day},n/a\n" for day in days))
-    tables = (
-        "{transactions: {files: [sales.csv], columns: {entity_id: who, occurred_at: when, unit_price_amount: paid}}}"
-    )
-    code, told = checked(tables, "{horizon_days: 60}")
+SALES = "{transactions: {files: [sales.csv], columns: {entity_id: who, occurred_at: when, net_amount: paid}}}"
+
+
+@pytest.fixture
+def sales(tmp_path: Path) -> Callable[[int], None]:
+    """Four years in which so many customers buy every month; every other one stops, one of them each month."""
+
+    def write(customers: int) -> None:
+        months = [f"20{20 + n // 12}-{n % 12 + 1:02d}-15" for n in range(48)]
+        rows = [f"c{c},{day},5\n" for c in range(customers) for day in months[: 48 if c % 2 else 48 - c % 40]]
+        (tmp_path / "sales.csv").write_text("who,when,paid\n" + "".join(rows))
+
+    return write
+
+
+def test_check_tells_a_mapped_column_without_values_and_dates_that_cannot_be(tmp_path: Path, sales, checked) -> None:
+    sales(300)
+    unpaid = SALES.replace("net_amount", "unit_price_amount")
+    path = tmp_path / "sales.csv"
+    path.write_text(path.read_text().replace(",5", ",n/a"))
+    code, told = checked(unpaid, "churn: {horizon_days: 60}")
     assert code == 0
     assert "transactions: column unit_price_amount is mapped and has no value in any row" in told
-    assert "churn: can run" in told
-    code, told = checked(tables, "{horizon_days: 60, as_of: 2031-01-01}")
+    assert told.endswith("churn: can run\n")
+    code, told = checked(unpaid, "churn: {horizon_days: 60, as_of: 2031-01-01}")
     assert code == 2
     assert "churn: cannot run: got as_of 2031-01-01 with horizon_days 60, but the data ends on 2023-12-15" in told
 
 
-def test_check_says_that_one_label_is_not_enough(tmp_path: Path, checked) -> None:
-    (tmp_path / "rows.csv").write_text("id,age,left\n" + "".join(f"c{n},{n},0\n" for n in range(300)))
-    tables = (
-        "{customers: {files: [rows.csv], columns: {entity_id: id}, attributes: [age]}, outcomes: "
-        "{files: [rows.csv], columns: {entity_id: id, value: left}, values: {name: left}}}"
+def test_what_the_mapping_leaves_out_is_not_told_as_rejected(tmp_path: Path, checked, monkeypatch) -> None:
+    (tmp_path / "sales.csv").write_text("who,when,paid\n" + "c1,2020-01-01,5\n" * 30 + "c2,2020-01-01,5\nc3,never,5\n")
+    events = []
+    monkeypatch.setattr("crmray.log.event", lambda name, **fields: events.append((name, fields)))
+    _, told = checked(SALES.replace("}}", "}, drop: [{who: c1}]}"), "churn: {}")
+    assert "transactions: 30 rows left out by the mapping\n" in told
+    assert told.splitlines()[2].split()[:5] == ["transactions", "1", "2020-01-01", "2020-01-01", "1"]
+    (wrote,) = (fields for name, fields in events if name == "shard.wrote")
+    assert (wrote["rows"], wrote["rejected"], wrote["left_out"]) == (1, 1, 30)
+
+
+def test_check_tries_no_more_shards_than_it_takes(sales, checked) -> None:
+    sales(300)
+    code, told = checked(SALES, "churn: {horizon_days: 60}", shards=4)
+    assert (code, told.endswith("churn: can run, as 1 of 4 shards tell\n")) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("customers", "asked", "why"),
+    [
+        (4, "churn: {horizon_days: 60}", "got label 0 in 24 rows in the train rows before the validation date"),
+        (80, "leads: {}", "needs table leads (columns lead_id, created_at, converted_at), got no rows of it; map it"),
+        (80, "custom.x: {horizon_days: 60, population: [{table: transactions, where: {shop: web}}]}",
+         "population: table transactions has no column 'shop' with a value"),
+        (80, "forecast: {levels: [foo]}", "forecast: got level 'foo', but none of transactions, products, customers"),
+        (80, "forecast: {known_ahead: [Promotion]}", "forecast: got kind 'Promotion', but no row of table campaigns"),
+    ],
+)  # fmt: skip
+def test_check_says_what_the_examples_would_refuse(sales, checked, customers: int, asked: str, why: str) -> None:
+    sales(customers)
+    code, told = checked(SALES, asked, shards=2)
+    assert (code, f"cannot run: {why}" in told) == (2, True), told
+
+
+def test_check_counts_the_labels_of_the_tasks_that_are_given_some(tmp_path: Path, sales, checked) -> None:
+    sales(300)
+    parts = ("train", "validation", "test")
+    rows = "".join(f"c{n},{n},{int(n < 19)},{parts[n % 3]}\n" for n in range(300))
+    (tmp_path / "rows.csv").write_text("id,age,left,part\n" + rows)
+    given = (
+        f"{SALES[:-1]}, customers: {{files: [rows.csv], columns: {{entity_id: id}}, attributes: [age]}}, outcomes: "
+        "{files: [rows.csv], columns: {entity_id: id, value: left, split: part}, values: {name: left}}}"
     )
-    code, told = checked(tables, '{label: "outcome:left"}')
-    assert (code, "churn: cannot run: all labelled rows have the same label" in told) == (2, True)
+    _, told = checked(given, 'churn: {label: "outcome:left"}, segmentation: {horizon_days: 60}')
+    assert "churn: can run; but only 19 labelled rows of one class, expected at least 20\n" in told
+    assert "segmentation: can run\n" in told
+    (tmp_path / "rows.csv").write_text("id,age,left,part\n" + rows.replace(",1,", ",0,"))
+    code, told = checked(given, 'churn: {label: "outcome:left"}')
+    assert (code, "churn: cannot run: got label 0 in" in told) == (2, True), told

@@ -7,6 +7,8 @@ import pytest
 
 from crmray import config
 from crmray.errors import ConfigError
+from crmray.sources import TableSource
+from crmray.tasks import TASKS, check_settings
 
 
 @pytest.fixture
@@ -48,7 +50,25 @@ def test_a_url_root_is_kept():
     [
         ("name: Shop\nstorage: l\nsource: {kind: demo}", "name: got 'Shop'"),
         ("name: a\nsource: {kind: demo}", "storage: Field required"),
-        ("name: a\nstorage: l\nsource: {kind: oracle}", "source: got .*oracle"),
+        (
+            "name: a\nstorage: l\nsource: {kind: oracle}",
+            "source: got kind 'oracle', expected one of demo, files, salesf",
+        ),
+        ("name: a\nstorage: l\nsource: {kind: file}", "source: got kind 'file', .*; did you mean 'files'"),
+        ("name: a\nstorage: l\nsource: files", "source: got 'files', expected a section that begins with `kind: demo"),
+        ("name: a\nstorage: l\nsources: {kind: demo}", "yaml: got 'sources', expected only name, .* mean 'source'"),
+        (
+            "name: a\nstorage: l\nsource: {kind: files, tables: {sale: {files: [a]}}}",
+            "source.tables: got table 'sale', exp",
+        ),
+        (
+            "name: a\nstorage: l\nsource: {kind: files, tables: {leads: {files: [a], columns: {lead: b}}}}",
+            "source.tables: leads: got column 'lead', expected one of lead_id, .*; did you mean 'lead_id'",
+        ),
+        (
+            "name: a\nstorage: l\nsource: {kind: files, tables: {leads: {files: [a], values: {colour: red}}}}",
+            "got column 'colour', .*; what has no place there goes under `attributes:`",
+        ),
         ("name: a\nstorage: l\nsource: {kind: demo}\ntask: {}", "got .task., expected only .*; did you mean .tasks."),
         ("name: a\nstorage: l\nsource: {kind: demo, customers: 5}", "customers: got 5, .*greater than or equal to 100"),
         ("name: a\nstorage: l\nsource: {kind: files, tables: {products: {columns: {}}}}", "exactly one of them"),
@@ -62,6 +82,16 @@ def test_what_is_wrong_is_said(write, text, message):
         config.load(write(text))
 
 
+def test_nothing_is_said_twice(write):
+    with pytest.raises(ConfigError) as told:
+        config.load(write("name: a\nstorage: l\nsource: {kind: files, tables: {leads: {columns: {}}}}"))
+    assert str(told.value).endswith(
+        "yaml: source.tables.leads.0: got both or neither of `files` and `object`, expected exactly one of them"
+    )
+    with pytest.raises(ConfigError, match="^settings: threshold: got 'f2', expected f1, {cost: "):
+        check_settings(TASKS["churn"], {"threshold": "f2"})
+
+
 def test_a_missing_file_is_said(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
         config.load(tmp_path / "none.yaml")
@@ -69,7 +99,7 @@ def test_a_missing_file_is_said(tmp_path):
 
 def test_an_unknown_drop_condition_is_said():
     with pytest.raises(ValueError, match="like"):
-        config.TableSource(files=["x"], drop=[{"a": {"like": "b"}}])
+        TableSource(files=["x"], drop=[{"a": {"like": "b"}}])
 
 
 @pytest.mark.parametrize(

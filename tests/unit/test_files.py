@@ -61,6 +61,7 @@ def test_fingerprint_is_of_the_content_only(tmp_path):
         ("none.csv", None, "got no file at"),
         ("empty.csv", b"", "got an empty file"),
         ("blank.csv", b"\n\n", "got no header"),
+        ("book.xlsx", b"PK\x03\x04", "got an Excel workbook, expected CSV or Parquet"),
         ("short.csv", b"id,n\n1,2\n3\n", "Expected 2 columns, got 1"),
         (
             "other.csv",

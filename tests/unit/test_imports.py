@@ -18,6 +18,8 @@ LAYERS = (
     (
         "crmray.errors",
         "crmray.config",
+        "crmray.sections",
+        "crmray.sources",
         "crmray.log",
         "crmray.schema",
         "crmray.storage",

@@ -44,12 +44,51 @@ def test_what_was_said(written: str, said: str):
     assert text.clean_one(written) == said
 
 
+@pytest.mark.parametrize(
+    ("letter", "said"),
+    [
+        ("Dear Anna\nwe have sent it.\nBest wishes\nTom", "we have sent it."),
+        ("Dear Anna we have sent it", "we have sent it"),
+        ("Dear Mrs. Ada Quix, your parcel left", "your parcel left"),
+        ("Dear Mr van Dyke we sent it", "we sent it"),
+        ("hi anna, your parcel left. cheers\ntom", "your parcel left."),
+        ("Hello [NAME], try again", "try again"),
+        ("Hi Ada and Ben, it is here", "it is here"),
+        ("Guten Tag, Frau Quix, Ihr Paket ist da.\n\nMit freundlichen Grüßen\nTom Meyer\nACME", "Ihr Paket ist da."),
+        ("Hallo Frau Meier Ihr Paket ist da", "Ihr Paket ist da"),
+        ("Sehr geehrter Herr Dr. Quix, es kommt am Montag", "es kommt am Montag"),
+        ("Bonjour Mme Dupont nous avons envoyé. Cordialement Jean", "nous avons envoyé."),
+        ("Hola Ana su paquete salió. Un saludo Pedro", "su paquete salió."),
+        ("It is sent Best wishes Tom ACME GmbH, Main Street 1", "It is sent"),
+        ("It was sent.\nMany thanks,\nTom", "It was sent."),
+        ("It is sent. Thank you Anna", "It is sent."),
+        ("It shipped.\nTom", "It shipped."),
+        ("Hello Ada,", ""),
+        ("Best wishes Tom", ""),
+    ],
+)
+def test_a_letter_without_the_names_around_it(letter: str, said: str):
+    assert text.clean_one(letter, anonymous=True) == said
+
+
+@pytest.mark.parametrize(
+    "letter",
+    [
+        "Hello we have it, try again", "History repeats", "We wish you all the best", "Please use Best Buy",
+        "As regards Anna's order, it left", "With regards to your order we have no news",
+        "Send us: Rechnung Foto", "It takes two days. Best of all, it is free.", "Thank you for asking. It is sent.",
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_greeting_or_an_end_stays(letter: str):
+    assert text.clean_one(letter, anonymous=True) == letter
+
+
 def test_a_megabyte_is_cut_and_takes_no_time():
     pieces = ("word ", "<p>", "<", "> \n", "From: a\n", "&", "\n", "a", "<!--", "<blockquote>", "data:a;base64,",
-              "regards\n", "-- \n", "on a ")  # fmt: skip
+              "regards\n", "-- \n", "on a ", "Hi ", "Anna ", "Best wishes Tom ")  # fmt: skip
     for piece in pieces:
         started = time.perf_counter()
-        said = text.clean_one(piece * (1_000_000 // len(piece)))
+        said = text.clean_one(piece * (1_000_000 // len(piece)), anonymous=True)
         assert len(said) <= text.MAX_CHARS
         assert time.perf_counter() - started < 2, piece
 
