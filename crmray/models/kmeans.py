@@ -27,8 +27,6 @@ from crmray.models.tabular import check_positive, file_of
 
 NUM_SEGMENTS = (3, 4, 5, 6, 7, 8)
 """numbers of segments that are tried"""
-STABLE_ENOUGH = 0.8
-"""stability from which on a silhouette counts in full"""
 STABILITY_PAIRS = 3
 STABILITY_ROWS = 10_000
 SILHOUETTE_ROWS = 10_000
@@ -83,8 +81,8 @@ def silhouette(rows_ND: np.ndarray, segment: np.ndarray) -> float:
 
 
 def quality(rows_ND: np.ndarray, segment: np.ndarray, steady: float) -> float:
-    """What the number of segments is chosen by: the silhouette, in full from a stability of STABLE_ENOUGH on."""
-    return silhouette(rows_ND, segment) * min(1.0, steady / STABLE_ENOUGH)
+    """What the number of segments is chosen by: the silhouette times the stability."""
+    return silhouette(rows_ND, segment) * steady
 
 
 def stability(rows_ND: np.ndarray, assign: Callable[[np.ndarray], np.ndarray], seed: int) -> float:

@@ -154,7 +154,7 @@ def _features(tables: Mapping[str, pa.Table], as_of: datetime, entities: pa.Arra
 
 
 def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Silhouette and stability; stable_silhouette counts a silhouette in full from a stability of 0.8 on.
+    """Silhouette and stability; stable_silhouette is their product.
 
     Of a model that has a teacher also accuracy, precision, recall and F1 (macro) against the teacher's segments, on the
     customers of the test part.
