@@ -16,9 +16,9 @@ import pyarrow as pa
 from crmray.models.kmeans import (
     NUM_SEGMENTS,
     Segments,
+    check_dormant_weeks,
     check_num_segments,
-    feature_names,
-    matrix,
+    features,
     mean_and_scale,
     nearest,
     quality,
@@ -38,6 +38,8 @@ class Ward:
 
     num_segments: int | None = None
     """K; None: the best of NUM_SEGMENTS by silhouette and stability"""
+    dormant_weeks: int | None = None
+    """weeks without activity from which on a customer is dormant, see Lifecycle; None: the examples' features alone"""
 
     NAME: ClassVar[str] = "ward"
     KIND: ClassVar[str] = "memory"
@@ -46,6 +48,7 @@ class Ward:
 
     def __post_init__(self) -> None:
         check_num_segments(self.num_segments)
+        check_dormant_weeks(self.dormant_weeks)
 
     @classmethod
     def applies(cls, columns: Sequence[str]) -> str | None:
@@ -54,13 +57,14 @@ class Ward:
 
     def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> Segments:
         """Centres of the hierarchy's segments. NotEnoughDataError for too few customers."""
-        columns = feature_names(train, self.num_segments)
-        values_ND = matrix(train, columns)
+        columns, values_ND, lifecycle = features(train, self.num_segments, self.dormant_weeks, seed)
         mean_D, scale_D = mean_and_scale(sums(values_ND))
         sample_ND = sample(standardise(values_ND, mean_D, scale_D), SAMPLE_ROWS, seed)
         found = [self._cut(sample_ND, k, seed) for k in ((self.num_segments,) if self.num_segments else NUM_SEGMENTS)]
         _, centers_KD, steady = max(found, key=lambda entry: entry[0])
-        return Segments.of(columns, mean_D, scale_D, centers_KD, steady, rows_ND=sample_ND, seed=seed)
+        return Segments.of(
+            columns, mean_D, scale_D, centers_KD, steady, rows_ND=sample_ND, seed=seed, lifecycle=lifecycle
+        )
 
     def _cut(self, sample_ND: np.ndarray, k: int, seed: int) -> tuple[float, np.ndarray, float]:
         """Quality, centres and stability of k segments."""

@@ -22,12 +22,11 @@ from safetensors.numpy import save as save_tensors
 
 from crmray.errors import DataError, NotEnoughDataError
 from crmray.models.anomalies import Anomalies
+from crmray.models.lifecycle import NUM_WEEKS, Lifecycle
 from crmray.models.tabular import check_positive, file_of
 
 NUM_SEGMENTS = (3, 4, 5, 6, 7, 8)
 """numbers of segments that are tried"""
-STABLE_ENOUGH = 0.8
-"""stability from which on a silhouette counts in full"""
 STABILITY_PAIRS = 3
 STABILITY_ROWS = 10_000
 SILHOUETTE_ROWS = 10_000
@@ -82,8 +81,8 @@ def silhouette(rows_ND: np.ndarray, segment: np.ndarray) -> float:
 
 
 def quality(rows_ND: np.ndarray, segment: np.ndarray, steady: float) -> float:
-    """What the number of segments is chosen by: the silhouette, in full from a stability of STABLE_ENOUGH on."""
-    return silhouette(rows_ND, segment) * min(1.0, steady / STABLE_ENOUGH)
+    """What the number of segments is chosen by: the silhouette times the stability."""
+    return silhouette(rows_ND, segment) * steady
 
 
 def stability(rows_ND: np.ndarray, assign: Callable[[np.ndarray], np.ndarray], seed: int) -> float:
@@ -115,6 +114,8 @@ class Segments:
     """mean adjusted Rand index over pairs of bootstrap fits"""
     anomalies: Anomalies
     """who is unlike all others"""
+    lifecycle: Lifecycle | None = None
+    """who is dormant, and how often customers buy who are not; None: the examples' features alone"""
     rounds: int | None = None
     """passes over the shards until the centres stood still"""
 
@@ -122,7 +123,7 @@ class Segments:
     def of(
         cls, columns: Sequence[str], mean_D: np.ndarray, scale_D: np.ndarray, centers_KD: np.ndarray, stability: float,
         *, rows_ND: np.ndarray | None = None, seed: int = 0, anomalies: Anomalies | None = None,
-        rounds: int | None = None,
+        rounds: int | None = None, lifecycle: Lifecycle | None = None,
     ) -> Segments:  # fmt: skip
         """Centres ordered by falling distance along the first feature (spend); anomalies given, or fitted on rows."""
         if anomalies is None:
@@ -131,19 +132,28 @@ class Segments:
         order = np.argsort(-centers_KD[:, 0], kind="stable")
         return cls(
             columns=tuple(columns), mean_D=mean_D, scale_D=scale_D, centers_KD=centers_KD[order], stability=stability,
-            anomalies=anomalies, rounds=rounds,
+            anomalies=anomalies, rounds=rounds, lifecycle=lifecycle,
         )  # fmt: skip
+
+    def told(self, examples: pa.Table) -> pa.Table:
+        """The rows with all `columns`, also those one horizon earlier where they are held."""
+        held = any(name.startswith(BEFORE) for name in examples.column_names)
+        return told(examples, self.lifecycle, ("", BEFORE) if held else ("",))
 
     def position(self, examples: pa.Table) -> np.ndarray:
         """Standardised features, (N, D); a missing value stands at the mean."""
-        return standardise(matrix(examples, self.columns), self.mean_D, self.scale_D)
+        return self._position(self.told(examples))
+
+    def _position(self, rows: pa.Table) -> np.ndarray:
+        return standardise(matrix(rows, self.columns), self.mean_D, self.scale_D)
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """segment int64 (N,), distance (N,) to its centre, position (N, D), stability (N,) constant, previous int64
         (N,) segment before, -1 for none, and anomaly (N,) in 0..1."""
-        rows_ND = self.position(examples)
+        rows = self.told(examples)
+        rows_ND = self._position(rows)
         segment, squared = nearest(rows_ND, self.centers_KD)
-        known, values_ND = before(examples, self.columns)
+        known, values_ND = before(rows, self.columns)
         then_ND = standardise(values_ND, self.mean_D, self.scale_D)
         previous = np.where(known, nearest(then_ND, self.centers_KD)[0], -1)
         return {
@@ -156,6 +166,7 @@ class Segments:
         """Tensors as safetensors, the rest as JSON."""
         tensors = {"mean": self.mean_D, "scale": self.scale_D, "centers": self.centers_KD}
         head = {"columns": list(self.columns), "stability": self.stability, "rounds": self.rounds}
+        head["lifecycle"] = None if self.lifecycle is None else self.lifecycle.to_json()
         own = {"segments.safetensors": save_tensors(tensors), "segments.json": json.dumps(head).encode()}
         return {**own, **self.anomalies.save()}
 
@@ -164,11 +175,17 @@ class Segments:
         """From what `save` gave. CorruptError when a file is missing."""
         head = json.loads(file_of(files, "segments.json"))
         tensors = load_tensors(file_of(files, "segments.safetensors"))
+        told_by = head.get("lifecycle")  # bundles of the first versions know of none
         return cls(
             columns=tuple(head["columns"]), mean_D=tensors["mean"], scale_D=tensors["scale"],
             centers_KD=tensors["centers"], stability=head["stability"], anomalies=Anomalies.load(files),
-            rounds=head["rounds"],
+            rounds=head["rounds"], lifecycle=None if told_by is None else Lifecycle.from_json(told_by),
         )  # fmt: skip
+
+
+def told(examples: pa.Table, lifecycle: Lifecycle | None, prefixes: Sequence[str] = ("",)) -> pa.Table:
+    """The rows with what the lifecycle, if there is one, says of each customer."""
+    return examples if lifecycle is None else lifecycle.told(examples, prefixes)
 
 
 def before(examples: pa.Table, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -194,10 +211,29 @@ def feature_names(examples: pa.Table, num_segments: int | None) -> list[str]:
     ]  # fmt: skip
 
 
+def features(
+    examples: pa.Table, num_segments: int | None, dormant_weeks: int | None, seed: int
+) -> tuple[list[str], np.ndarray, Lifecycle | None]:
+    """Names and `matrix` of the features that customers are grouped by, and the lifecycle that gives some of them."""
+    columns = feature_names(examples, num_segments)
+    if dormant_weeks is None:
+        return columns, matrix(examples, columns), None
+    lifecycle = Lifecycle.fit(examples, dormant_weeks=dormant_weeks, seed=seed)
+    rows = told(examples, lifecycle)
+    columns = feature_names(rows, num_segments)
+    return columns, matrix(rows, columns), lifecycle
+
+
 def check_num_segments(num_segments: int | None) -> None:
     """ValueError unless it is left open or 2 or more."""
     if num_segments is not None and num_segments < 2:
         raise ValueError(f"got num_segments={num_segments}, expected 2 or more")
+
+
+def check_dormant_weeks(dormant_weeks: int | None) -> None:
+    """ValueError unless it is left open or within the weeks that a lifecycle looks at."""
+    if dormant_weeks is not None and not 1 <= dormant_weeks <= NUM_WEEKS:
+        raise ValueError(f"got dormant_weeks={dormant_weeks}, expected 1 to {NUM_WEEKS}")
 
 
 def nearest(rows_ND: np.ndarray, centers_KD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -219,6 +255,8 @@ class KMeans:
     """K; None: the best of NUM_SEGMENTS by silhouette and stability"""
     num_starts: int = 10
     """k-means++ starts on the sample; the best one goes over all shards"""
+    dormant_weeks: int | None = None
+    """weeks without activity from which on a customer is dormant, see Lifecycle; None: the examples' features alone"""
 
     NAME: ClassVar[str] = "kmeans"
     KIND: ClassVar[str] = "shards"
@@ -227,6 +265,7 @@ class KMeans:
 
     def __post_init__(self) -> None:
         check_num_segments(self.num_segments)
+        check_dormant_weeks(self.dormant_weeks)
         check_positive(num_starts=self.num_starts)
 
     @classmethod
@@ -236,12 +275,12 @@ class KMeans:
 
     def start(self, sample: pa.Table, seed: int) -> dict[str, Any]:
         """First state: the sample for seeding; the first pass measures mean and spread of every feature."""
-        columns = feature_names(sample, self.num_segments)
-        return {"columns": tuple(columns), "seed": seed, "sample": matrix(sample, columns), "passes": 0}
+        columns, values_ND, lifecycle = features(sample, self.num_segments, self.dormant_weeks, seed)
+        return {"columns": tuple(columns), "lifecycle": lifecycle, "seed": seed, "sample": values_ND, "passes": 0}
 
     def map(self, state: Mapping[str, Any], shard: pa.Table) -> dict[str, np.ndarray]:
         """Sums of one shard: of the features in the first pass, per segment afterwards."""
-        rows_ND = matrix(shard, state["columns"])
+        rows_ND = matrix(told(shard, state["lifecycle"]), state["columns"])
         if "centers" not in state:
             return sums(rows_ND)
         rows_ND = standardise(rows_ND, state["mean"], state["scale"])
@@ -273,7 +312,7 @@ class KMeans:
         """The segmentation."""
         return Segments.of(
             state["columns"], state["mean"], state["scale"], state["centers"], state["stability"],
-            anomalies=state["anomalies"], rounds=state["passes"],
+            anomalies=state["anomalies"], rounds=state["passes"], lifecycle=state["lifecycle"],
         )  # fmt: skip
 
     @staticmethod

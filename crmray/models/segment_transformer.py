@@ -24,7 +24,7 @@ from crmray.data.splits import PARTS
 from crmray.errors import SchemaError
 from crmray.models import events
 from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
-from crmray.models.kmeans import BEFORE, KMeans, Segments, check_num_segments
+from crmray.models.kmeans import BEFORE, KMeans, Segments, check_dormant_weeks, check_num_segments
 from crmray.models.tabular import check_choice, check_positive, file_of, to_json
 
 TRAIN, VALIDATION = PARTS.index("train"), PARTS.index("validation")
@@ -43,6 +43,8 @@ class SegmentTransformer:
 
     num_segments: int | None = None
     """K of the teacher; None: as k-means chooses it"""
+    dormant_weeks: int | None = None
+    """as k-means has it, of the teacher"""
     dim: int = 32
     """width"""
     num_layers: int = 1
@@ -82,6 +84,7 @@ class SegmentTransformer:
             )
         check_choice("schedule", self.schedule, ("constant", "cosine"))
         check_num_segments(self.num_segments)
+        check_dormant_weeks(self.dormant_weeks)
 
     @classmethod
     def applies(cls, columns: Sequence[str]) -> str | None:
@@ -94,7 +97,7 @@ class SegmentTransformer:
     def prepare(self, train: pa.Table) -> dict[str, Any]:
         """The teacher, fitted on all rows, and the vocabulary of the training part's events."""
         mine = train.filter(pa.array(_parts(train) == TRAIN))
-        return {"teacher": _teacher(train, self.num_segments), **events.vocabulary(mine)}
+        return {"teacher": _teacher(train, self.num_segments, self.dormant_weeks), **events.vocabulary(mine)}
 
     def encode(self, state: Mapping[str, Any], examples: pa.Table) -> dict[str, np.ndarray]:
         """Arrays of the rows: those of `events.encode`, the teacher's segment (N,), and the part of the customer (N,).
@@ -150,9 +153,9 @@ def _parts(examples: pa.Table) -> np.ndarray:
     return np.array([place.get(part, -1) for part in examples["part"].to_pylist()], np.int64)
 
 
-def _teacher(rows: pa.Table, num_segments: int | None) -> Segments:
+def _teacher(rows: pa.Table, num_segments: int | None, dormant_weeks: int | None) -> Segments:
     """k-means on these rows, as on one shard."""
-    candidate = KMeans(num_segments=num_segments)
+    candidate = KMeans(num_segments=num_segments, dormant_weeks=dormant_weeks)
     state, done = candidate.start(rows, 0), False
     while not done:
         state, done = candidate.reduce(state, [candidate.map(state, rows)])
@@ -210,6 +213,10 @@ class FittedTransformer:
     def columns(self) -> tuple[str, ...]:
         """The features that the teacher groups customers by."""
         return self.state["teacher"].columns
+
+    def told(self, examples: pa.Table) -> pa.Table:
+        """As Segments.told."""
+        return self.state["teacher"].told(examples)
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """As Segments.predict, with segment and previous by the events of each date, and `teacher` int64 (N,), the

@@ -26,6 +26,7 @@ from crmray.evaluate.plots import bar_chart, dendrogram
 from crmray.models.events import EVENT_COLUMNS
 from crmray.models.hierarchy import Ward, centers, linkage, sample
 from crmray.models.kmeans import BEFORE, KMeans, nearest, quality, silhouette
+from crmray.models.lifecycle import DORMANT, NUM_WEEKS, WEEK_DAYS
 from crmray.models.rfm import RFMRules
 from crmray.models.segment_transformer import SegmentTransformer
 from crmray.schema import KEYS
@@ -54,6 +55,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "basket_amount_mean": ("large baskets", "small baskets"),
     "price_discount_mean": ("buys at a discount", "pays full price"),
     "visit_num_90d": ("visits often", "visits rarely"),
+    DORMANT: ("dormant", "active"),
 }
 """feature -> words for "unusually high" and "unusually low"; segments are numbered along the first"""
 UNUSUAL = 0.5
@@ -152,7 +154,7 @@ def _features(tables: Mapping[str, pa.Table], as_of: datetime, entities: pa.Arra
 
 
 def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Silhouette and stability; stable_silhouette counts a silhouette in full from a stability of 0.8 on.
+    """Silhouette and stability; stable_silhouette is their product.
 
     Of a model that has a teacher also accuracy, precision, recall and F1 (macro) against the teacher's segments, on the
     customers of the test part.
@@ -192,6 +194,7 @@ def finalize(model: Any, train: pa.Table, validation: pa.Table, settings: Settin
     predictions = model.predict(train)
     segment, position = predictions["segment"], predictions["position"]
     columns = _axes(model)
+    train = model.told(train) if hasattr(model, "told") else train
     spend = train["spend_amount"].to_numpy()
     numbers = np.unique(segment)
     names = _names([position[segment == k].mean(axis=0) for k in numbers], columns)
@@ -355,10 +358,12 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def fixed(settings: Settings) -> dict[str, Any]:
-    """Hyper-parameters that the org file sets."""
+    """Hyper-parameters that the org file sets: with behaviour, who did nothing for a horizon is dormant."""
+    given: dict[str, Any] = {} if settings.num_segments is None else {"num_segments": settings.num_segments}
+    if settings.features == "behaviour":
+        given["dormant_weeks"] = min(max(1, round(settings.horizon_days / WEEK_DAYS)), NUM_WEEKS)
     families = (KMeans, Ward, SegmentTransformer)
-    given = settings.num_segments
-    return {} if given is None else {f"{family.NAME}.num_segments": given for family in families}
+    return {f"{family.NAME}.{name}": value for family in families for name, value in given.items()}
 
 
 def files(decision: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from crmray import schema
 from crmray.errors import NotEnoughDataError
 from crmray.models.hierarchy import Ward
-from crmray.models.kmeans import KMeans, Segments
+from crmray.models.kmeans import KMeans, Segments, quality
 from crmray.models.rfm import RFMRules
 from crmray.models.segment_transformer import SegmentTransformer
 from crmray.tasks import segmentation
@@ -76,6 +76,14 @@ def test_the_right_number_scores_best():
     quality = {k: segmentation.score(table, fit(table, KMeans(num_segments=k)).predict(table)) for k in (2, 3, 4, 5)}
     assert max(quality, key=lambda k: quality[k]["stable_silhouette"]) == 3
     assert len(fit(table, KMeans()).centers_KD) == 3
+
+
+def test_of_equally_clear_segments_the_steadier_ones_score_better():
+    table, group = planted()
+    rows_ND = np.log1p(np.column_stack([table["spend_amount"], table["frequency_orders"], table["recency_days"]]))
+    silhouette = quality(rows_ND, group, 1.0)
+    assert quality(rows_ND, group, 0.9) == pytest.approx(0.9 * silhouette)
+    assert 0.5 < silhouette < 1
 
 
 def test_round_trip_and_batch_equals_single():

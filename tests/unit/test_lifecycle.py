@@ -1,0 +1,166 @@
+"""The hidden Markov model of who is still there, against sums over all paths and against a planted one."""
+
+import itertools
+from datetime import datetime, timezone
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from crmray.data.sequences import EVENT_KINDS
+from crmray.errors import SchemaError
+from crmray.models import lifecycle
+from crmray.models.hierarchy import Ward
+from crmray.models.kmeans import BEFORE, KMeans
+from crmray.models.lifecycle import DORMANT, FREQUENCY, NUM_WEEKS, Lifecycle
+from crmray.models.segment_transformer import SegmentTransformer
+from crmray.tasks import segmentation
+from crmray.tasks.segmentation import Settings
+
+LEVELS = np.array([1.0, 0.4, 0.03])
+MOVES = np.array([[0.98, 0.02, 0.0], [0.05, 0.90, 0.05], [0.01, 0.0, 0.99]])
+SMALL = Lifecycle(
+    pace_G=np.array([1.0, 3.0]), share_G=np.array([0.7, 0.3]), level_S=np.array([1.0, 0.2]),
+    move_SS=np.array([[0.9, 0.1], [0.3, 0.7]]), start_S=np.array([0.8, 0.2]), dormant_weeks=2, prior=(2.0, 2.0),
+)  # fmt: skip
+
+
+def lists(purchases_NW: np.ndarray, visits_NW: np.ndarray | None = None) -> pa.Table:
+    """Event lists with so many purchases and visits a week, in the middle of the week, oldest first."""
+    rows = []
+    for customer in range(len(purchases_NW)):
+        row = []
+        for kind, counts_NW in (("purchase", purchases_NW), ("visit", visits_NW)):
+            if counts_NW is not None:
+                weeks = np.repeat(np.arange(counts_NW.shape[1]), counts_NW[customer])
+                row += [(7.0 * (counts_NW.shape[1] - week) - 3.5, EVENT_KINDS.index(kind)) for week in weeks]
+        rows.append(sorted(row, reverse=True))
+    days = [[day for day, _ in row] for row in rows]
+    kinds = [[kind for _, kind in row] for row in rows]
+    return pa.table({
+        "event_kind": pa.array(kinds, pa.list_(pa.int16())),
+        "event_days_before": pa.array(days, pa.list_(pa.float32())),
+    })  # fmt: skip
+
+
+def planted(n: int, seed: int = 0) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """Lists of n customers, their states (N, W), and their paces of purchases."""
+    rng = np.random.default_rng(seed)
+    pace_N = np.array([0.3, 1.0])[rng.integers(0, 2, n)]
+    state_NW = np.zeros((n, NUM_WEEKS), int)
+    for week in range(1, NUM_WEEKS):
+        ahead_NS = MOVES[state_NW[:, week - 1]].cumsum(1)
+        state_NW[:, week] = (rng.random(n)[:, None] > ahead_NS).sum(1)
+    rate_NW = pace_N[:, None] * LEVELS[state_NW]
+    return lists(rng.poisson(rate_NW), rng.poisson(2 * rate_NW)), state_NW, pace_N
+
+
+def test_what_is_seen_is_the_sum_over_all_paths():
+    acts_NW = np.array([[2.0, 1.0, 0.0, 0.0], [9.0, 0.0, 3.0, 1.0], [5.0, 5.0, 0.0, 1.0]])
+    there_NW = np.array([[True] * 4, [False, True, True, True], [False, False, False, True]])
+    weeks_N, dormant_N = SMALL._seen(acts_NW, there_NW)
+    for n in range(3):
+        first = int(there_NW[n].argmax())
+        total = weeks = dormant = 0.0
+        for pace, share in zip(SMALL.pace_G, SMALL.share_G, strict=True):
+            for path in itertools.product(range(2), repeat=4 - first):
+                p = share * SMALL.start_S[path[0]]
+                for before, after in itertools.pairwise(path):
+                    p *= SMALL.move_SS[before, after]
+                for state, count in zip(path, acts_NW[n, first:], strict=True):
+                    rate = pace * SMALL.level_S[state]
+                    p *= rate**count * np.exp(-rate)
+                total += p
+                weeks += p * sum(SMALL.level_S[state] for state in path)
+                dormant += p * (len(path) >= 2 and path[-2:] == (1, 1))
+        assert weeks_N[n] == pytest.approx(weeks / total, rel=1e-9)
+        assert dormant_N[n] == pytest.approx(dormant / total, abs=1e-12)
+
+
+def test_weeks_are_counted_from_the_first_whole_one_on():
+    table = pa.table({
+        "event_kind": pa.array([[1, 3, 1], [1], None], pa.list_(pa.int16())),  # purchase, visit
+        "event_days_before": pa.array([[22.0, 15.0, 1.0], [3.0], None], pa.list_(pa.float32())),
+    })  # fmt: skip
+    acts_NW, orders_N, there_NW = lifecycle.weekly(table)
+    assert acts_NW[0, -4:].tolist() == [0, 1, 0, 1]  # the first purchase lies in a week that is cut
+    assert there_NW.sum(1).tolist() == [3, 1, 1]
+    assert orders_N.tolist() == [1, 1, 0]
+
+
+def test_the_spread_of_paces_by_hand():
+    # mean 4 / 4 = 1; (0 - 2)² - 2 and (4 - 2)² - 2 over 2² + 2² make a variance of 1/2: shape and rate 1 / (1/2)
+    assert lifecycle._prior(np.array([0.0, 4.0]), np.array([2.0, 2.0])) == pytest.approx((2.0, 2.0))
+
+
+def test_planted_states_are_found_and_who_is_dormant():
+    table, _, _ = planted(800)
+    model = Lifecycle.fit(table, dormant_weeks=13, seed=0)
+    np.testing.assert_allclose(model.level_S, LEVELS, atol=0.05)
+    assert model.move_SS[2, 2] == pytest.approx(0.99, abs=0.01)
+    fresh, state_NW, pace_N = planted(400, seed=1)
+    told = model.told(fresh, ("",))
+    dormant = (state_NW[:, -13:] == 2).all(1)
+    assert 0.1 < dormant.mean() < 0.6
+    assert ((told[DORMANT].to_numpy() > 0.5) == dormant).mean() > 0.95
+    pace = told[FREQUENCY].to_numpy() * 7 / 30  # whoever is dormant keeps the pace of its active days
+    for who in (dormant, ~dormant):
+        assert np.median(pace[who & (pace_N == 1.0)]) == pytest.approx(1.0, abs=0.15)
+        assert np.median(pace[who & (pace_N == 0.3)]) == pytest.approx(0.3, abs=0.1)
+
+
+def test_round_trip_one_row_alone_and_nobody():
+    table, _, _ = planted(60)
+    model = Lifecycle.fit(table, dormant_weeks=13, seed=0)
+    again = Lifecycle.from_json(model.to_json())
+    whole = model.told(table, ("",))
+    assert whole.equals(again.told(table, ("",)))
+    one = again.told(table.slice(7, 1), ("",))
+    for name in (FREQUENCY, DORMANT):
+        assert one[name][0].as_py() == pytest.approx(whole[name][7].as_py(), rel=1e-9)
+    assert model.told(table.slice(0, 0), ("",)).num_rows == 0
+    with pytest.raises(SchemaError, match="column 'before_event_kind' is missing"):
+        model.told(table, ("", BEFORE))
+
+
+def test_segments_know_the_dormant():
+    """Two groups that spent and bought alike, one of which has done nothing for a quarter; half were there before."""
+    rng = np.random.default_rng(0)
+    gone = np.arange(300) % 3 == 0
+    purchases_NW = rng.poisson(0.7, (300, NUM_WEEKS))
+    purchases_NW[gone, -20:] = 0
+    events = lists(purchases_NW)
+    there = pa.array(np.arange(300) % 2 == 0)
+    table = pa.table({
+        "entity_id": [f"c{i}" for i in range(300)],
+        "as_of": pa.array([datetime(2026, 1, 1, tzinfo=timezone.utc)] * 300, pa.timestamp("us", "UTC")),
+        "part": ["train"] * 300, "spend_amount": rng.lognormal(3, 0.1, 300), "later_amount": np.zeros(300),
+        **{name: events[name] for name in events.column_names},
+        **{
+            BEFORE + name: pa.array([list_ if known else None for list_, known in zip(
+                events[name].to_pylist(), there.to_pylist(), strict=True)], events.schema.field(name).type)
+            for name in events.column_names
+        },
+        BEFORE + "spend_amount": pa.array(rng.lognormal(3, 0.1, 300), mask=~np.array(there)),
+    })  # fmt: skip
+    model = Ward(num_segments=2, dormant_weeks=13).fit(table, None, seed=0)
+    found = model.predict(table)
+    assert len({*zip(found["segment"].tolist(), gone.tolist(), strict=True)}) == 2
+    assert (found["previous"] >= 0).tolist() == there.to_pylist()
+    assert np.array_equal(found["previous"][found["previous"] >= 0], found["segment"][::2])
+    again = Ward.load(model.save())
+    assert np.array_equal(again.predict(table)["distance"], found["distance"])
+    decision = segmentation.finalize(again, table, table, Settings())
+    assert sorted("dormant" in entry["name"] for entry in decision["segments"]) == [False, True]
+    assert sorted(round(entry["medians"][DORMANT]) for entry in decision["segments"]) == [0, 1]
+
+
+def test_a_horizon_makes_dormant_where_behaviour_counts():
+    assert segmentation.fixed(Settings(horizon_days=90))["kmeans.dormant_weeks"] == 13
+    assert segmentation.fixed(Settings(horizon_days=1))["ward.dormant_weeks"] == 1
+    assert segmentation.fixed(Settings(features="rfm", num_segments=4)) == {
+        "kmeans.num_segments": 4, "ward.num_segments": 4, "transformer.num_segments": 4,
+    }  # fmt: skip
+    for family in (KMeans, Ward, SegmentTransformer):
+        with pytest.raises(ValueError, match="got dormant_weeks=0, expected 1 to 104"):
+            family(dormant_weeks=0)
