@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -114,7 +114,7 @@ class Client:
         options = {"params": params, "json": json, "data": data, "headers": headers, "stream": stream}
         response = self.exchange(method, self._absolute(path), repeat=repeat, **options)
         if response.status_code not in ok:
-            raise SalesforceError(self._refusal(method, path, response))
+            raise SalesforceError(self.refusal(method, path, response))
         return response
 
     def get(self, path: str, **params: Any) -> Any:
@@ -131,37 +131,37 @@ class Client:
                 f"{method} {_shown(path)}: got an answer that is no JSON, expected Salesforce's; check the proxy"
             ) from None
 
-    def describe(self, name: str) -> dict[str, Any]:
-        """Metadata of one object with its fields, as the user may see them; asked once per client."""
-        if name not in self._described:
-            self._described[name] = self.get(f"sobjects/{name}/describe")
+    def describe(self, name: str, *, anew: bool = False) -> dict[str, Any]:
+        """Metadata of one object with its fields, as the user may see them; asked once per client, or anew."""
+        if anew or name not in self._described:
+            self._described[name] = self._read(getattr(self._rest, name).describe)
         return self._described[name]
 
     def objects(self) -> dict[str, dict[str, Any]]:
         """Objects that the user may see, by name (global describe)."""
-        return {entry["name"]: entry for entry in self.get("sobjects")["sobjects"]}
+        return {entry["name"]: entry for entry in self._read(self._rest.describe)["sobjects"]}
 
     def query(self, soql: str, *, all_rows: bool = False) -> Iterator[dict[str, Any]]:
         """Rows by REST, page by page, flattened: {"Id": …, "Order.AccountId": …}.
 
         all_rows: deleted and archived rows too (queryAll). Fields through a parent that is null are absent from a row.
         """
-        page = self.get("queryAll" if all_rows else "query", q=soql)
+        page = self._read(self._rest.query, soql, include_deleted=all_rows)
         while True:
             for record in page["records"]:
                 yield flat(record)
             if page["done"]:
                 return
-            page = self.get(page["nextRecordsUrl"])
+            page = self._read(self._rest.query_more, page["nextRecordsUrl"], identifier_is_url=True)
 
     def count(self, name: str, where: str = "", *, all_rows: bool = False) -> int:
         """Rows of an object that meet a SOQL condition ("" for all)."""
         soql = f"SELECT COUNT() FROM {name}" + (f" WHERE {where}" if where else "")
-        return int(self.get("queryAll" if all_rows else "query", q=soql)["totalSize"])
+        return int(self._read(self._rest.query, soql, include_deleted=all_rows)["totalSize"])
 
     def limits(self) -> dict[str, dict[str, int]]:
         """The org's limits: name -> {"Max", "Remaining"}."""
-        return self.get("limits")
+        return self._read(self._rest.limits)
 
     def server_time(self) -> datetime:
         """The org's clock in UTC, to the second: the watermark of a pull must not hang on ours."""
@@ -177,13 +177,30 @@ class Client:
 
         Its exceptions do not survive pickling: translate them where they are caught.
         """
-        token = self._token
+        return self._library(_Bridge(self))
+
+    @cached_property
+    def _rest(self) -> Salesforce:
+        """The same for our own reads by REST: a refusal is a SalesforceError."""
+        return self._library(_Bridge(self, refuses=True))
+
+    def _library(self, session: _Bridge) -> Salesforce:
         return Salesforce(
-            instance_url=token.instance_url,
-            session_id=token.access_token,
-            session=_Bridge(self),
+            instance_url=self.url,
+            session_id=self._token.access_token,
+            session=session,
             version=self.version,
+            object_pairs_hook=dict,
         )
+
+    def _read(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """What a call of simple-salesforce gives."""
+        try:
+            return call(*args, **options)
+        except ValueError:
+            raise SalesforceError(
+                f"{call.__name__}: got an answer that is no JSON, expected Salesforce's; check the proxy"
+            ) from None
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
@@ -208,12 +225,12 @@ class Client:
                     self._refresh(token)
                     continue
                 if replies.is_daily_limit(code, message):
-                    raise LimitError(self._refusal(method, url, response) + "; go on later, what was done is kept")
+                    raise LimitError(self.refusal(method, url, response) + "; go on later, what was done is kept")
                 refused = response.status_code in replies.BUSY_STATUS or code in replies.BUSY_CODES
                 unsure = response.status_code in replies.UNSURE_STATUS
                 if not (refused or unsure):
                     return response
-                why, asked = self._refusal(method, url, response), replies.wait_s(response)
+                why, asked = self.refusal(method, url, response), replies.wait_s(response)
                 if unsure and not refused and not repeat:
                     raise AnswerLostError(f"{why}; it may have been done")
             tries += 1
@@ -264,7 +281,9 @@ class Client:
     def _absolute(self, path: str) -> str:
         return f"{self.url}{path}" if path.startswith("/") else f"{self.url}/services/data/v{self.version}/{path}"
 
-    def _refusal(self, method: str, path: str, response: requests.Response) -> str:
+    def refusal(self, method: str, path: str, response: requests.Response) -> str:
+        """What the org answered, in a few words."""
+        path = path.removeprefix(self._absolute("")).rstrip("/")
         code, message = replies.errors_of(response)[0]
         told = " ".join(filter(None, (str(response.status_code), code, replies.safe(code, message))))
         return f"{method} {_shown(path)}: got {told}"
@@ -273,15 +292,19 @@ class Client:
 class _Bridge(requests.Session):
     """The session that simple-salesforce is given: its calls go through the client, with the client's token."""
 
-    def __init__(self, client: Client):
+    def __init__(self, client: Client, *, refuses: bool = False):
         super().__init__()
-        self.client = client
+        self.client, self.refuses = client, refuses
 
     def request(self, method: Any, url: Any, *args: Any, **options: Any) -> requests.Response:
-        """A call of simple-salesforce."""
+        """A call of simple-salesforce, which raises its own errors unless this refuses before it (SalesforceError)."""
         assert not args, "simple-salesforce passes options by name"
         options.pop("timeout", None)
-        return self.client.exchange(method, url, **options)
+        headers = {name: value for name, value in options.pop("headers", {}).items() if name != "X-PrettyPrint"}
+        response = self.client.exchange(method, url, headers=headers, **options)
+        if self.refuses and response.status_code >= 300:
+            raise SalesforceError(self.client.refusal(method, url, response))
+        return response
 
 
 def flat(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -225,8 +225,8 @@ class _One:
         drift.refuse(self.plan.name, changes, f"take it out of the mapping, or remove {state} to begin anew")
 
     def _refuse_drift(self, schema: drift.Seen) -> None:
-        """The same for what changed since this pull began: describe is asked again, not what the client remembers."""
-        described = self.shared.client.get(f"sobjects/{self.plan.name}/describe")["fields"]
+        """The same for what changed since this pull began: describe is asked anew."""
+        described = self.shared.client.describe(self.plan.name, anew=True)["fields"]
         self._refuse(drift.compare(schema, drift.seen(described, self._paths()), self._read()))
 
     # -- what is to be pulled ------------------------------------------------------------------------------------------
