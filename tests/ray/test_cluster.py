@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,17 +12,7 @@ import ray
 from crmray import cluster, log
 from crmray.errors import CapacityError, ClusterError, DataError, WatchdogError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _cluster() -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="cl", dir="/tmp")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "disabled")
-    cluster.connect(num_cpus=2, object_store_memory=200 << 20, _temp_dir=folder)
-    yield
-    ray.shutdown()
-    patch.undo()
-    shutil.rmtree(folder, ignore_errors=True)
+pytestmark = pytest.mark.usefixtures("ray_folder")
 
 
 @pytest.fixture
@@ -37,9 +24,6 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict]]:
 
 def square(x: int) -> int:
     return x * x
-
-
-square.__module__ = "__main__"  # travels by value: workers cannot import a test file
 
 
 def test_connect_is_idempotent_and_a_jobs_url_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

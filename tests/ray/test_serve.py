@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -15,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import ray
 import toy_task as toy
 import yaml
 from ray import serve as ray_serve
@@ -54,8 +51,8 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    folder = Path(tempfile.mkdtemp(prefix="sv", dir="/tmp"))
+def service(ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
     org = toy.write_org(folder)
     lake = Lake(config.load(org).root)
     toy.write_examples(lake)
@@ -64,19 +61,6 @@ def service() -> Iterator[Service]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "disabled")
-    patch.setenv("RAY_SERVE_LOG_TO_STDERR", "0")
-    paths = f"{REPOSITORY}:{REPOSITORY / 'tests' / 'ray'}"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        _temp_dir=str(folder / "r"),
-        object_store_memory=200 << 20,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
-    )
     try:
         ray_serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 30})
         options = {"org": org, "keys": str(keys.path), "tasks": "toy_task:TASKS", "poll_s": 0.3, "timeout_s": 3}
@@ -84,12 +68,9 @@ def service() -> Iterator[Service]:
         task = app.Predict.options(num_replicas=2, max_ongoing_requests=100, ray_actor_options={"num_cpus": 0.1})
         ray_serve.run(app.root(options), name="root", route_prefix="/")
         ray_serve.run(task.bind(values), name="toy", route_prefix="/v1/toy")
-        yield Service(url=f"http://127.0.0.1:{port}", lake=lake, keys=keys, key=key, log_folder=folder / "r")
+        yield Service(url=f"http://127.0.0.1:{port}", lake=lake, keys=keys, key=key, log_folder=ray_folder)
     finally:
         ray_serve.shutdown()
-        ray.shutdown()
-        patch.undo()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,17 +50,11 @@ shard.shard(org, storage.Lake(org.root), cluster.map_shards)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cluster() -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="sd", dir="/tmp")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "disabled")
-    patch.setattr(shard_module, "MODIN_ROWS", 1)
-    patch.setattr(ingest_module, "PART_ROWS", 2_000)
-    cluster.connect(num_cpus=2, object_store_memory=200 << 20, _temp_dir=folder)
-    yield
-    ray.shutdown()
-    patch.undo()
-    shutil.rmtree(folder, ignore_errors=True)
+def _small_pieces(ray_folder: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_module, "MODIN_ROWS", 1)
+        patch.setattr(ingest_module, "PART_ROWS", 2_000)
+        yield
 
 
 @pytest.fixture(scope="module")
