@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from serve.options import RootOptions, TaskOptions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FIRST, SECOND = "a" * 16, "b" * 16
+MAX_IN_FLIGHT = 8
+"""of each of the two replicas"""
 
 
 def probability(orders: int, bias: float = 2.5) -> float:
@@ -63,8 +66,8 @@ def service(ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         port = probe.getsockname()[1]
     try:
         ray_serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 30})
-        options = {"org": org, "keys": str(keys.path), "tasks": "toy_task:TASKS", "poll_s": 0.3, "timeout_s": 3}
-        values = TaskOptions(**options, task="toy", max_in_flight=8).model_dump()
+        options = {"org": org, "keys": str(keys.path), "tasks": "toy_task:TASKS", "poll_s": 0.3, "timeout_s": 5}
+        values = TaskOptions(**options, task="toy", max_in_flight=MAX_IN_FLIGHT).model_dump()
         task = app.Predict.options(num_replicas=2, max_ongoing_requests=100, ray_actor_options={"num_cpus": 0.1})
         ray_serve.run(app.root(options), name="root", route_prefix="/")
         ray_serve.run(task.bind(values), name="toy", route_prefix="/v1/toy")
@@ -219,35 +222,34 @@ def test_keys_open_and_close_while_it_runs(published):
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == "Bearer"
     key = published.keys.add("other")
-    time.sleep(1)
-    assert published.post({"id": "c00007"}, key=key).status_code == 200
+    _until(lambda: published.post({"id": "c00007"}, key=key).status_code == 200)
     published.keys.revoke("other")
-    time.sleep(1)
-    assert published.post({"id": "c00007"}, key=key).json()["error"]["code"] == "unauthorized"
+    _until(lambda: published.post({"id": "c00007"}, key=key).status_code == 401)
 
 
 def test_too_slow_is_504_and_too_many_are_429(published):
-    slow = published.post({"id": "c00007", "sleep_s": 4})
+    slow = published.post({"id": "c00007", "sleep_s": 6})
     assert slow.status_code == 504
     assert slow.json()["error"]["code"] == "timeout"
     time.sleep(1.5)  # the model's thread is still asleep
-    answers = _together(published, 40, {"id": "c00007", "sleep_s": 0.7})
+    answers = _together(published, 40, {"id": "c00007", "sleep_s": 1.2})
+    # Which replica gets how many is Serve's choice: one of them at least is full, and only a full one refuses.
     counts = Counter(answer.status_code for answer in answers)
     assert counts.keys() == {200, 429}
-    assert counts[200] >= 16
-    refused = next(answer for answer in answers if answer.status_code == 429)
-    assert refused.headers["retry-after"] == "1"
-    assert refused.json()["error"]["code"] == "overloaded"
+    assert counts[200] >= MAX_IN_FLIGHT
+    for refused in (answer for answer in answers if answer.status_code == 429):
+        assert refused.headers["retry-after"] == "1"
+        error = refused.json()["error"]
+        assert error["code"] == "overloaded"
+        assert error["message"].startswith(f"{MAX_IN_FLIGHT} requests are in work")
 
 
 def _together(service: Service, count: int, body: dict) -> list[httpx.Response]:
-    answers: list[httpx.Response] = []
-    threads = [threading.Thread(target=lambda: answers.append(service.post(body))) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers
+    """Answers to the same request sent many times at once, over one client: each would load its own certificates."""
+    headers, limits = {"Authorization": f"Bearer {service.key}"}, httpx.Limits(max_connections=count)
+    client = httpx.Client(headers=headers, limits=limits, timeout=30, trust_env=False)
+    with client, ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda _: client.post(f"{service.url}/v1/toy", json=body), range(count)))
 
 
 def test_publish_and_rollback_under_load_lose_no_request(published):
@@ -317,7 +319,7 @@ def test_models_are_listed_without_their_examples(published):
     assert models()["as_of"] == "2026-10-01T00:00:00Z"
 
 
-def _until(holds: Callable[[], bool], timeout_s: float = 15) -> None:
+def _until(holds: Callable[[], bool], timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline

@@ -15,6 +15,7 @@ from crmray import config, registry
 from crmray.errors import CapacityError, ConfigError, TrainingError
 from crmray.storage import Lake
 from crmray.train import engine, loop, refit, rows, search, trainer
+from crmray.train import fit as fit_module
 from crmray.train.fit import fit
 from crmray.train.points import Fit, Point, Results
 
@@ -32,7 +33,7 @@ def shared_of(lake, examples, *points, **settings):
     )  # fmt: skip
 
 
-def test_fit_writes_a_bundle_and_a_rerun_finds_it(tmp_path):
+def test_fit_writes_a_bundle_and_a_rerun_finds_it(tmp_path, monkeypatch):
     lake = Lake(tmp_path)
     mini_task.write_examples(lake)
     options = {"grid": True, "overrides": {"hidden": 8}}
@@ -51,9 +52,8 @@ def test_fit_writes_a_bundle_and_a_rerun_finds_it(tmp_path):
     test_rows = rows.test(lake.latest("examples", "mini"))
     answer = bundle.predict(test_rows)["probability"].to_numpy()
     assert mini_task.score(test_rows, {"score": answer})["auc"] == pytest.approx(about["test"]["auc"])
-    started = time.monotonic()
+    monkeypatch.setattr(fit_module._Work, "go", None)  # nothing is worked out anew
     assert fit(org_of(lake), lake, mini_task, mini_task.Settings(), **options).run_id == run.run_id
-    assert time.monotonic() - started < 1
 
 
 def test_a_search_in_which_nothing_converges_says_why(tmp_path):
@@ -69,10 +69,8 @@ def test_what_cannot_be_placed_is_refused_at_once(tmp_path):
     point = Point(candidate="net", settings={"max_epochs": 1})
     shared = shared_of(lake, lake.latest("examples", "mini"), point)
     one = Fit.of(point, "refit", examples="x", seed=0, engine=shared.engine, rounds=1)
-    started = time.monotonic()
     with pytest.raises(CapacityError, match="room for 2 workers"):
         refit.refit(shared, [(one, seen.refit)], name="a", num_workers=3)
-    assert time.monotonic() - started < 5
     with pytest.raises(ConfigError, match="needs a grid"):
         fit(org_of(lake), lake, mini_task, mini_task.Settings(), grid=False, scheduler="asha")
 

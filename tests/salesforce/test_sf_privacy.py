@@ -107,9 +107,9 @@ def test_what_is_redacted_and_what_is_not(text: str, expected: str | None) -> No
 
 
 def test_a_long_run_of_letters_costs_no_square_of_its_length() -> None:
-    started = time.perf_counter()
+    started = time.thread_time()  # not that of other work beside it
     assert redact.patterns("QUJD" * 10_000 + " a@b.de") == "QUJD" * 10_000 + " [EMAIL]"
-    assert time.perf_counter() - started < 2
+    assert time.thread_time() - started < 2
 
 
 def test_names_are_whole_words_without_regard_to_case_and_accents() -> None:

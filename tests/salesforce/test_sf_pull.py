@@ -104,7 +104,7 @@ def test_a_killed_pull_goes_on_at_the_page(sandbox: Sandbox, tmp_path: Path) -> 
         process = subprocess.Popen(command, stderr=subprocess.PIPE)
         lake = Lake(tmp_path / "lake")
         started = time.monotonic()
-        while not lake.list("_work/pull/*/q*/p*.json") and process.poll() is None and time.monotonic() - started < 20:
+        while not lake.list("_work/pull/*/q*/p*.json") and process.poll() is None and time.monotonic() - started < 60:
             time.sleep(0.02)
         time.sleep(after_s - 0.8)
         process.send_signal(signal.SIGKILL)
