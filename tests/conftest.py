@@ -40,6 +40,7 @@ def ray_folder() -> Iterator[Path]:
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_AUTH_MODE", "disabled")
     patch.setenv("RAY_SERVE_LOG_TO_STDERR", "0")
+    patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # not 5: the machine may be busy
     patch.setenv("PYTHONPATH", f"{REPOSITORY}:{REPOSITORY / 'tests' / 'ray'}")  # workers import the tests' tasks
     cluster.connect("local", num_cpus=2, object_store_memory=200 << 20, _temp_dir=folder)
     yield Path(folder)
