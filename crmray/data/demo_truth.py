@@ -52,6 +52,7 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
 
 
 def day_of(world: World, as_of: datetime) -> int:
+    """Days from the epoch to a date. DataError where it is no midnight UTC of the history."""
     moment = as_of.replace(tzinfo=timezone.utc) if as_of.tzinfo is None else as_of.astimezone(timezone.utc)
     first, last = world.epoch + timedelta(days=1), world.end
     if moment.time() != datetime.min.time() or not first <= moment.date() <= last:
