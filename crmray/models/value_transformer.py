@@ -170,7 +170,7 @@ def _orders(examples: pa.Table) -> pa.Table:
     missing = [name for name in COLUMNS if name not in examples.column_names]
     if missing:
         raise SchemaError(f"column {missing[0]!r} is missing; expected it as a sequence, as in training")
-    lists = [_joined(examples[name]) for name in COLUMNS]
+    lists = [examples[name].combine_chunks() for name in COLUMNS]
     owner = pc.list_parent_indices(lists[0])
     ours = pc.is_in(lists[0].flatten(), value_set=pa.array(KINDS, lists[0].type.value_type))
     counts = np.bincount(owner.filter(ours).to_numpy(), minlength=examples.num_rows)
@@ -182,11 +182,6 @@ def _orders(examples: pa.Table) -> pa.Table:
             raise SchemaError(f"column {name!r}: its lists differ in length from those of {COLUMNS[0]!r}")
         found[name] = pa.ListArray.from_arrays(offsets, flat.filter(ours))
     return pa.table(found)
-
-
-def _joined(column: pa.ChunkedArray) -> pa.Array:
-    whole = column.combine_chunks()
-    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
 
 
 class OrderEncoder(nn.Module):

@@ -29,9 +29,8 @@ LAYERS = (
     ),
     ("crmray.data", "crmray.models", "crmray.evaluate", "crmray.salesforce"),
     ("crmray.tasks",),
-    ("crmray.registry", "crmray.keys"),
+    ("crmray.registry", "crmray.keys", "crmray.head"),
     (
-        "crmray.head",
         "crmray.cluster",
         "crmray.dashboard",
         "crmray.train",
