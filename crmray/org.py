@@ -170,9 +170,10 @@ class OpenOrg:
     def bundle(self, task: str, version: str | None = None) -> Bundle:
         """The champion's bundle, or that of a version; NoChampionError when nothing was published."""
         from crmray import tasks
-        from crmray.registry import Ledger, load_bundle
 
         which = tasks.task(task)
+        from crmray.registry import Ledger, load_bundle
+
         version = version or Ledger(self.lake, which.NAME).champion()
         return load_bundle(self.lake, self.lake.run("bundles", which.NAME, version))
 
