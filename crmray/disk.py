@@ -1,10 +1,11 @@
-"""What the lake needs of a file system: names that match, whole files, errors in words."""
+"""What lake and state need of a file system: names that match, whole files, errors in words."""
 
 from __future__ import annotations
 
 import errno
 import fnmatch
 import os
+from pathlib import Path
 
 from crmray.errors import StorageError
 
@@ -22,6 +23,16 @@ def write(path: str, data: bytes) -> None:
         sink.write(data)
         sink.flush()
         os.fsync(sink.fileno())
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write or replace a file of the local disk that only its owner may read; it appears whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as sink:
+        sink.write(text)
+        sink.flush()
+        os.fsync(sink.fileno())
+    os.replace(draft, path)
 
 
 def error_of(path: str, error: OSError) -> StorageError:

@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
+from crmray import disk
 from crmray.errors import AuthError
+from crmray.head import home
 
 PREFIX = "crmray_"
 _FOREIGN_BITS = 0o027
@@ -26,8 +28,7 @@ _FOREIGN_BITS = 0o027
 
 def default_path() -> Path:
     """The key file: $CRMRAY_KEYS, else keys.json in $CRMRAY_HOME (~/.crmray)."""
-    home = Path(os.environ.get("CRMRAY_HOME", "~/.crmray")).expanduser()
-    return Path(os.environ.get("CRMRAY_KEYS") or home / "keys.json")
+    return Path(os.environ.get("CRMRAY_KEYS") or home() / "keys.json")
 
 
 class KeyFile:
@@ -114,12 +115,7 @@ class KeyFile:
             fcntl.flock(lock, fcntl.LOCK_EX)
             entries = self._read()
             yield entries
-            draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as sink:
-                json.dump({"keys": entries}, sink, indent=1)
-                sink.flush()
-                os.fsync(sink.fileno())
-            os.replace(draft, self.path)
+            disk.write_private(self.path, json.dumps({"keys": entries}, indent=1))
         finally:
             os.close(lock)
 

@@ -27,10 +27,11 @@ class _Formatter(logging.Formatter):
             line = {"time": round(record.created, 3), "level": record.levelname.lower(), "event": record.getMessage()}
             return _json.dumps({**line, **fields}, default=str)
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        return " ".join([clock, record.getMessage(), *(f"{key}={_short(value)}" for key, value in fields.items())])
+        return " ".join([clock, record.getMessage(), *(f"{key}={short(value)}" for key, value in fields.items())])
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A field for people: floats with four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

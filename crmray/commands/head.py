@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from crmray import disk
 from crmray.dashboard import Dashboard
 from crmray.errors import AuthError, ClusterError
 from crmray.head import Head, home, local_head, process_started, token_file
@@ -189,11 +190,7 @@ def _last_words(head: Head) -> str:
 
 
 def _record(head: Head) -> None:
-    path = home() / "head.json"
-    draft = path.with_name(f".head.{os.getpid()}")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(head), file, indent=1)
-    os.replace(draft, path)
+    disk.write_private(home() / "head.json", json.dumps(dataclasses.asdict(head), indent=1))
 
 
 def down_command(arguments: argparse.Namespace) -> int:

@@ -31,7 +31,8 @@ NEEDED = ("duckdb", "starlette", "uvicorn", "httptools")
 DESCRIPTION = (
     "A local Salesforce org that simple-salesforce, curl and crmray talk to unchanged: HTTPS on 127.0.0.1 with its own "
     "certificate authority; the JWT bearer, client credentials and username-password flows; REST (describe, SOQL, "
-    "rows, collections, composite) and Bulk API 2.0 (query, ingest). Records, keys and certificates lie in --folder "
+    "rows, collections, composite), Bulk API 2.0 (query, ingest) and deploys of metadata. Records, keys and "
+    "certificates lie in --folder "
     "and stay there. Ctrl-C ends it. Not there: child subqueries, TYPEOF and functions of fields in SOQL, SOSL search, "
     "composite batch and tree, Bulk API 1.0, SOAP, Tooling, Apex. The faults below can be changed while it runs: "
     "POST /sandbox/faults takes a JSON object of them (names with _), GET tells them and how often each has struck, "

@@ -16,7 +16,7 @@ import pyarrow as pa
 import requests
 import yaml
 
-from crmray import config
+from crmray import config, disk
 from crmray.commands.head import free_port
 from crmray.config import Org
 from crmray.dashboard import Dashboard, with_headers
@@ -197,10 +197,7 @@ def ensure_cli_key() -> str:
         keys.revoke(CLI_KEY_NAME)
     key = keys.add(CLI_KEY_NAME)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".key.{os.getpid()}")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        file.write(key)
-    os.replace(draft, path)
+    disk.write_private(path, key)
     return key
 
 

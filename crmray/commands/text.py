@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from crmray import log
 from crmray.commands.submit import event_of
 
 _QUIET = {"time", "level", "event", "job", "task"}
@@ -61,7 +62,7 @@ class LogReader:
         if event is None or "event" not in event:
             return
         name = event["event"]
-        fields = " ".join(f"{key}={_short(value)}" for key, value in event.items() if key not in _QUIET)
+        fields = " ".join(f"{key}={log.short(value)}" for key, value in event.items() if key not in _QUIET)
         if name.endswith(".progress"):
             if self._in_place:
                 width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
@@ -69,7 +70,3 @@ class LogReader:
             return
         start = "\r\033[K" if self._in_place else ""
         print(f"{start}{self.indent}{name} {fields}"[:200], flush=True)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

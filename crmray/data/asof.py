@@ -73,8 +73,8 @@ def purchases_between(tables: Mapping[str, pa.Table], start: datetime, end: date
     inside = pc.and_(
         pc.greater_equal(times, pa.scalar(start, schema.TIME)), pc.less(times, pa.scalar(end, schema.TIME))
     )
-    inside = transactions.filter(inside)
-    return inside.filter(pa.array(is_purchase(inside)))
+    rows = transactions.filter(inside)
+    return rows.filter(pa.array(is_purchase(rows)))
 
 
 def buyers(tables: Mapping[str, pa.Table], as_of: datetime, lookback_days: int) -> pa.Array:
@@ -121,8 +121,7 @@ def frame(
         young = _first_seen_days(seen, tables) < lookback_days
     if "customers" in tables:
         columns |= asof_contacts.attributes(entities, tables["customers"], as_of_us)
-    dates = pa.array(np.full(len(entities), as_of_us or 0, np.int64), mask=np.full(len(entities), as_of_us is None))
-    head = {"entity_id": entities, "as_of": dates.cast(schema.TIME), "part": splits.part(entities), "is_young": young}
+    head = {**splits.keys(entities, as_of), "is_young": young}
     return pa.table(head | {name: arrow(values) for name, values in columns.items()})
 
 

@@ -90,9 +90,8 @@ def frame(
     if as_of_us is not None and "sold" in tables:
         view = View(entities=entities, as_of_us=as_of_us, lookback_days=lookback_days, horizon_days=horizon_days)
         columns |= _sales(view, tables["sold"])
-    dates = pa.array(np.full(len(entities), as_of_us or 0, np.int64), mask=np.full(len(entities), as_of_us is None))
-    head = {"entity_id": entities, "as_of": dates.cast(schema.TIME), "part": splits.part(entities)}
-    return pa.table(head | {name: asof.arrow(values) for name, values in columns.items()})
+    told = {name: asof.arrow(values) for name, values in columns.items()}
+    return pa.table({**splits.keys(entities, as_of), **told})
 
 
 def _feature(name: str) -> str:

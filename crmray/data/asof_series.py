@@ -184,7 +184,7 @@ def combine(parts: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
     )
     within = _nested(within).sort_by([("series", "ascending"), ("parent", "ascending")])
     named = pa.concat_tables([part["owners"] for part in parts]).combine_chunks()
-    place = pc.index_in(within["parent"], value_set=_whole(named["series"]))
+    place = pc.index_in(within["parent"], value_set=named["series"].combine_chunks())
     parts_of_one = pa.table([within["series"], named["parent"].take(place)], schema=_WITHIN).filter(place.is_valid())
     return {"sales": sales, "within": within, "owners": pa.concat_tables([named, parts_of_one])}
 
@@ -252,7 +252,7 @@ def frame(
     columns["scale"] = pa.array(_scale(sold_SW[:, :before], first_S - start), pa.float64(), from_pandas=True)
     columns["parents"] = _parents(tables["within"], names)
     owners = tables["owners"]
-    columns["customer_id"] = owners["parent"].take(pc.index_in(names, value_set=_whole(owners["series"])))
+    columns["customer_id"] = owners["parent"].take(pc.index_in(names, value_set=owners["series"].combine_chunks()))
     return pa.table(columns)
 
 
@@ -285,12 +285,7 @@ def _known(past: pa.Table, top: Mapping[str, int]) -> tuple[pa.Array, np.ndarray
         kept.append(own)
     together = pa.concat_tables([found.slice(0, 0), *kept]).sort_by("series").combine_chunks()
     first = together["week_min"].to_numpy()
-    return _whole(together["series"]), first, _whole(together["level"])
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    joined = column.combine_chunks()
-    return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined
+    return together["series"].combine_chunks(), first, together["level"].combine_chunks()
 
 
 def _last_week(sales: pa.Table) -> int:
@@ -354,4 +349,4 @@ def _parents(within: pa.Table, names: pa.Array) -> pa.Array:
     kept = within.filter(both)
     row = pc.index_in(kept["series"], value_set=names).to_numpy()
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(names)))]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), _whole(kept["parent"]))
+    return pa.ListArray.from_arrays(pa.array(offsets), kept["parent"].combine_chunks())

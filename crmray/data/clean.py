@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from crmray import schema
 from crmray.data import parse
 from crmray.data.conditions import matches
+from crmray.data.splits import PARTS
 from crmray.errors import CrmrayError, DataError, SchemaError
 
 EARLIEST = datetime(1990, 1, 1, tzinfo=timezone.utc)
@@ -30,7 +31,6 @@ _ABSURD_AMOUNT, _ABSURD_NUMBER = 1e12, 1e9
 _NOT_NEGATIVE = ("seconds",)
 # Times of what has happened; others (the end of a contract, a launch) may lie ahead.
 _HAPPENED = ("occurred_at", "created_at", "closed_at", "converted_at")
-_PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +194,8 @@ def _parse(source: pa.ChunkedArray, name: str, type_: pa.DataType, plan: Plan) -
 def _impossible(values: pa.ChunkedArray, name: str, type_: pa.DataType, plan: Plan) -> list[tuple[str, Any]]:
     """(reason, rows) for values that cannot be true. Looks at the extremes first: most columns have no such value."""
     if name == "split":
-        wrong = pc.invert(pc.is_in(values, pa.array(_PARTS)))
-        return [(f"not one of {', '.join(_PARTS)}", pc.and_(wrong, values.is_valid()))]
+        wrong = pc.invert(pc.is_in(values, pa.array(PARTS)))
+        return [(f"not one of {', '.join(PARTS)}", pc.and_(wrong, values.is_valid()))]
     if type_ not in (schema.TIME, pa.float64()) or values.null_count == len(values):
         return []
     low, high = pc.min_max(values).values()

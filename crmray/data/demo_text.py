@@ -150,7 +150,8 @@ REPLIES = {
 """what the org answers, by reason; it tells nothing of the customer"""
 
 
-def _pick(rng: np.random.Generator, choices: Sequence[str], count: int) -> pa.Array:
+def pick(rng: np.random.Generator, choices: Sequence[str], count: int) -> pa.Array:
+    """(count,) of the choices, drawn evenly."""
     return pa.array(choices).take(pa.array(rng.integers(0, len(choices), count)))
 
 
@@ -172,10 +173,10 @@ def case_texts(
     template, body = _filled(rng, [text for _, text in bodies], names, product)
     reason = np.array([REASONS.index(name) for name, _ in bodies])[template]
     parts = [
-        _pick(rng, GREETINGS, len(product)),
+        pick(rng, GREETINGS, len(product)),
         body,
-        _pick(rng, CLOSINGS[tone], len(product)),
-        _pick(rng, ASIDES, len(product)),
+        pick(rng, CLOSINGS[tone], len(product)),
+        pick(rng, ASIDES, len(product)),
     ]
     subject = _by_reason(rng, reason, {name: [text.format(own) for text in texts for own in names]
                                        for name, texts in SUBJECTS.items()}, product, len(names))  # fmt: skip
@@ -195,7 +196,7 @@ def _by_reason(
 
 def follow_ups(rng: np.random.Generator, tone: str, count: int) -> pa.Array:
     """What customers write after a first answer."""
-    return pc.binary_join_element_wise(_pick(rng, GREETINGS, count), _pick(rng, FOLLOW_UPS[tone], count), "")
+    return pc.binary_join_element_wise(pick(rng, GREETINGS, count), pick(rng, FOLLOW_UPS[tone], count), "")
 
 
 def replies(rng: np.random.Generator, reason: np.ndarray) -> pa.Array:

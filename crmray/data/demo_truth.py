@@ -52,6 +52,7 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
 
 
 def day_of(world: World, as_of: datetime) -> int:
+    """Days from the epoch to a date. DataError where it is no midnight UTC of the history."""
     moment = as_of.replace(tzinfo=timezone.utc) if as_of.tzinfo is None else as_of.astimezone(timezone.utc)
     first, last = world.epoch + timedelta(days=1), world.end
     if moment.time() != datetime.min.time() or not first <= moment.date() <= last:
@@ -68,8 +69,8 @@ def days_of(world: World, times: pa.ChunkedArray) -> np.ndarray:
 
 def _rows(world: World, block: Block, day: int, p: np.ndarray, horizon_days: int) -> pa.Table:
     kept = block.first_week <= day // 7
-    before = _has_order(block, day - POPULATION_DAYS, day)
-    after = _has_order(block, day, day + horizon_days)
+    before = has_order(block, day - POPULATION_DAYS, day)
+    after = has_order(block, day, day + horizon_days)
     known = day + horizon_days <= world.num_days
     moment = datetime.combine(world.epoch + timedelta(days=day), datetime.min.time(), timezone.utc)
     z = block.z[:, : day // 7 + 1]
@@ -89,7 +90,8 @@ def _rows(world: World, block: Block, day: int, p: np.ndarray, horizon_days: int
     )
 
 
-def _has_order(block: Block, first_day: int, end_day: int) -> np.ndarray:
+def has_order(block: Block, first_day: int, end_day: int) -> np.ndarray:
+    """(N,) whether there is an order in [first, end)."""
     chosen = (block.order_day >= first_day) & (block.order_day < end_day)
     return np.bincount(block.order_customer[chosen], minlength=len(block)) > 0
 

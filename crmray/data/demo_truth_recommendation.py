@@ -60,7 +60,7 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
         target = _bought(world, block, day, end) & ~owned
         known = end <= world.num_days
         listed = [sorted(names[row]) for row in target] if known else [None] * len(block)
-        audience = np.select([_orders_in(block, day - demo_truth.POPULATION_DAYS, day), owned.any(1)],
+        audience = np.select([demo_truth.has_order(block, day - demo_truth.POPULATION_DAYS, day), owned.any(1)],
                              [ACTIVE, LAPSED], COLD)  # fmt: skip
         tables.append(pa.table({
             "entity_id": ids.make("001", block.first + np.arange(len(block))),
@@ -79,12 +79,6 @@ def _bought(world: World, block: Block, first_day: int, end_day: int) -> np.ndar
     found = np.zeros((len(block), len(world.catalogue.price)), bool)
     found[block.order_customer[block.line_order][chosen], block.product[chosen]] = True
     return found
-
-
-def _orders_in(block: Block, first_day: int, end_day: int) -> np.ndarray:
-    """(N,) whether there is an order in [first, end)."""
-    chosen = (block.order_day >= first_day) & (block.order_day < end_day)
-    return np.bincount(block.order_customer[chosen], minlength=len(block)) > 0
 
 
 def _best(weights: np.ndarray, owned: np.ndarray) -> np.ndarray:

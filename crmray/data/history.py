@@ -188,7 +188,7 @@ def _typed(text: pa.ChunkedArray, type_: pa.DataType) -> tuple[pa.Array, np.ndar
     else:
         found = parse.numbers(text).values.cast(type_, safe=False)
     legible = np.asarray(pc.or_(pc.is_valid(found), pc.is_null(parse.text(text))))
-    return pa.concat_arrays(found.chunks) if found.num_chunks else pa.array([], type_), legible.astype(bool)
+    return found.combine_chunks(), legible.astype(bool)
 
 
 def _nulls(array: pa.Array) -> np.ndarray:

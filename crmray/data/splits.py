@@ -224,6 +224,12 @@ def _ends_before(as_of: pa.ChunkedArray | pa.Array, dates: Snapshots, limit: dat
     return times_us <= latest_us
 
 
+def keys(entities: pa.Array, as_of: datetime | None) -> dict[str, pa.Array]:
+    """schema.KEYS of a row for each entity at a date, its part by hash; as_of is null without a date."""
+    dates = pa.repeat(pa.scalar(as_of, schema.TIME), len(entities))
+    return {"entity_id": entities, "as_of": dates, "part": part(entities)}
+
+
 def part(entity_ids: pa.ChunkedArray | pa.Array, mapped: pa.ChunkedArray | pa.Array | None = None) -> pa.Array:
     """The part of each row's customer (string): `mapped` where it has a value, else by hash, 70/15/15.
 

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from crmray.data.sequences import COLUMNS as EVENT_COLUMNS
 from crmray.errors import SchemaError
 
-EVENT_COLUMNS = ("event_kind", "event_days_before", "event_value")
 NUM_EVENT_NUMBERS = 3  # log gap, log days before, signed log value
 PADDING, FIRST_KIND = 0, 2  # kinds: 0 padding, 1 unseen in training, then the vocabulary
 
@@ -52,9 +52,7 @@ def batch(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, torch
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
     """All elements of a list column, in order; dictionaries decoded."""
-    lists = column.combine_chunks()
-    lists = pa.concat_arrays(lists.chunks) if isinstance(lists, pa.ChunkedArray) else lists
-    values = lists.flatten()
+    values = column.combine_chunks().flatten()
     return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
 
 

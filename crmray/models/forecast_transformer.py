@@ -11,16 +11,13 @@ numbers known in advance of a week, S numbers of a row, Q quantiles.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from crmray.models.forecast_naive import needs_history, year_ago
@@ -36,7 +33,8 @@ from crmray.models.forecast_panel import (
     mean,
     season,
 )
-from crmray.models.tabular import check_choice, check_positive, file_of, to_json
+from crmray.models.network import Training, load_network, network_files
+from crmray.models.tabular import check_positive
 
 PREDICT_ROWS = 512
 FEW_ROWS = 8_000
@@ -46,7 +44,7 @@ WINDOWS = (4, 13, 26, 52)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchTransformer:
+class PatchTransformer(Training):
     """Hyper-parameters; `crmray.train` fits it through the DeepSpeed engine."""
 
     NAME: ClassVar[str] = "patchtst"
@@ -69,16 +67,6 @@ class PatchTransformer:
     """Share of units dropped in training, 0..1."""
     size_weight: float = 0.5
     """Power of a series' size by which it counts among those of its level: 1 as in sums of money, 0 all alike."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled decay."""
-    lr: float = 1e-3
-    """Largest learning rate."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Course of the learning rate over max_epochs."""
-    warmup_share: float = 0.05
-    """Share of all steps in which the learning rate rises from 0."""
-    batch_size: int = 256
-    """Rows per optimizer step, over all workers."""
     max_epochs: int = 6
     """Epochs at most."""
     patience: int = 3
@@ -87,20 +75,14 @@ class PatchTransformer:
     def __post_init__(self) -> None:
         check_positive(
             context_weeks=self.context_weeks, patch_weeks=self.patch_weeks, hidden=self.hidden,
-            num_layers=self.num_layers, num_heads=self.num_heads, lr=self.lr, batch_size=self.batch_size,
-            max_epochs=self.max_epochs, patience=self.patience,
+            num_layers=self.num_layers, num_heads=self.num_heads,
         )  # fmt: skip
         if self.context_weeks % self.patch_weeks or self.hidden % self.num_heads:
             raise ValueError(
                 f"got context_weeks={self.context_weeks}, patch_weeks={self.patch_weeks}, hidden={self.hidden}, "
                 f"num_heads={self.num_heads}, expected whole patches and heads"
             )
-        if not 0 <= self.dropout < 1 or not 0 <= self.warmup_share < 1 or self.weight_decay < 0:
-            raise ValueError(
-                f"got dropout={self.dropout}, warmup_share={self.warmup_share}, weight_decay={self.weight_decay}, "
-                "expected shares within [0, 1) and a decay of 0 or more"
-            )
-        check_choice("schedule", self.schedule, ("constant", "cosine"))
+        super().__post_init__()
 
     @classmethod
     def for_rows(cls, num_rows: int) -> dict[str, Any]:
@@ -180,9 +162,7 @@ class PatchTransformer:
     @staticmethod
     def load(files: Mapping[str, bytes]) -> PatchModel:
         """The model that `save` wrote."""
-        about = json.loads(file_of(files, "patchtst.json"))
-        weights = load_tensors(file_of(files, "weights.safetensors"))
-        return PatchTransformer(**about["settings"]).fitted(about["state"], weights, about["rounds"])
+        return load_network(PatchTransformer, files)
 
 
 def _code(levels: list[str], name: str) -> int:
@@ -300,7 +280,5 @@ class PatchModel:
         return finish(panel, quantiles)
 
     def save(self) -> dict[str, bytes]:
-        """Files of the model: weights as safetensors in single precision, as they were trained, the rest as JSON."""
-        about = {"settings": asdict(self.candidate), "state": self.state, "rounds": self.rounds}
-        weights = {name: value.float().contiguous() for name, value in self.module.state_dict().items()}
-        return {"weights.safetensors": save_tensors(weights), "patchtst.json": to_json(about)}
+        """Files of the model; see `network_files`."""
+        return network_files(self.candidate, self.state, self.module, self.rounds)

@@ -10,7 +10,6 @@ H hidden units, F numbers per row, A categorical attributes per row, N rows of a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -20,16 +19,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from safetensors.torch import load as load_tensors
 from torch import nn
 
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models import events
 from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
 from crmray.models.labels import LABEL, labels_of
-from crmray.models.network import Codes, Network, feature_arrays, network_files
+from crmray.models.network import Codes, Network, feature_arrays, load_network, network_files
 from crmray.models.preprocess import Tabular, feature_columns
-from crmray.models.tabular import check_positive, file_of
+from crmray.models.tabular import check_positive
 from crmray.schema import KEYS
 
 PREDICT_ROWS = 1024
@@ -156,9 +154,7 @@ class LSTM(Network):
     @staticmethod
     def load(files: Mapping[str, bytes]) -> LSTMModel:
         """The model that `save` wrote."""
-        about = json.loads(file_of(files, "lstm.json"))
-        weights = load_tensors(file_of(files, "weights.safetensors"))
-        return LSTM(**about["settings"]).fitted(about["state"], weights, about["rounds"])
+        return load_network(LSTM, files)
 
 
 class ChurnLSTM(nn.Module):
@@ -252,5 +248,5 @@ class LSTMModel:
                     raise SchemaError(f"column {name!r} is missing; expected it as a sequence, as in training")
 
     def save(self) -> dict[str, bytes]:
-        """Files of the model: weights as safetensors, the rest as JSON."""
+        """Files of the model; see `network_files`."""
         return network_files(self.candidate, self.state, self.module, self.rounds)

@@ -1,10 +1,11 @@
-"""What the networks over feature columns share: how they are trained, unequal classes, features as arrays, files.
+"""What networks share: how they are trained, their files; those over feature columns also unequal classes and arrays.
 
 Shape suffixes: B rows of a batch, N rows of a table, F numbers, A categories.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -12,13 +13,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
 from crmray.models.focal import recovered
 from crmray.models.preprocess import Tabular
 from crmray.models.selection import Preprocessing
-from crmray.models.tabular import check_choice, check_positive, to_json
+from crmray.models.tabular import check_choice, check_positive, file_of, to_json
 
 FURTHEST = 10.0
 """scaled numbers are kept within it of 0: a value far beyond those of training must not decide alone"""
@@ -26,8 +28,8 @@ MAX_CODE_WIDTH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network(Preprocessing):
-    """Hyper-parameters of a network's training, which crmray.train reads, beside those of its preprocessing."""
+class Training:
+    """Hyper-parameters of a network's training, which crmray.train reads."""
 
     NAME: ClassVar[str]
 
@@ -47,11 +49,6 @@ class Network(Preprocessing):
     """Epochs at most."""
     patience: int = 4
     """Epochs without improvement on validation before training ends."""
-    imbalance: Literal["none", "weights", "focal"] = "none"
-    """Of yes and no: weights give both the same total, focal loss (Lin et al. 2017) gives easy rows less;
-    probabilities are corrected for either. No SMOTE: it makes up single rows, where batches are streamed."""
-    focal_gamma: float = 2.0
-    """Exponent of the focal loss."""
 
     def __post_init__(self) -> None:
         check_positive(
@@ -62,11 +59,25 @@ class Network(Preprocessing):
                 f"got dropout={self.dropout}, warmup_share={self.warmup_share}, weight_decay={self.weight_decay}, "
                 "expected shares within [0, 1) and a decay of 0 or more"
             )
-        check_choice("imbalance", self.imbalance, ("none", "weights", "focal"))
         check_choice("schedule", self.schedule, ("constant", "cosine"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Training, Preprocessing):
+    """Hyper-parameters of a network over feature columns."""
+
+    imbalance: Literal["none", "weights", "focal"] = "none"
+    """Of yes and no: weights give both the same total, focal loss (Lin et al. 2017) gives easy rows less;
+    probabilities are corrected for either. No SMOTE: it makes up single rows, where batches are streamed."""
+    focal_gamma: float = 2.0
+    """Exponent of the focal loss."""
+
+    def __post_init__(self) -> None:
+        check_choice("imbalance", self.imbalance, ("none", "weights", "focal"))
         if self.focal_gamma < 0:
             raise ValueError(f"got focal_gamma={self.focal_gamma}, expected an exponent of 0 or more")
-        super().__post_init__()
+        Training.__post_init__(self)
+        Preprocessing.__post_init__(self)
 
     def positive_weight(self, labels: np.ndarray) -> float:
         """Weight of a row with label 1; labels (N,) of 0 and 1."""
@@ -113,9 +124,19 @@ class Codes(nn.ModuleList):
 
 
 def network_files(
-    candidate: Network, state: Mapping[str, Any], module: nn.Module, rounds: int | None
+    candidate: Training, state: Mapping[str, Any], module: nn.Module, rounds: int | None
 ) -> dict[str, bytes]:
-    """Files of a fitted network: weights as safetensors, the rest as JSON."""
+    """Files of a fitted network: weights as safetensors, in single precision as they were trained, the rest as JSON."""
     about = {"settings": asdict(candidate), "state": dict(state), "rounds": rounds}
-    weights = {name: value.contiguous() for name, value in module.state_dict().items()}
+    weights = {
+        name: (value.float() if value.dtype == torch.float64 else value).contiguous()
+        for name, value in module.state_dict().items()
+    }
     return {"weights.safetensors": save_tensors(weights), f"{candidate.NAME}.json": to_json(about)}
+
+
+def load_network(family: type[Any], files: Mapping[str, bytes]) -> Any:
+    """The fitted network of a candidate's class, from what `network_files` gave. CorruptError for a missing file."""
+    about = json.loads(file_of(files, f"{family.NAME}.json"))
+    weights = load_tensors(file_of(files, "weights.safetensors"))
+    return family(**about["settings"]).fitted(about["state"], weights, about["rounds"])

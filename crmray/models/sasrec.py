@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from crmray.models import histories, ranking
 from crmray.models.attention import Block
 from crmray.models.histories import Catalogue, Histories
-from crmray.models.neighbours import check_share, needs_history
+from crmray.models.neighbours import needs_history
+from crmray.models.network import Training
 from crmray.models.tabular import check_positive, file_of, to_json
 
 NUM_GAP_BUCKETS = 14
@@ -41,7 +42,7 @@ def gap_buckets(gap_days: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SASRec:
+class SASRec(Training):
     """Hyper-parameters of the Transformer."""
 
     NAME: ClassVar[str] = "sasrec"
@@ -58,35 +59,29 @@ class SASRec:
     """attention heads; divides dim"""
     max_length: int = 50
     """newest entries of a history that are read"""
-    dropout: float = 0.3
-    """share of activations and embeddings dropped in training"""
     full_softmax_items: int = 20_000
     """catalogues up to this size are normalised over all products, larger ones over a sample"""
     num_sampled: int = 2_048
     """products drawn per batch for a larger catalogue"""
-    batch_size: int = 256
-    """customers per optimizer step, over all workers"""
     lr: float = 3e-3
-    """learning rate"""
-    weight_decay: float = 0.01
-    """AdamW's decay"""
+    """largest learning rate"""
     warmup_share: float = 0.02
-    """share of the steps in which the rate rises"""
-    schedule: str = "constant"
-    """constant | cosine"""
+    """share of all steps in which the learning rate rises from 0"""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """course of the learning rate over max_epochs"""
     max_epochs: int = 20
     """passes over the customers at most"""
     patience: int = 3
     """epochs without a better validation figure after which training ends"""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_positive(
             dim=self.dim, num_layers=self.num_layers, num_heads=self.num_heads, max_length=self.max_length - 1,
-            num_sampled=self.num_sampled, batch_size=self.batch_size, lr=self.lr, max_epochs=self.max_epochs,
+            num_sampled=self.num_sampled,
         )  # fmt: skip
-        check_share(dropout=self.dropout, warmup_share=self.warmup_share)
         if self.dim % self.num_heads:
             raise ValueError(f"got dim={self.dim} and num_heads={self.num_heads}, expected dim to be a multiple of it")
+        super().__post_init__()
 
     applies = staticmethod(needs_history)
 

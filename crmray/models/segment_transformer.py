@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,14 +25,15 @@ from crmray.errors import SchemaError
 from crmray.models import events
 from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
 from crmray.models.kmeans import BEFORE, KMeans, Segments, check_dormant_weeks, check_num_segments
-from crmray.models.tabular import check_choice, check_positive, file_of, to_json
+from crmray.models.network import Training
+from crmray.models.tabular import check_positive, file_of, to_json
 
 TRAIN, VALIDATION = PARTS.index("train"), PARTS.index("validation")
 PREDICT_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentTransformer:
+class SegmentTransformer(Training):
     """Hyper-parameters; `crmray.train` fits it through the DeepSpeed engine."""
 
     NAME: ClassVar[str] = "transformer"
@@ -55,36 +56,20 @@ class SegmentTransformer:
     """newest events that are read"""
     dropout: float = 0.1
     """share of units dropped in training, 0..1"""
-    weight_decay: float = 0.01
-    """AdamW's decoupled decay"""
     lr: float = 3e-3
     """largest learning rate"""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """course of the learning rate over max_epochs"""
-    warmup_share: float = 0.05
-    """share of all steps in which the learning rate rises from 0"""
-    batch_size: int = 256
-    """rows per optimizer step, over all workers"""
     max_epochs: int = 15
     """epochs at most"""
     patience: int = 3
     """epochs without improvement on validation before training ends"""
 
     def __post_init__(self) -> None:
-        check_positive(
-            dim=self.dim, num_layers=self.num_layers, num_heads=self.num_heads, max_events=self.max_events, lr=self.lr,
-            batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience,
-        )  # fmt: skip
+        check_positive(dim=self.dim, num_layers=self.num_layers, num_heads=self.num_heads, max_events=self.max_events)
         if self.dim % self.num_heads:
             raise ValueError(f"got dim={self.dim} and num_heads={self.num_heads}, expected dim to be a multiple of it")
-        if not 0 <= self.dropout < 1 or not 0 <= self.warmup_share < 1 or self.weight_decay < 0:
-            raise ValueError(
-                f"got dropout={self.dropout}, warmup_share={self.warmup_share}, weight_decay={self.weight_decay}, "
-                "expected shares within [0, 1) and a decay of 0 or more"
-            )
-        check_choice("schedule", self.schedule, ("constant", "cosine"))
         check_num_segments(self.num_segments)
         check_dormant_weeks(self.dormant_weeks)
+        super().__post_init__()
 
     @classmethod
     def applies(cls, columns: Sequence[str]) -> str | None:

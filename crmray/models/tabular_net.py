@@ -11,7 +11,6 @@ number's embedding, D width of the network, K classes.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +19,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load as load_tensors
 from torch import nn
 
 from crmray.models.labels import CLASS_SCORE, LABEL, Kind, Target, check_imbalance
-from crmray.models.network import Codes, Network, feature_arrays, network_files
+from crmray.models.network import Codes, Network, feature_arrays, load_network, network_files
 from crmray.models.preprocess import Tabular
-from crmray.models.tabular import check_positive, check_some_feature, file_of, needs_features
+from crmray.models.tabular import check_positive, check_some_feature, needs_features
 
 PREDICT_ROWS = 4096
 FEW_ROWS = 5_000
@@ -153,9 +151,7 @@ class TabularNet(Network):
     @staticmethod
     def load(files: Mapping[str, bytes]) -> TabularNetModel:
         """The model that `save` wrote."""
-        about = json.loads(file_of(files, "tabular_net.json"))
-        weights = load_tensors(file_of(files, "weights.safetensors"))
-        return TabularNet(**about["settings"]).fitted(about["state"], weights, about["rounds"])
+        return load_network(TabularNet, files)
 
 
 def _edges(values: np.ndarray, num_bins: int) -> list[float]:
@@ -261,5 +257,5 @@ class TabularNetModel:
         Tabular.from_state(self.state["tabular"]).check(examples)
 
     def save(self) -> dict[str, bytes]:
-        """Files of the model: weights as safetensors, the rest as JSON."""
+        """Files of the model; see `network_files`."""
         return network_files(self.candidate, self.state, self.module, self.rounds)

@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from crmray.models import text_encoder, text_tokens
-from crmray.models.tabular import check_choice, check_positive, file_of, to_json
+from crmray.models.network import Training, load_network, network_files
+from crmray.models.tabular import check_choice, check_positive
 from crmray.models.text_classes import LABEL, PREFIX, TEXT, learnable, texts_of
 
 UNLEARNED = -1
@@ -35,7 +34,7 @@ FEW_ROWS = 8_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextCNN:
+class TextCNN(Training):
     """Hyper-parameters; `crmray.train` fits it through the DeepSpeed engine."""
 
     NAME: ClassVar[str] = "text_cnn"
@@ -60,14 +59,6 @@ class TextCNN:
     """Of a text that are read."""
     dropout: float = 0.5
     """Share of the filters' maxima dropped in training, 0..1; of the embeddings half as many."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled decay."""
-    lr: float = 1e-3
-    """Largest learning rate."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Course of the learning rate over max_epochs."""
-    warmup_share: float = 0.05
-    """Share of all steps in which the learning rate rises from 0."""
     batch_size: int = 128
     """Rows per optimizer step, over all workers."""
     max_epochs: int = 8
@@ -77,19 +68,11 @@ class TextCNN:
     class_weight: Literal["none", "balanced"] = "none"
     """`balanced` gives all classes the same total weight; the probabilities are corrected for it."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON has no tuples
-        check_positive(
-            vocabulary=self.vocabulary, width=self.width, filters=self.filters, max_tokens=self.max_tokens, lr=self.lr,
-            batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience,
-        )  # fmt: skip
+        check_positive(vocabulary=self.vocabulary, width=self.width, filters=self.filters, max_tokens=self.max_tokens)
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"got widths={self.widths}, expected one number of tokens above 0 or more")
-        if not 0 <= self.dropout < 1 or not 0 <= self.warmup_share < 1 or self.weight_decay < 0:
-            raise ValueError(
-                f"got dropout={self.dropout}, warmup_share={self.warmup_share}, weight_decay={self.weight_decay}, "
-                "expected shares within [0, 1) and a decay of 0 or more"
-            )
         if self.fine_tune and not self.encoder:
             raise ValueError("got fine_tune without an encoder, expected encoder to name a BERT")
         if self.fine_tune and self.lr > MAX_LR_FINE_TUNED:
@@ -97,8 +80,8 @@ class TextCNN:
                 f"got lr={self.lr:g} with fine_tune, expected at most {MAX_LR_FINE_TUNED:g}: larger steps undo what the"
                 " encoder knows"
             )
-        check_choice("schedule", self.schedule, ("constant", "cosine"))
         check_choice("class_weight", self.class_weight, ("none", "balanced"))
+        super().__post_init__()
 
     @classmethod
     def for_rows(cls, num_rows: int) -> dict[str, Any]:
@@ -213,9 +196,7 @@ class TextCNN:
     @staticmethod
     def load(files: Mapping[str, bytes]) -> TextCNNModel:
         """The model that `save` wrote."""
-        about = json.loads(file_of(files, "text_cnn.json"))
-        weights = load_tensors(file_of(files, "weights.safetensors"))
-        return TextCNN(**about["settings"]).fitted(about["state"], weights, about["rounds"])
+        return load_network(TextCNN, files)
 
 
 class TextCNNModule(nn.Module):
@@ -296,10 +277,8 @@ class TextCNNModel:
         texts_of(examples.slice(0, 1))
 
     def save(self) -> dict[str, bytes]:
-        """Files of the model: weights as safetensors, the rest as JSON."""
-        about = {"settings": asdict(self.candidate), "state": self.state, "rounds": self.rounds}
-        weights = {name: value.contiguous() for name, value in self.module.state_dict().items()}
-        return {"weights.safetensors": save_tensors(weights), "text_cnn.json": to_json(about)}
+        """Files of the model; see `network_files`."""
+        return network_files(self.candidate, self.state, self.module, self.rounds)
 
 
 def _runs(order: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

@@ -95,7 +95,6 @@ def _months(rows: pa.Table) -> np.ndarray | None:
     if np.isnan(ages).all() or np.nanmax(ages) < YEAR_DAYS:
         return None
     counts = rows[BY_MONTH].combine_chunks()
-    counts = pa.concat_arrays(counts.chunks) if isinstance(counts, pa.ChunkedArray) else counts
     return counts.flatten().to_numpy(zero_copy_only=False).reshape(-1, MONTHS).sum(0).astype(np.float64)
 
 

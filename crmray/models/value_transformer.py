@@ -12,17 +12,14 @@ of a table.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,9 +28,9 @@ from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models import events
 from crmray.models.attention import Block
 from crmray.models.events import FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
-from crmray.models.network import Codes, feature_arrays
+from crmray.models.network import Codes, Training, feature_arrays, load_network, network_files
 from crmray.models.preprocess import Preparation, Tabular, feature_columns
-from crmray.models.tabular import check_choice, check_positive, file_of, to_json
+from crmray.models.tabular import check_positive
 from crmray.models.value_targets import LABELS, PURCHASES, SPEND, targets_of
 
 KINDS = (EVENT_KINDS.index("purchase"), EVENT_KINDS.index("return"))
@@ -43,7 +40,7 @@ SIGMAS = (0.1, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValueTransformer:
+class ValueTransformer(Training):
     """Hyper-parameters; `crmray.train` fits it through the DeepSpeed engine."""
 
     NAME: ClassVar[str] = "transformer"
@@ -60,41 +57,19 @@ class ValueTransformer:
     """Attention heads; divides dim."""
     max_events: int = 64
     """Newest orders and returns that are read."""
-    dropout: float = 0.3
-    """Share of activations dropped in training, 0..1."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled decay."""
-    lr: float = 1e-3
-    """Largest learning rate."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Course of the learning rate over max_epochs."""
-    warmup_share: float = 0.05
-    """Share of all steps in which the learning rate rises from 0."""
-    batch_size: int = 256
-    """Rows per optimizer step, over all workers."""
     max_epochs: int = 10
     """Epochs at most."""
-    patience: int = 4
-    """Epochs without improvement on validation before training ends."""
     scale: Literal["minmax", "standard", "quantile"] = "quantile"
     """Scaling of numbers; see `Preparation`. Scaled numbers are kept within network.FURTHEST of 0."""
     min_frequency: int = 10
     """Rows that a category needs for a code of its own."""
 
     def __post_init__(self) -> None:
-        check_positive(
-            dim=self.dim, num_layers=self.num_layers, num_heads=self.num_heads, max_events=self.max_events, lr=self.lr,
-            batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience,
-        )  # fmt: skip
-        if not 0 <= self.dropout < 1 or not 0 <= self.warmup_share < 1 or self.weight_decay < 0:
-            raise ValueError(
-                f"got dropout={self.dropout}, warmup_share={self.warmup_share}, weight_decay={self.weight_decay}, "
-                "expected shares within [0, 1) and a decay of 0 or more"
-            )
+        check_positive(dim=self.dim, num_layers=self.num_layers, num_heads=self.num_heads, max_events=self.max_events)
         if self.dim % self.num_heads:
             raise ValueError(f"got dim={self.dim} and num_heads={self.num_heads}, expected dim to be a multiple of it")
-        check_choice("schedule", self.schedule, ("constant", "cosine"))
         self._preparation()
+        super().__post_init__()
 
     @classmethod
     def applies(cls, columns: Collection[str]) -> str | None:
@@ -187,9 +162,7 @@ class ValueTransformer:
     @staticmethod
     def load(files: Mapping[str, bytes]) -> ValueTransformerModel:
         """The model that `save` wrote."""
-        about = json.loads(file_of(files, "transformer.json"))
-        weights = load_tensors(file_of(files, "weights.safetensors"))
-        return ValueTransformer(**about["settings"]).fitted(about["state"], weights, about["rounds"])
+        return load_network(ValueTransformer, files)
 
 
 def _orders(examples: pa.Table) -> pa.Table:
@@ -197,7 +170,7 @@ def _orders(examples: pa.Table) -> pa.Table:
     missing = [name for name in COLUMNS if name not in examples.column_names]
     if missing:
         raise SchemaError(f"column {missing[0]!r} is missing; expected it as a sequence, as in training")
-    lists = [_joined(examples[name]) for name in COLUMNS]
+    lists = [examples[name].combine_chunks() for name in COLUMNS]
     owner = pc.list_parent_indices(lists[0])
     ours = pc.is_in(lists[0].flatten(), value_set=pa.array(KINDS, lists[0].type.value_type))
     counts = np.bincount(owner.filter(ours).to_numpy(), minlength=examples.num_rows)
@@ -209,11 +182,6 @@ def _orders(examples: pa.Table) -> pa.Table:
             raise SchemaError(f"column {name!r}: its lists differ in length from those of {COLUMNS[0]!r}")
         found[name] = pa.ListArray.from_arrays(offsets, flat.filter(ours))
     return pa.table(found)
-
-
-def _joined(column: pa.ChunkedArray) -> pa.Array:
-    whole = column.combine_chunks()
-    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
 
 
 class OrderEncoder(nn.Module):
@@ -309,7 +277,5 @@ class ValueTransformerModel:
         _orders(examples)
 
     def save(self) -> dict[str, bytes]:
-        """Files of the model: weights as safetensors, the rest as JSON."""
-        about = {"settings": asdict(self.candidate), "state": self.state, "rounds": self.rounds}
-        weights = {name: value.float().contiguous() for name, value in self.module.state_dict().items()}
-        return {"weights.safetensors": save_tensors(weights), "transformer.json": to_json(about)}
+        """Files of the model; see `network_files`."""
+        return network_files(self.candidate, self.state, self.module, self.rounds)

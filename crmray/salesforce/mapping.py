@@ -20,8 +20,8 @@ EVENT_TABLES = ("transactions", "interactions", "engagement", "exposures", "chan
 INSTEAD_OF = {("transactions", "OpportunityLineItem"): "OrderItem"}
 """(table, object) -> the object in whose absence it is used: a deal won and its order are the same sale"""
 
-Objects = Collection[str] | Mapping[str, Collection[str]]
-"""the objects of an org, or each with its fields (SOQL paths)"""
+Objects = Mapping[str, Collection[str]]
+"""the objects of an org, each with its fields (SOQL paths)"""
 
 
 def _source(object_: str, columns: dict[str, str], *drop: dict, **more) -> TableSource:
@@ -226,21 +226,6 @@ FURTHER: dict[str, list[TableSource]] = {
 """sources that a stock org may have beside those of STANDARD"""
 
 
-def standard(objects: Objects, *, empty: Collection[str] = ()) -> dict[str, list[TableSource]]:
-    """The sources of each canonical table among these objects; a table without one is left out.
-
-    Given the columns of each object as well, columns that are not there are left out of the mapping, conditions on
-    absent custom fields too, and a source goes that lacks what its table requires or a standard field that its
-    conditions look at. empty: objects without rows, for INSTEAD_OF.
-    """
-    result: dict[str, list[TableSource]] = {}
-    for table, sources in _all().items():
-        fitting = [cut for source in sources if (cut := _fit(table, source, objects)) is not None]
-        if fitting := _without_twins(table, fitting, empty):
-            result[table] = fitting
-    return result
-
-
 def wanted(source: SalesforceSource) -> dict[str, list[TableSource]]:
     """All that would be read of an org that has everything: the standard mapping, and the org file's sources in it.
 
@@ -258,7 +243,12 @@ def wanted(source: SalesforceSource) -> dict[str, list[TableSource]]:
 
 
 def tables(source: SalesforceSource, objects: Objects, *, empty: Collection[str] = ()) -> dict[str, list[TableSource]]:
-    """`wanted`, cut to these objects as `standard` does it; what the org file itself says stays as it stands there."""
+    """The sources of each canonical table among these objects (object -> its columns); a table without one is left out.
+
+    Of the standard mapping columns that are not there are left out, conditions on absent custom fields too; a source
+    goes that lacks what its table requires or a standard field that its conditions look at. What the org file itself
+    says stays as it stands there. empty: objects without rows, for INSTEAD_OF.
+    """
     own = {id(part) for parts in source.tables.values() for part in parts}
     result: dict[str, list[TableSource]] = {}
     for table, parts in wanted(source).items():
@@ -295,8 +285,6 @@ def _fit(table: str, source: TableSource, objects: Objects) -> TableSource | Non
     """The source cut down to the columns that its object has; None where it is not there or lacks what is needed."""
     if source.object not in objects:
         return None
-    if not isinstance(objects, Mapping):
-        return source
     there = set(objects[source.object])
     columns = {name: column for name, column in source.columns.items() if column in there}
     required = set(schema.table(table).required)

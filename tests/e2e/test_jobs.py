@@ -145,7 +145,7 @@ def test_shard_and_check_report_what_the_data_can_carry(
         env=dict(os.environ),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "transactions  400   2024-01-01  2024-12-28" in done.stdout

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import ray
 import toy_task as toy
 
 from crmray import config, registry, score
@@ -17,30 +12,10 @@ from crmray.bundle import load_bundle
 from crmray.errors import NoChampionError
 from crmray.storage import Lake
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("ray_folder")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="sc", dir="/tmp")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "disabled")
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        _temp_dir=folder,
-        object_store_memory=200 << 20,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests' / 'ray'}"}},
-    )
-    yield
-    ray.shutdown()
-    patch.undo()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def test_every_now_row_is_scored_once_as_the_endpoint_would(cluster, tmp_path):
+def test_every_now_row_is_scored_once_as_the_endpoint_would(tmp_path):
     org = config.load(toy.write_org(tmp_path))
     lake = Lake(org.root)
     examples = toy.write_examples(lake, 1_001)
@@ -73,7 +48,7 @@ def test_every_now_row_is_scored_once_as_the_endpoint_would(cluster, tmp_path):
     assert os.stat(f"{run.path}/part-00000.parquet").st_mtime_ns == before
 
 
-def test_a_run_that_died_goes_on_with_the_missing_parts(cluster, tmp_path, monkeypatch):
+def test_a_run_that_died_goes_on_with_the_missing_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(score, "PART_ROWS", 400)
     org = config.load(toy.write_org(tmp_path))
     lake = Lake(org.root)

@@ -8,7 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import mini_task
 import pytest
+
+from crmray.storage import Lake
 
 HERE = Path(__file__).parent
 DRIVER = """
@@ -41,20 +44,15 @@ for result in found:
 
 
 def start(lake, temp, trace="", how="grid"):
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    own = {"PYTHONPATH": f"{HERE.parents[1]}:{HERE}", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER, lake.root, temp, str(trace), how],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
 @pytest.fixture
-def lake(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(HERE))
-    import mini_task
-
-    from crmray.storage import Lake
-
+def lake(tmp_path):
     lake = Lake(tmp_path)
     mini_task.write_examples(lake)
     return lake

@@ -2,41 +2,25 @@
 
 import os
 import signal
-import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 
+import mini_task
 import numpy as np
 import psutil
 import pytest
-import ray
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import mini_task
-
-from crmray import cluster, config
+from crmray import config
 from crmray.bundle import load_bundle
 from crmray.errors import CapacityError, ConfigError, TrainingError
 from crmray.storage import Lake
 from crmray.train import engine, loop, refit, rows, search, trainer
+from crmray.train import fit as fit_module
 from crmray.train.fit import fit
 from crmray.train.points import Fit, Point, Results
 
-
-@pytest.fixture(scope="module")
-def ray_session():
-    old = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_AUTH_MODE")}
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    with tempfile.TemporaryDirectory(prefix="tt", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        cluster.connect("local", num_cpus=2, _temp_dir=folder, object_store_memory=200 * 2**20, include_dashboard=False)
-        yield folder
-        ray.shutdown()
-    for name, value in old.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+pytestmark = pytest.mark.usefixtures("ray_folder")
 
 
 def org_of(lake):
@@ -50,7 +34,7 @@ def shared_of(lake, examples, *points, **settings):
     )  # fmt: skip
 
 
-def test_fit_writes_a_bundle_and_a_rerun_finds_it(ray_session, tmp_path):
+def test_fit_writes_a_bundle_and_a_rerun_finds_it(tmp_path, monkeypatch):
     lake = Lake(tmp_path)
     mini_task.write_examples(lake)
     options = {"grid": True, "overrides": {"hidden": 8}}
@@ -69,28 +53,25 @@ def test_fit_writes_a_bundle_and_a_rerun_finds_it(ray_session, tmp_path):
     test_rows = rows.test(lake.latest("examples", "mini"))
     answer = bundle.predict(test_rows)["probability"].to_numpy()
     assert mini_task.score(test_rows, {"score": answer})["auc"] == pytest.approx(about["test"]["auc"])
-    started = time.monotonic()
+    monkeypatch.setattr(fit_module._Work, "go", None)  # nothing is worked out anew
     assert fit(org_of(lake), lake, mini_task, mini_task.Settings(), **options).run_id == run.run_id
-    assert time.monotonic() - started < 1
 
 
-def test_a_search_in_which_nothing_converges_says_why(ray_session, tmp_path):
+def test_a_search_in_which_nothing_converges_says_why(tmp_path):
     lake = Lake(tmp_path)
     mini_task.write_examples(lake)
     with pytest.raises(TrainingError, match="none of 1 trials gave a model; net: NonFiniteError"):
         fit(org_of(lake), lake, mini_task, mini_task.Settings(), grid=False, candidates=["net"], overrides={"lr": 1e38})
 
 
-def test_what_cannot_be_placed_is_refused_at_once(ray_session, tmp_path):
+def test_what_cannot_be_placed_is_refused_at_once(tmp_path):
     lake = Lake(tmp_path)
     seen = rows.read(mini_task.write_examples(lake), memory_gib=1, seed=0)
     point = Point(candidate="net", settings={"max_epochs": 1})
     shared = shared_of(lake, lake.latest("examples", "mini"), point)
     one = Fit.of(point, "refit", examples="x", seed=0, engine=shared.engine, rounds=1)
-    started = time.monotonic()
     with pytest.raises(CapacityError, match="room for 2 workers"):
         refit.refit(shared, [(one, seen.refit)], name="a", num_workers=3)
-    assert time.monotonic() - started < 5
     with pytest.raises(ConfigError, match="needs a grid"):
         fit(org_of(lake), lake, mini_task, mini_task.Settings(), grid=False, scheduler="asha")
 
@@ -108,7 +89,7 @@ def train_workers(session):
     return found
 
 
-def test_a_killed_worker_resumes_from_its_checkpoint(ray_session, tmp_path):
+def test_a_killed_worker_resumes_from_its_checkpoint(ray_folder, tmp_path):
     lake = Lake(tmp_path)
     examples = mini_task.write_examples(lake)
     seen = rows.read(examples, memory_gib=1, seed=0)
@@ -122,7 +103,7 @@ def test_a_killed_worker_resumes_from_its_checkpoint(ray_session, tmp_path):
     def kill_after_four_epochs():
         while not trace.exists() or trace.read_text().count("\n") < 2 * 8 * 4:  # 2 ranks x 8 steps x 4 epochs
             time.sleep(0.05)
-        pid = train_workers(ray_session)[0]
+        pid = train_workers(str(ray_folder))[0]
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
 
@@ -147,7 +128,7 @@ def test_a_killed_worker_resumes_from_its_checkpoint(ray_session, tmp_path):
         np.testing.assert_allclose(model.weights[name].numpy(), value.numpy(), rtol=1e-3, atol=1e-5)
 
 
-def test_a_trial_may_train_on_workers_of_its_own(ray_session, tmp_path):
+def test_a_trial_may_train_on_workers_of_its_own(tmp_path):
     lake = Lake(tmp_path)
     examples = mini_task.write_examples(lake)
     seen = rows.read(examples, memory_gib=1, seed=0)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
@@ -34,6 +35,8 @@ class Settings(Part):
 class Request(EntityRequest):
     threshold: float = Field(0.5, ge=0, le=1)
     sleep_s: float = 0.0
+    hold: str = ""
+    """answered once a file of this name is there"""
 
 
 class Prediction(BaseModel):
@@ -106,9 +109,12 @@ def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str
 
 def predict(
     model: Any, decision: Mapping[str, Any], examples: pa.Table, *, explain: bool = False, threshold: float = 0.5,
-    sleep_s: float = 0.0,
+    sleep_s: float = 0.0, hold: str = "",
 ) -> pa.Table:  # fmt: skip
     time.sleep(sleep_s)
+    deadline = time.monotonic() + 60
+    while hold and not Path(hold).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     probability = model.predict(examples)["score"]
     reasons = [["orders"] if explain else None] * len(probability)
     return pa.table(

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pulling
 import pytest
 from sandboxes import Browser
 from writing import World
@@ -60,6 +61,13 @@ def empty_sandbox(sandbox_keys: Path) -> Iterator[Sandbox]:
 def call(empty_sandbox: Sandbox) -> Browser:
     """Calls to the empty sandbox, with a token."""
     return Browser(empty_sandbox)
+
+
+@pytest.fixture
+def small_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small org has many slices and pages; see pulling.py."""
+    for (module, name), value in pulling.SMALL.items():
+        monkeypatch.setattr(module, name, value)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def add_accounts(server: Sandbox, count: int) -> list[str]:
 
 def finished(call: Browser, path: str) -> dict[str, Any]:
     """A Bulk job once it has ended."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         job = call("GET", path).json()
         if job["state"] in ("JobComplete", "Failed", "Aborted"):

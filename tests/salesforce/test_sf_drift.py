@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pulling
 import pytest
 
 from crmray.errors import SchemaError
@@ -11,13 +12,8 @@ from crmray.salesforce.drift import anew, compare, seen
 from crmray.salesforce.sandbox.metadata import Field
 from crmray.salesforce.sandbox.server import Sandbox
 from crmray.storage import Lake
-from tests.salesforce import pulling
 
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for (module, name), value in pulling.SMALL.items():
-        monkeypatch.setattr(module, name, value)
+pytestmark = pytest.mark.usefixtures("small_pulls")
 
 
 def test_changes_are_told_apart() -> None:

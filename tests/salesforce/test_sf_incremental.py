@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pulling
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -20,7 +21,6 @@ from crmray.salesforce.sandbox import translate
 from crmray.salesforce.sandbox.metadata import Field
 from crmray.salesforce.sandbox.server import Sandbox
 from crmray.storage import Lake, Run
-from tests.salesforce import pulling
 
 CUSTOM = {
     "transactions": {
@@ -35,9 +35,7 @@ CUSTOM = {
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for (module, name), value in pulling.SMALL.items():
-        monkeypatch.setattr(module, name, value)
+def _smaller(small_pulls: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crmray.salesforce.catalogue.REST_ROWS", 100)
 
 

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import pickle
-import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, cast
 import privacy_org as people
 import pyarrow as pa
 import pytest
+import toy_task as toy
 from privacy_org import ANNA, BEN, CARL, DORA, EVA
 
 from crmray import config, registry
@@ -26,9 +26,6 @@ from crmray.storage import Lake
 from crmray.tasks import churn
 from crmray.train import fit
 from serve.champion import Champion
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "ray"))
-import toy_task as toy
 
 
 def settled(folder: Path, lake: Lake | None = None, individuals: pa.Table | None = None, **privacy: Any) -> Guard:
@@ -110,9 +107,9 @@ def test_what_is_redacted_and_what_is_not(text: str, expected: str | None) -> No
 
 
 def test_a_long_run_of_letters_costs_no_square_of_its_length() -> None:
-    started = time.perf_counter()
+    started = time.thread_time()  # not that of other work beside it
     assert redact.patterns("QUJD" * 10_000 + " a@b.de") == "QUJD" * 10_000 + " [EMAIL]"
-    assert time.perf_counter() - started < 2
+    assert time.thread_time() - started < 2
 
 
 def test_names_are_whole_words_without_regard_to_case_and_accents() -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pulling
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -17,15 +18,9 @@ from crmray.errors import CrmrayError, LimitError, ReconcileError
 from crmray.salesforce import merge
 from crmray.salesforce.sandbox.server import Sandbox
 from crmray.storage import Lake
-from tests.salesforce import pulling
 
 TEXTS = {"Subject", "Description", "TextBody", "OldValue", "NewValue"}
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for (module, name), value in pulling.SMALL.items():
-        monkeypatch.setattr(module, name, value)
+pytestmark = pytest.mark.usefixtures("small_pulls")
 
 
 def same_as_org(sandbox: Sandbox, lake: Lake) -> dict[str, int]:
@@ -109,7 +104,7 @@ def test_a_killed_pull_goes_on_at_the_page(sandbox: Sandbox, tmp_path: Path) -> 
         process = subprocess.Popen(command, stderr=subprocess.PIPE)
         lake = Lake(tmp_path / "lake")
         started = time.monotonic()
-        while not lake.list("_work/pull/*/q*/p*.json") and process.poll() is None and time.monotonic() - started < 20:
+        while not lake.list("_work/pull/*/q*/p*.json") and process.poll() is None and time.monotonic() - started < 60:
             time.sleep(0.02)
         time.sleep(after_s - 0.8)
         process.send_signal(signal.SIGKILL)

@@ -39,7 +39,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
             break
     yield folder, "".join(lines)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(60) == 130
 
 
 def test_what_it_prints_connects(started: tuple[Path, str]) -> None:
@@ -52,7 +52,7 @@ def test_what_it_prints_connects(started: tuple[Path, str]) -> None:
     assert isinstance(org.source, config.SalesforceSource)
     assert org.source.login.url in printed
     curl = printed.partition("curl:\n")[2]
-    done = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=60)
     assert '"access_token"' in done.stdout, done.stderr
 
 

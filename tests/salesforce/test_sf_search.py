@@ -6,8 +6,6 @@ from __future__ import annotations
 import io
 import logging
 import re
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,6 @@ import pulling
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import ray
 import yaml
 from starlette.testclient import TestClient
 
@@ -32,34 +29,12 @@ from serve.champion import Champion
 from serve.http import task_app
 from serve.options import TaskOptions
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TASK = "segmentation"
 QUOTED = {
     "Case": "Hello, {first} {last} of {account} here; reach me at {mail} or {phone}. Card 4111 1111 1111 1111.",
     "EmailMessage": "Dear team, {last} (IBAN DE89 3704 0044 0532 0130 00) asks. {FIRST}, {mail}, tel. {phone}",
 }
 ODD = ("4111 1111", "DE89 3704")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Path]:
-    """A small local Ray, and its folder of logs."""
-    folder = tempfile.mkdtemp(prefix="se", dir="/tmp")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "disabled")
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        _temp_dir=folder,
-        object_store_memory=200 << 20,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}},
-    )
-    yield Path(folder)
-    ray.shutdown()
-    patch.undo()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -135,7 +110,7 @@ def decoded(lake: Lake, logs: Path) -> Iterator[tuple[str, str]]:
 
 
 def test_nothing_of_anybody_is_found_anywhere(
-    sandbox: Sandbox, tmp_path: Path, cluster: Path, lines: io.StringIO
+    sandbox: Sandbox, tmp_path: Path, ray_folder: Path, lines: io.StringIO
 ) -> None:
     wanted = quote_people(sandbox)
     people.org(tmp_path)
@@ -157,7 +132,7 @@ def test_nothing_of_anybody_is_found_anywhere(
 
     assert "[NAME]" in str(org.lake.latest("raw", "Case").read_table().to_pydict())
     looked = 0
-    for where, text in [*decoded(org.lake, cluster), ("events", lines.getvalue()), ("answers", answers)]:
+    for where, text in [*decoded(org.lake, ray_folder), ("events", lines.getvalue()), ("answers", answers)]:
         looked += 1
         if pc.match_substring_regex(pa.scalar(text), wanted).as_py():
             found = re.search(wanted, text)

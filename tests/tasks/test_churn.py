@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from by_hand import AS_OF, at, table
 from conformance import fit, rows_of, settings_of, small
 
 from crmray import schema
 from crmray.evaluate import metrics
 from crmray.tasks import churn
-
-AS_OF = datetime(2024, 1, 1, tzinfo=timezone.utc)
-
-
-def at(days: float) -> datetime:
-    return AS_OF + timedelta(days=days)
 
 
 def labels(tables: dict[str, pa.Table], as_of: datetime | None = AS_OF, **settings) -> dict[str, int]:
@@ -38,13 +33,8 @@ def test_no_purchase_in_the_half_open_window():
             rows.append(
                 (name, at(day), -1.0 if name == "returns" else 1.0, {"returns": -10.0, "gift": 0.0}.get(name, 10.0))
             )
-    columns = zip(*rows, strict=True)
-    tables = {
-        "transactions": pa.table(
-            dict(zip(("entity_id", "occurred_at", "num_units", "net_amount"), columns, strict=True))
-        )
-    }
-    tables["transactions"] = schema.check("transactions", tables["transactions"])
+    names = ("entity_id", "occurred_at", "num_units", "net_amount")
+    tables = {"transactions": table("transactions", names, *rows)}
     # `old` bought too long ago, `gone` never before: neither is in the population
     assert labels(tables) == {"after": 1, "early": 0, "gift": 1, "last": 0, "returns": 1}
 
@@ -56,8 +46,7 @@ def test_cancelled_means_no_subscription_left_at_the_end_of_the_horizon():
         ("ends now", "1", at(-100), at(0)), ("new", "1", at(0), None),
     ]  # fmt: skip
     names = ("entity_id", "subscription_id", "started_at", "ended_at")
-    subscriptions = pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
-    tables = {"subscriptions": schema.check("subscriptions", subscriptions)}
+    tables = {"subscriptions": table("subscriptions", names, *rows)}
     assert labels(tables, label="cancelled") == {"ends now": 1, "later": 0, "leaves": 1, "stays": 0, "switches": 0}
 
 

@@ -4,18 +4,17 @@ champion of the planted org, behind a real server. (Serve itself stands in tests
 from __future__ import annotations
 
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import httpx
 import jsonschema
 import pyarrow as pa
 import pytest
+import toy_task as toy
 import uvicorn
 from conformance import baseline_of, fit, planted, rows_of, settings_of, small
 from starlette.testclient import TestClient
@@ -32,9 +31,6 @@ from serve.answers import Answers
 from serve.champion import Champion
 from serve.http import answer_model, root_app, task_app
 from serve.options import RootOptions, TaskOptions
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "ray"))
-import toy_task as toy
 
 EACH = {**TASKS, "custom": custom.named("custom.again")}
 EVERY_TASK = pytest.mark.parametrize("task", list(EACH.values()), ids=list(EACH))

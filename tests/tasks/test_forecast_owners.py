@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from test_forecast import rows_of, sold
+from weekly import rows_of, sold
 
 from crmray.data import asof_series
 

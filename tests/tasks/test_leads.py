@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from by_hand import AS_OF, at, table
 from conformance import fit, rows_of, settings_of, small
 from pydantic import ValidationError
 
@@ -24,18 +25,6 @@ from crmray.models.recent import RecentLightGBM, newest
 from crmray.models.tabular_net import TabularNet
 from crmray.storage import Lake
 from crmray.tasks import leads
-
-AS_OF = datetime(2024, 1, 1, tzinfo=timezone.utc)
-
-
-def at(days: float) -> datetime:
-    return AS_OF + timedelta(days=days)
-
-
-def table(name: str, columns: tuple[str, ...], *rows: tuple) -> pa.Table:
-    cells = [list(values) for values in zip(*rows, strict=True)]
-    return schema.check(name, pa.table(dict(zip(columns, cells, strict=True)))).select(list(columns))
-
 
 LEADS = table(
     "leads", ("lead_id", "created_at", "source", "converted_at", "entity_id"),

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from by_hand import AS_OF, at, table
 from conformance import fit, rows_of, settings_of, small
 from pydantic import ValidationError
 
-from crmray import schema
 from crmray.errors import DataError
 from crmray.tasks import response
 
-AS_OF = datetime(2024, 1, 1, tzinfo=timezone.utc)
 SETTINGS = response.Settings(horizon_days=17, outcome_days=7)
-
-
-def at(days: float) -> datetime:
-    return AS_OF + timedelta(days=days)
-
-
-def table(name: str, columns: tuple[str, ...], *rows: tuple) -> pa.Table:
-    cells = [list(values) for values in zip(*rows, strict=True)]
-    return schema.check(name, pa.table(dict(zip(columns, cells, strict=True))))
 
 
 EXPOSURES = table(

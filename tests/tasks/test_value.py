@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta, timezone
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from by_hand import AS_OF, at, table
 from conformance import fit, rows_of, settings_of, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,19 +24,12 @@ from crmray.models.value_targets import LABELS, OUTPUTS, PURCHASES, SPEND, longe
 from crmray.models.value_transformer import ValueTransformer
 from crmray.tasks import churn, value
 
-AS_OF = datetime(2024, 1, 1, tzinfo=timezone.utc)
-
-
-def at(days: float) -> datetime:
-    return AS_OF + timedelta(days=days)
-
 
 def history(rows: list[tuple]) -> dict[str, pa.Table]:
     """Transactions from (entity, day, order, units, amount), sorted as the shard stage sorts them."""
     names = ("entity_id", "occurred_at", "order_id", "num_units", "net_amount")
     rows = [(who, at(day), order, float(units), float(amount)) for who, day, order, units, amount in sorted(rows)]
-    lines = pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
-    return {"transactions": schema.check("transactions", lines)}
+    return {"transactions": table("transactions", names, *rows)}
 
 
 def labels(tables: dict[str, pa.Table], **settings) -> dict[str, tuple[float, float]]:

@@ -1,20 +1,16 @@
 """A replica's watch, without Ray: what a store raises leaves the old version in place."""
 
 import asyncio
-import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import toy_task as toy
 
 from crmray import log, registry
 from crmray.privacy import consent
 from crmray.storage import Lake
 from serve import app, champion, options
 from serve.errors import Refused
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "ray"))
-import toy_task as toy
 
 SECRET = "c00007"
 

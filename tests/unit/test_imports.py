@@ -31,9 +31,8 @@ LAYERS = (
     ),
     ("crmray.data", "crmray.models", "crmray.evaluate", "crmray.salesforce"),
     ("crmray.tasks",),
-    ("crmray.bundle", "crmray.registry", "crmray.keys"),
+    ("crmray.bundle", "crmray.registry", "crmray.keys", "crmray.head"),
     (
-        "crmray.head",
         "crmray.cluster",
         "crmray.dashboard",
         "crmray.train",

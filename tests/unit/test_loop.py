@@ -3,9 +3,8 @@
 import dataclasses
 import multiprocessing
 import os
-import sys
-from pathlib import Path
 
+import mini_task
 import numpy as np
 import pytest
 import torch
@@ -13,9 +12,6 @@ import torch
 from crmray.errors import ConfigError, NonFiniteError
 from crmray.train import batches, engine, loop, points
 from crmray.train.engine import EngineSettings
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "ray"))
-import mini_task
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)

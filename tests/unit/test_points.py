@@ -1,9 +1,8 @@
 """What decides which fit is repeated, and what is told of one that failed; no Ray."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import mini_task
 import pytest
 
 from crmray import log
@@ -12,9 +11,6 @@ from crmray.errors import TrainingError
 from crmray.storage import Lake
 from crmray.train import engine, points, rows, search, shards
 from crmray.train import fit as fit_module
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "ray"))
-import mini_task
 
 CELL = "jane.doe@example.org"
 

@@ -1,13 +1,13 @@
 """Bundles, the ledger and the decision, on a task whose figures are known by hand."""
 
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import toy_task as toy
 
 from crmray import bundle as bundles
 from crmray import config, registry, tasks
@@ -24,9 +24,6 @@ from crmray.errors import (
 from crmray.org import OpenOrg
 from crmray.storage import Lake
 from serve.champion import Champion
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "ray"))
-import toy_task as toy
 
 TASK = toy.module()
 RIGHT = {"bias": 2.5, "weight": -1.0}  # leaves below 2.5 orders, which is the label: accuracy 1

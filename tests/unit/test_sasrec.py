@@ -151,3 +151,5 @@ def test_wrong_settings_are_refused():
         SASRec(dim=10, num_heads=4)
     with pytest.raises(ValueError, match="dropout=2"):
         SASRec(dropout=2)
+    with pytest.raises(ValueError, match="schedule='linear'"):
+        SASRec(schedule="linear")

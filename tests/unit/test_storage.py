@@ -157,7 +157,8 @@ def test_the_claim_of_a_killed_process_is_taken_over(lake, tmp_path):
     context = multiprocessing.get_context("spawn")
     first = context.Process(target=_work, args=(lake.root, 60, log))
     first.start()
-    while not log.exists():
+    while not (log.exists() and log.read_text()):
+        assert first.is_alive()
         time.sleep(0.05)
     os.kill(first.pid, signal.SIGKILL)
     first.join()

@@ -87,10 +87,10 @@ def test_a_megabyte_is_cut_and_takes_no_time():
     pieces = ("word ", "<p>", "<", "> \n", "From: a\n", "&", "\n", "a", "<!--", "<blockquote>", "data:a;base64,",
               "regards\n", "-- \n", "on a ", "Hi ", "Anna ", "Best wishes Tom ")  # fmt: skip
     for piece in pieces:
-        started = time.perf_counter()
+        started = time.thread_time()  # not that of other work beside it
         said = text.clean_one(piece * (1_000_000 // len(piece)), anonymous=True)
         assert len(said) <= text.MAX_CHARS
-        assert time.perf_counter() - started < 2, piece
+        assert time.thread_time() - started < 2, piece
 
 
 def test_columns_keep_their_order_and_nulls():

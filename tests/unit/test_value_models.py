@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from by_hand import AS_OF, at
 
 from crmray import schema
 from crmray.models import value_bgnbd, value_season
@@ -14,13 +15,8 @@ from crmray.models.value_bgnbd import BGNBDModel
 from crmray.models.value_season import Season, lifetime_factor, retention
 from crmray.models.value_targets import PURCHASES, SPEND
 
-AS_OF = datetime(2024, 1, 1, tzinfo=timezone.utc)
 FLAT = Season(factors=(1.0,) * 12)
 YEAR = {"horizon_days": 90, "lookback_days": 365}
-
-
-def at(days: float) -> datetime:
-    return AS_OF + timedelta(days=days)
 
 
 # -- BG/NBD and Gamma-Gamma against the papers ------------------------------------------------------------------------

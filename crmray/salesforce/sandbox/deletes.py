@@ -59,13 +59,9 @@ def _deletable(spec: ObjectType, verb: str) -> None:
         raise SoqlError("INVALID_TYPE_FOR_OPERATION", f"entity type {spec.name} does not support {verb}")
 
 
-def _refused(id_: str | None, code: str, message: str) -> RowResult:
-    return RowResult(id=id_, success=False, errors=[{"statusCode": code, "message": message, "fields": []}])
-
-
 def _with_held(results: list[RowResult], held: dict[str, str]) -> list[RowResult]:
     """The results, with an error for each row that others hold."""
-    return [_refused(one.id, "DELETE_FAILED", held[one.id]) if one.id in held else one for one in results]
+    return [RowResult.refused(one.id, "DELETE_FAILED", held[one.id]) if one.id in held else one for one in results]
 
 
 def _checked(
@@ -83,13 +79,13 @@ def _checked(
     results = []
     for id_, name in zip(ids, names, strict=True):
         if name is None:
-            results.append(_refused(None, "MALFORMED_ID", f"malformed id {id_}"))
+            results.append(RowResult.refused(None, "MALFORMED_ID", f"malformed id {id_}"))
         elif name not in there:
-            results.append(_refused(name, "INVALID_CROSS_REFERENCE_KEY", "invalid cross reference id"))
+            results.append(RowResult.refused(name, "INVALID_CROSS_REFERENCE_KEY", "invalid cross reference id"))
         elif name in known or (deleted is False and there[name]):
-            results.append(_refused(name, "ENTITY_IS_DELETED", "entity is deleted"))
+            results.append(RowResult.refused(name, "ENTITY_IS_DELETED", "entity is deleted"))
         elif deleted is True and not there[name]:
-            results.append(_refused(name, "UNDELETE_FAILED", "Entity is not in the recycle bin"))
+            results.append(RowResult.refused(name, "UNDELETE_FAILED", "Entity is not in the recycle bin"))
         else:
             known[name] = None
             results.append(RowResult(id=name, success=True))

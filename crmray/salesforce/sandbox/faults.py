@@ -142,10 +142,10 @@ class Faults:
                 if self._locked[name] <= settings.lock_times:
                     self._struck["lock_rows"] += 1
                     message = f"unable to obtain exclusive access to this record or 1 records: {id_ or ''}"
-                    return _failed(id_, "UNABLE_TO_LOCK_ROW", message)
+                    return RowResult.refused(id_, "UNABLE_TO_LOCK_ROW", message)
         if _share(settings.seed, "fail", name) < settings.fail_rows:
             self._count("fail_rows")
-            return _failed(
+            return RowResult.refused(
                 id_, "FIELD_CUSTOM_VALIDATION_EXCEPTION", "A validation rule of the sandbox refuses this row"
             )
         return None
@@ -216,7 +216,3 @@ def _share(seed: int, purpose: str, name: str) -> float:
     """A number from 0 to 1 that depends on its arguments alone."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
-
-
-def _failed(id_: str | None, code: str, message: str) -> RowResult:
-    return RowResult(id=id_, success=False, errors=[{"statusCode": code, "message": message, "fields": []}])

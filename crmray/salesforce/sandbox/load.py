@@ -7,7 +7,6 @@ out of something; some sign their cases and mails with name and number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from crmray.config import DemoSource
 from crmray.data import demo, demo_sales
 from crmray.data import demo_world as dw
 from crmray.data.demo_simulate import simulate
+from crmray.data.demo_text import pick
 from crmray.data.demo_world import World
 from crmray.salesforce import ids
 from crmray.salesforce.sandbox.store import Store
@@ -139,10 +139,6 @@ def _block(scene: World, index: int, shares: Shares) -> dict[str, pa.Table]:
     return made
 
 
-def _choose(rng: np.random.Generator, names: Sequence[str], count: int) -> pa.Array:
-    return pa.array(names).take(pa.array(rng.integers(0, len(names), count)))
-
-
 def _joined(*parts: pa.Array | str, by: str = "") -> pa.Array:
     return pc.binary_join_element_wise(*parts, by)
 
@@ -174,8 +170,8 @@ def _addresses(account: pa.Table, rng: np.random.Generator) -> pa.Table:
         account,
         {
             "Phone": _phones(rng, count),
-            "BillingStreet": _joined(_choose(rng, STREETS, count), number, by=" "),
-            "BillingCity": _choose(rng, CITIES, count),
+            "BillingStreet": _joined(pick(rng, STREETS, count), number, by=" "),
+            "BillingCity": pick(rng, CITIES, count),
             "BillingPostalCode": _digits(rng, count, 5),
         },
     )
@@ -185,8 +181,8 @@ def _people(table: pa.Table, serial: np.ndarray, rng: np.random.Generator, share
     """Contact or Lead with name, mail and phones; the mail has the row's serial number, so none comes twice."""
     count = table.num_rows
     first, last = (
-        _choose(rng, FIRST_NAMES, count),
-        _joined(_choose(rng, LAST_START, count), _choose(rng, LAST_END, count)),
+        pick(rng, FIRST_NAMES, count),
+        _joined(pick(rng, LAST_START, count), pick(rng, LAST_END, count)),
     )
     plain = pc.utf8_lower(_joined(first, last, by="."))
     for mark, letters in TRANSLITERATED:
@@ -197,7 +193,7 @@ def _people(table: pa.Table, serial: np.ndarray, rng: np.random.Generator, share
         {
             "FirstName": first,
             "LastName": last,
-            "Email": _joined(_joined(plain, number, by="."), _choose(rng, HOSTS, count), by="@"),
+            "Email": _joined(_joined(plain, number, by="."), pick(rng, HOSTS, count), by="@"),
             "Phone": _phones(rng, count),
             "MobilePhone": pc.if_else(pa.array(rng.random(count) < 0.6), _phones(rng, count), None),
             "HasOptedOutOfEmail": pa.array(rng.random(count) < shares.email_opt_out),

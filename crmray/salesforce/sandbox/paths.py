@@ -23,13 +23,21 @@ class Source:
     """The tables that field paths of one FROM lead to."""
 
     objects: Mapping[str, ObjectType]
+    """all objects of the org, by name"""
     root: ObjectType
+    """the object of the FROM"""
     root_names: set[str]
+    """lower-case names under which a path may begin with it: its own and its alias"""
     text: str
+    """the query, for errors"""
     serial: list[int]
+    """number of the newest alias, shared by a query and those within it"""
     alias: str = ""
+    """SQL alias of the root"""
     joins: dict[tuple[str, ...], tuple[str, ObjectType]] = field(default_factory=dict)
+    """relationships from the root on -> SQL alias and object at their end"""
     clauses: list[str] = field(default_factory=list)
+    """SQL of the joins, in their order"""
 
     def __post_init__(self) -> None:
         self.alias = self._new_alias()

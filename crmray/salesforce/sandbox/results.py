@@ -70,3 +70,8 @@ class RowResult:
     """whether it is new"""
     errors: list[dict] = field(default_factory=list)
     """[{"statusCode": …, "message": …, "fields": […]}], Salesforce's codes and wording"""
+
+    @classmethod
+    def refused(cls, id_: str | None, code: str, message: str) -> RowResult:
+        """A row that was not written, for one reason that lies in none of its fields."""
+        return cls(id=id_, success=False, errors=[{"statusCode": code, "message": message, "fields": []}])

@@ -49,8 +49,11 @@ class Token:
     """A piece of the query."""
 
     kind: str
+    """name of the group of the lexer's pattern that it matched"""
     text: str
+    """as it stands in the query"""
     position: int
+    """of its first character"""
 
 
 def parse(text: str) -> Query:

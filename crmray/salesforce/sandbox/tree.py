@@ -57,6 +57,7 @@ class Both:
     """Conditions joined by AND or OR."""
 
     word: str
+    """AND or OR"""
     parts: tuple[Condition, ...]
 
 
@@ -84,10 +85,15 @@ class Query:
     """A whole query."""
 
     text: str
+    """as it was asked"""
     items: tuple[Item, ...]
+    """what is selected"""
     object: str
+    """of the FROM"""
     object_position: int
+    """where its name stands in the text"""
     alias: str | None
+    """of the object"""
     where: Condition | None
     group_by: tuple[Path, ...]
     having: Condition | None
