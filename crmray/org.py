@@ -133,6 +133,17 @@ class OpenOrg:
         connect()
         return score(self.config, self.lake, which)
 
+    def audience(self, product: str, *, num_customers: int = 100) -> pa.Table:
+        """The customers whom a product fits best: entity_id, and the product's place among all that each may be shown.
+
+        By the champion of the recommendation, over all current rows; no cluster is needed.
+        """
+        from crmray import tasks
+        from crmray.score import audience
+
+        tasks.settings(self.config, "recommendation")  # refuses an org file that does not ask for it
+        return audience(self.lake, tasks.task("recommendation"), product, num_customers=num_customers)
+
     def writeback(self, task: str, *, dry_run: bool = False, undo: str = "") -> Run | dict[str, Any]:
         """Bring the current predictions into fields of the org's records; the receipt.
 

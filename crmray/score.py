@@ -95,6 +95,21 @@ def _score_parts(run: Run, examples: Run, bundle: Bundle, num_rows: int, consent
             record("crmray_rows_total", num_scored, stage="score", name=bundle.task.NAME)
 
 
+def audience(lake: Lake, task: Task, product: str, *, num_customers: int) -> pa.Table:
+    """entity_id and place of the customers whom a product fits best, by the champion: the task's `customers_for` over
+    all `now` rows, without those who withdrew their consent. Needs no cluster. DataError for an unknown product."""
+    examples = lake.latest("examples", task.NAME)
+    bundle = load_bundle(lake, lake.run("bundles", task.NAME, Ledger(lake, task.NAME).champion()), task)
+    bundle.check_run(examples)
+    rows = _now(examples)
+    rows = bundle.check(rows.filter(pc.invert(Withheld.of(lake).mask(rows))))
+    choose = cast(Any, task).customers_for
+    starts = range(0, max(1, rows.num_rows), PREDICT_ROWS)
+    blocks = [rows.slice(at, PREDICT_ROWS) for at in starts]
+    found = [choose(bundle.model, bundle.decision, block, product, num_customers=num_customers) for block in blocks]
+    return pa.concat_tables(found).sort_by([("place", "ascending"), ("entity_id", "ascending")]).slice(0, num_customers)
+
+
 class _Scorer:
     """One actor: the bundle and the mapped rows; a batch is one part."""
 

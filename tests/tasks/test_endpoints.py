@@ -19,7 +19,7 @@ import uvicorn
 from conformance import baseline_of, fit, planted, rows_of, settings_of, small
 from starlette.testclient import TestClient
 
-from crmray import registry, score
+from crmray import cli, registry, score
 from crmray.bundle import write_bundle
 from crmray.config import Writeback
 from crmray.keys import KeyFile
@@ -277,3 +277,34 @@ def test_a_withdrawal_holds_at_once_for_whatever_is_about_the_customer(service):
         service.lake.fs.rm(f"{service.lake.base}/raw", recursive=True)
         for champion in service.champions.values():
             champion.poll()
+
+
+def test_the_audience_of_a_product_is_who_may_be_shown_it_best_first(service, tmp_path, capsys):
+    path = tmp_path / "org.yaml"
+    path.write_text(
+        f"name: toy\nstorage: {service.lake.root}\nsource: {{kind: demo}}\ntasks: {{recommendation: {{}}}}\n"
+    )
+    rows = service.champions["recommendation"].current().known.rows.to_pylist()
+    owners = {row["entity_id"] for row in rows if "p01" in row["history"]}
+
+    def audience(*more: str) -> list[list[str]]:
+        assert cli.main(["audience", "p01", "--org", str(path), *more]) == 0
+        head, *lines = (line.split(",") for line in capsys.readouterr().out.splitlines())
+        assert head == ["entity_id", "place"]
+        return lines
+
+    everybody = audience("--top", "1000")
+    assert {who for who, _ in everybody} == {row["entity_id"] for row in rows} - owners
+    places = [int(place) for _, place in everybody]
+    assert places == sorted(places)
+    assert audience("--top", "3") == everybody[:3]
+    gone = everybody[0][0]
+    run = service.lake.run("raw", consent.NAME, "d" * 16)
+    run.write_table("part-00000.parquet", pa.table([[gone], [True], [False], [[]]], schema=consent.SCHEMA))
+    run.commit()
+    try:
+        assert audience("--top", "1000") == everybody[1:]
+    finally:
+        service.lake.fs.rm(f"{service.lake.base}/raw", recursive=True)
+    assert cli.main(["audience", "nothing", "--org", str(path)]) == 2
+    assert "got product 'nothing', expected the id" in capsys.readouterr().err
