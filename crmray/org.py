@@ -11,6 +11,8 @@ from crmray.errors import ConfigError
 from crmray.storage import Lake, Run
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from crmray.bundle import Bundle
     from crmray.salesforce.fields import Target
     from crmray.salesforce.writeback import Aim

@@ -3,6 +3,7 @@ champion of the planted org, behind a real server. (Serve itself stands in tests
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
