@@ -282,9 +282,8 @@ def test_a_withdrawal_holds_at_once_for_whatever_is_about_the_customer(service):
 
 def test_the_audience_of_a_product_is_who_may_be_shown_it_best_first(service, tmp_path, capsys):
     path = tmp_path / "org.yaml"
-    path.write_text(
-        f"name: toy\nstorage: {service.lake.root}\nsource: {{kind: demo}}\ntasks: {{recommendation: {{}}}}\n"
-    )
+    content = {"name": "toy", "storage": str(service.lake.root), "source": {"kind": "demo"}}
+    path.write_text(json.dumps({**content, "tasks": {"recommendation": {}}}))
     rows = service.champions["recommendation"].current().known.rows.to_pylist()
     owners = {row["entity_id"] for row in rows if "p01" in row["history"]}
 
