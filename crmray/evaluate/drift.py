@@ -3,7 +3,7 @@
     PSI = sum over bins of (share - share in training) · ln(share / share in training)
 
 over ten bins of equal training rows for a number (missing values are a bin of their own) and over the frequent values
-of a category (Siddiqi 2006, Credit Risk Scorecards). Below STABLE nothing happened, from SHIFTED on a model should be
+of a category (Siddiqi 2006, Credit Risk Scorecards). Below 0.1 nothing happened, from SHIFTED on a model should be
 looked at. A profile is JSON: shares and bin edges, no value of any row but frequent categories.
 """
 
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from crmray.models.preprocess import feature_columns, numbers_of, texts_of
 
-STABLE, SHIFTED = 0.1, 0.25
+SHIFTED = 0.25
 NUM_BINS = 10
 MAX_VALUES = 20
 """frequent categories with a bin of their own; the others share one"""

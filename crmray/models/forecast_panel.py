@@ -92,7 +92,6 @@ class Panel:
 def _aligned(column: pa.ChunkedArray) -> tuple[np.ndarray, int]:
     """(N, longest) float64 with each list at the end of its row, NaN before it and for null; and the longest length."""
     lists = column.combine_chunks()
-    lists = pa.concat_arrays(lists.chunks) if isinstance(lists, pa.ChunkedArray) else lists
     length_N = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
     width = max(1, int(length_N.max(initial=0)))
     out = np.full((len(length_N), width), np.nan)
