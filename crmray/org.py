@@ -144,7 +144,7 @@ class OpenOrg:
         from crmray.score import audience
 
         tasks.settings(self.config, "recommendation")  # refuses an org file that does not ask for it
-        return audience(self.lake, tasks.task("recommendation"), product, num_customers=num_customers)
+        return audience(self.config, self.lake, tasks.task("recommendation"), product, num_customers=num_customers)
 
     def writeback(self, task: str, *, dry_run: bool = False, undo: str = "") -> Run | dict[str, Any]:
         """Bring the current predictions into fields of the org's records; the receipt.

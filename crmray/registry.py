@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from crmray import log
-from crmray.bundle import FORMAT, Bundle, kind_of, load_bundle
+from crmray.bundle import Bundle, about_of, kind_of, load_bundle
 from crmray.errors import BundleError, NoChampionError, NotEnoughDataError, NotFoundError, RegistryError
 from crmray.evaluate.compare import paired_bootstrap
 from crmray.evaluate.metrics import Figure
@@ -243,9 +243,10 @@ def compare(lake: Lake, task: Task) -> list[dict[str, Any]]:
     champion = entries[-1]["version"] if entries else None
     rows = []
     for run in reversed(lake.runs("bundles", task.NAME)):
-        about = json.loads(run.read_bytes("bundle.json"))
-        if about.get("format") != FORMAT:
-            about = {"candidate": f"of format {about.get('format')}", "metrics": {}, "features_version": None}
+        try:
+            about = about_of(run)
+        except BundleError:
+            about = {"candidate": "of another format", "metrics": {}, "features_version": None}
         rows.append(
             {
                 "version": run.run_id,

@@ -26,6 +26,7 @@ from crmray.errors import CorruptError
 from crmray.privacy import Withheld
 from crmray.privacy.consent import CUSTOMER
 from crmray.registry import Ledger
+from crmray.salesforce.held import Ids
 from crmray.schema import TIME
 from crmray.storage import Lake, Run, run_id
 from crmray.tasks.contract import Task
@@ -95,19 +96,24 @@ def _score_parts(run: Run, examples: Run, bundle: Bundle, num_rows: int, consent
             record("crmray_rows_total", num_scored, stage="score", name=bundle.task.NAME)
 
 
-def audience(lake: Lake, task: Task, product: str, *, num_customers: int) -> pa.Table:
-    """entity_id and place of the customers whom a product fits best, by the champion: the task's `customers_for` over
-    all `now` rows, without those who withdrew their consent. Needs no cluster. DataError for an unknown product."""
+def audience(org: Org, lake: Lake, task: Task, product: str, *, num_customers: int) -> pa.Table:
+    """entity_id, as the org itself names it, and place of the customers whom a product fits best, by the champion: the
+    task's `customers_for` over all `now` rows, without those who withdrew their consent. Needs no cluster.
+
+    DataError for an unknown product; PrivacyError where the lake has pseudonyms and the vault's key is not there.
+    """
+    ids, withheld = Ids(org, lake, task.ENTITY), Withheld.of(lake)
     examples = lake.latest("examples", task.NAME)
     bundle = load_bundle(lake, lake.run("bundles", task.NAME, Ledger(lake, task.NAME).champion()), task)
     bundle.check_run(examples)
-    rows = _now(examples)
-    rows = bundle.check(rows.filter(pc.invert(Withheld.of(lake).mask(rows))))
-    choose = cast(Any, task).customers_for
-    starts = range(0, max(1, rows.num_rows), PREDICT_ROWS)
-    blocks = [rows.slice(at, PREDICT_ROWS) for at in starts]
-    found = [choose(bundle.model, bundle.decision, block, product, num_customers=num_customers) for block in blocks]
-    return pa.concat_tables(found).sort_by([("place", "ascending"), ("entity_id", "ascending")]).slice(0, num_customers)
+    rows, found = bundle.check(_now(examples)), []
+    for at in range(0, max(1, rows.num_rows), PREDICT_ROWS):
+        block = rows.slice(at, PREDICT_ROWS)
+        block = block.filter(pc.invert(withheld.mask(block)))
+        one = cast(Any, task).customers_for(bundle.model, bundle.decision, block, product, num_customers=num_customers)
+        found.append(one)
+    best = pa.concat_tables(found).sort_by([("place", "ascending"), ("entity_id", "ascending")]).slice(0, num_customers)
+    return best.set_column(0, "entity_id", ids.to_org(best["entity_id"].cast(pa.string()).combine_chunks()))
 
 
 class _Scorer:

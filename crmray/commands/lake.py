@@ -36,7 +36,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "audience",
         help="the customers whom a product fits best",
         description="The customers for whom a product stands highest among all that they may be shown, by the champion "
-        "of the recommendation, as CSV: entity_id (as the lake has it) and place. Who owns it already is left out "
+        "of the recommendation, as CSV: entity_id (as your data write it) and place. Who owns it already is left out "
         "unless people buy the same again.",
         epilog="example: crmray audience P0042 --org org.yaml --top 500 > audience.csv",
     )

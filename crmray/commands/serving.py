@@ -252,16 +252,14 @@ def show_request(dashboard: Dashboard, org: Org, task: str) -> str:
 def _first_id(org: Org, task: str) -> str:
     """What the first of the current rows is about, as the org itself names it."""
     from crmray import tasks
-    from crmray.privacy import PERSONS, Pseudonyms, Vault
+    from crmray.salesforce.held import Ids
 
     lake = Lake.of(org)
     rows = pa.ipc.open_file(pa.py_buffer(lake.latest("examples", task).read_bytes("now.arrow"))).read_all()
     if not rows.num_rows:
         raise NotFoundError(f"examples/{task}: got no current rows, expected one to ask about")
-    first = rows["entity_id"].slice(0, 1)
-    if tasks.task(task).ENTITY in PERSONS and Pseudonyms.of_lake(org, lake) is not None:
-        first = Vault.open(org, lake).ids_of(first)
-    return first[0].as_py()
+    first = rows["entity_id"].slice(0, 1).combine_chunks()
+    return Ids(org, lake, tasks.task(task).ENTITY).to_org(first)[0].as_py()
 
 
 # ----------------------------------------------------------------------------------------------------------- keys

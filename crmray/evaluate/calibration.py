@@ -50,8 +50,6 @@ def refitted(state: Mapping[str, Any], held: np.ndarray, level: float) -> dict[s
 
     held (M,) scores of the validation rows, by which the map was fitted; level: their mean as `own_level` has it.
     """
-    if state["method"] == "none":
-        return dict(state)
     return {**state, "shift": _shift(_logit(apply(state, held)), level)}
 
 
@@ -60,6 +58,7 @@ def own_level(y: np.ndarray, p: np.ndarray, held: np.ndarray) -> float:
     fitted on: their labels y (N,) of both classes, its scores p (N,) of them. So one whose level is wrong there, such
     as one with class weights, stays corrected for that."""
     y, p = checked(y, p)
+    assert 0 < y.mean() < 1, "one class alone has no level to be made right"
     return float(_curve(_logit(held) + _shift(_logit(p), float(y.mean()))).mean())
 
 

@@ -111,7 +111,8 @@ def fit(model: Any, train: pa.Table, validation: pa.Table, how: Any = "f1") -> d
     """
     label, scores = labels_of(validation), model.predict(validation)["score"]
     curve = calibration.fit(label, scores)
-    after = calibration.refitted(curve, scores, _own_level(model, train, validation))
+    mapped = curve["method"] != "none"
+    after = calibration.refitted(curve, scores, _own_level(model, train, validation)) if mapped else curve
     probability = calibration.apply(curve, scores)
     chosen = threshold(label, probability, how)
     bands = calibration.fit_bands(label, probability, high=chosen)

@@ -8,6 +8,7 @@ rerun goes on with what is left. TensorBoard logs and Tune's tables lie in the f
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -312,12 +313,19 @@ def _result(shared: Search, grid: tune.ResultGrid, index: int) -> Result:
     return Result(fit=fit, figures=figures, failed=why)
 
 
+_KIND = re.compile(r"((?:ray|crmray)\.[\w.]+|[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit))(?:: (.*))?$")
+"""the line of a traceback that begins its message; what the message goes on with may be a value"""
+
+
 def _why(error: Exception | None) -> str:
     """The last line of a trial's traceback; of an error that is not ours only the kind, since it may quote the data."""
     lines = str(error or "").strip().splitlines()
     if not lines:
         return "it left no message"
-    kind, _, message = lines[-1].partition(": ")
-    if kind.startswith("crmray."):
+    kinds = [found for line in lines if (found := _KIND.match(line))]
+    if not kinds:
+        return "an error without a kind; its log in the Ray dashboard has the message"
+    kind, message = kinds[-1].groups()
+    if kind.startswith("crmray.") and message:
         return message
     return f"{kind}; its log in the Ray dashboard has the message"

@@ -116,6 +116,19 @@ def test_a_trial_that_crashed_is_a_result_and_one_that_was_stopped_keeps_its_fig
     assert (second.figures, second.failed) == ({"auc": 0.6}, "stopped early by the scheduler")
 
 
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        (f"ValueError: could not convert:\n  {CELL}", "ValueError; its log in the Ray dashboard has the message"),
+        (f"ValueError: could not convert:\n{CELL}", "ValueError; its log in the Ray dashboard has the message"),
+        (CELL, "an error without a kind; its log in the Ray dashboard has the message"),
+        ("crmray.errors.TrainingError: net: epoch 1: loss is nan", "net: epoch 1: loss is nan"),
+    ],
+)
+def test_what_an_error_of_several_lines_quotes_is_not_told(message, why):
+    assert search._why(RuntimeError(f"ray::train()\n  File x, line 1\n{message}")) == why
+
+
 def test_a_librarys_message_is_not_told_and_ours_is(lake, monkeypatch):
     def of_a_library(*_, **__):
         raise ValueError(f"could not convert string to float: {CELL!r}")

@@ -87,7 +87,7 @@ def test_a_bundle_of_another_format_is_refused_wherever_it_is_opened(lake, monke
     assert entry["promoted"]
     assert f"the champion {'a' * 16} cannot be compared: {told}" in entry["why"]
     assert [(row["candidate"], row["validation"]) for row in registry.compare(lake, TASK)] == [
-        ("sigmoid", 1.0), ("of format 2", None),
+        ("sigmoid", 1.0), ("of another format", None),
     ]  # fmt: skip
     with pytest.raises(BundleError, match=told):
         registry.rollback(lake, TASK)
