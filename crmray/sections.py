@@ -118,7 +118,8 @@ def _told(item: Any) -> str:
     if SECRETS & set(place) and kind not in ("missing", "value_error"):
         return f"{key}got a value, expected {{env: NAME}} or {{file: PATH}}; take the secret out of the file"
     if kind in ("dict_type", "model_type", "model_attributes_type"):
-        return f"{key}got {what(got)}, expected settings; write `{{}}` behind it for the defaults"
+        hint = "; write `{}` behind it for the defaults" if got is None else ""
+        return f"{key}got {what(got)}, expected settings{hint}"
     if kind in ("value_error", "unknown_key", "missing"):  # our own say what was got
         return key + told.removeprefix("Value error, ")
     return f"{key}got {what(got) if _PRIVATE & set(place) else shown(got)}, {told}"

@@ -84,7 +84,7 @@ def test_a_url_root_is_kept():
             "privacy.text: got a text, Input should be a",
         ),
         ("name: a\nstorage: l\nsource: {kind: demo, end: 2026-10-01}", "source.end: got a date, Input should be a"),
-        ("name: a\nstorage: l\nsource: {kind: demo}\nhistory: 5", "history: got a number, expected settings; write"),
+        ("name: a\nstorage: l\nsource: {kind: demo}\nhistory: 5", "history: got a number, expected settings$"),
         ("name: a\nstorage: l\nsource: {kind: demo}\nhistory:", "history: got nothing, expected settings; write"),
         ("name: a\nstorage: l\nsource: {kind: demo}\ntask:", "got an unknown key, expected only .* mean .tasks."),
         ("- 1", "got list, expected a mapping"),
