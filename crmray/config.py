@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from crmray.errors import ConfigError
-from crmray.sections import Part, Secret, explain
+from crmray.sections import SECRETS, Part, Secret, explain
 from crmray.sources import DemoSource, FilesSource, SalesforceSource, known_kind
 
 DEMO_ORG = Path(__file__).with_name("demo.yaml")
@@ -156,7 +156,9 @@ def load(path: str | Path) -> Org:
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"org file {path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"org file {path}: not valid YAML: {_fault(error)}") from None
+    except (ValueError, LookupError, AttributeError):  # how PyYAML fails at `2026-13-01` and at `!!int x`
+        raise ConfigError(f"org file {path}: got a value that is not of its type, such as a date 2026-13-01") from None
     if not isinstance(data, dict):
         raise ConfigError(
             f"org file {path}: got {type(data).__name__}, expected a mapping with name, storage and source"
@@ -168,12 +170,32 @@ def load(path: str | Path) -> Org:
         raise ConfigError(f"org file {path}: {explain(error)}") from None
 
 
-def _with_environment(value: Any, path: Path) -> Any:
-    """Replace ${NAME} in every string by the environment variable NAME."""
+def _fault(error: yaml.YAMLError) -> str:
+    """What is wrong with the YAML, and where; not the line itself, nor a name in it: it may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())  # a character that is not allowed
+    parts = [(error.context, error.context_mark), (error.problem, error.problem_mark)]
+    told = [
+        re.sub(r"(alias|anchor|tag|handle) .*", r"\1", text)
+        + (f" at line {mark.line + 1}, column {mark.column + 1}" if mark else "")
+        for text, mark in parts
+        if text
+    ]
+    return ": ".join(told)
+
+
+def _with_environment(value: Any, path: Path, under: Any = "") -> Any:
+    """Replace ${NAME} in every string by the environment variable NAME; under: key that the value belongs to.
+
+    Not where a secret's variable is named: `env: ${NAME}` would be the secret itself, and told when it is not found.
+    """
     if isinstance(value, dict):
-        return {key: _with_environment(part, path) for key, part in value.items()}
+        named = under in SECRETS
+        return {
+            key: part if named and key == "env" else _with_environment(part, path, key) for key, part in value.items()
+        }
     if isinstance(value, list):
-        return [_with_environment(part, path) for part in value]
+        return [_with_environment(part, path, under) for part in value]
     if not isinstance(value, str):
         return value
 

@@ -5,10 +5,12 @@ error in words.
 from __future__ import annotations
 
 import os
+import re
+from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from crmray.errors import ConfigError, did_you_mean
@@ -27,7 +29,8 @@ class Part(BaseModel):
         if unknown:
             known = [name for name, field in cls.model_fields.items() if not field.exclude]
             hint = did_you_mean(unknown[0], known)
-            message = f"got {', '.join(map(repr, unknown))}, expected only {', '.join(known)}{hint}"
+            got = ", ".join(dict.fromkeys(_key(name, values.get(name)) for name in unknown))
+            message = f"got {got}, expected only {', '.join(known)}{hint}"
             raise PydanticCustomError("unknown_key", "{message}", {"message": message})
         return values
 
@@ -35,9 +38,9 @@ class Part(BaseModel):
 class Secret(Part):
     """Where a secret stands. The org file never holds one."""
 
-    env: str = ""
+    env: Annotated[str, Field(pattern="^([A-Za-z_][A-Za-z0-9_]*)?$")] = ""
     """name of an environment variable"""
-    file: str = ""
+    file: Annotated[str, Field(pattern=r"^[^\x00-\x1f]*$")] = ""
     """path of a file, relative to the org file"""
 
     @model_validator(mode="after")
@@ -84,22 +87,47 @@ SECRETS = {
 }  # fmt: skip
 """keys of the org file whose values are of Secret"""
 
+_PRIVATE = {"login", "privacy"}
+"""sections in which they stand: no value of these is told, for a secret may have slipped behind the next key"""
+
+_WHAT = {
+    dict: "a section", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number",
+    date: "a date", datetime: "a time", type(None): "nothing",
+}  # fmt: skip
+
+
+def what(got: Any) -> str:
+    """What kind of value it is: `a list`, `a text`."""
+    return _WHAT.get(type(got), type(got).__name__)
+
+
+def shown(got: Any) -> str:
+    """A plain value as an error tells it. Of anything else, and of a text that names a secret, what it is."""
+    plain = isinstance(got, int | float | None) or (isinstance(got, str) and not any(name in got for name in SECRETS))
+    return f"{got!r:.80}" if plain else what(got)
+
 
 def explain(error: ValidationError) -> str:
-    """A pydantic error in one line: key, value received, value expected."""
+    """A pydantic error in one line: key, value received (no secret, nor what may be one), value expected."""
     return "; ".join(_told(item) for item in error.errors(include_url=False))
 
 
 def _told(item: Any) -> str:
     place, got, kind, told = _place(item), item["input"], item["type"], item["msg"]
     key = ".".join(map(str, place)) + ": " if place else ""
-    if SECRETS & set(place) and not isinstance(got, dict) and kind != "missing":
+    if SECRETS & set(place) and kind not in ("missing", "value_error"):
         return f"{key}got a value, expected {{env: NAME}} or {{file: PATH}}; take the secret out of the file"
-    if got is None and kind in ("dict_type", "model_type"):
-        return f"{key}got nothing, expected settings; write `{{}}` behind it for the defaults"
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        hint = "; write `{}` behind it for the defaults" if got is None else ""
+        return f"{key}got {what(got)}, expected settings{hint}"
     if kind in ("value_error", "unknown_key", "missing"):  # our own say what was got
         return key + told.removeprefix("Value error, ")
-    return f"{key}got {got!r:.80}, {told}"
+    return f"{key}got {what(got) if _PRIVATE & set(place) else shown(got)}, {told}"
+
+
+def _key(name: str, value: Any) -> str:
+    """An unknown key as an error tells it: not one that may be a value (`{client_secret=…}`, `{client_secret, …}`)."""
+    return repr(name) if value is not None and re.fullmatch(r"[\w.-]{1,40}", name) else "an unknown key"
 
 
 def _place(item: Any) -> tuple[Any, ...]:

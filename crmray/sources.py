@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from crmray import schema
 from crmray.errors import did_you_mean
-from crmray.sections import Part, Secret
+from crmray.sections import Part, Secret, shown, what
 
 CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge", "in", "matches", "missing")
 
@@ -86,10 +86,10 @@ def known_kind(source: Any) -> Any:
     if isinstance(source, Part):
         return source
     if not isinstance(source, dict):
-        raise ValueError(f"got {source!r:.80}, expected a section that begins with `kind: {' | '.join(KINDS)}`")
+        raise ValueError(f"got {what(source)}, expected a section that begins with `kind: {' | '.join(KINDS)}`")
     kind = source.get("kind")
     if kind not in KINDS:
-        raise ValueError(f"got kind {kind!r}, expected one of {', '.join(KINDS)}{did_you_mean(str(kind), KINDS)}")
+        raise ValueError(f"got kind {shown(kind)}, expected one of {', '.join(KINDS)}{did_you_mean(str(kind), KINDS)}")
     return source
 
 
@@ -121,7 +121,7 @@ class Login(Part):
 
     flow: Literal["jwt", "client_credentials", "password"]
     """jwt: client_id, username, private_key; client_credentials: client_id, client_secret; password: all but the key"""
-    url: Annotated[str, Field(pattern=r"^https://[^/?#]+$")] = "https://login.salesforce.com"
+    url: Annotated[str, Field(pattern=r"^https://[^/?#@]+$")] = "https://login.salesforce.com"
     """where tokens are asked for: login or test .salesforce.com, or My Domain (client_credentials needs it)"""
     client_id: Secret
     """consumer key of the connected app"""

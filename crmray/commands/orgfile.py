@@ -14,7 +14,7 @@ from crmray import schema
 from crmray.commands import draft
 from crmray.commands.text import table
 from crmray.data.clean import ASKED_FOR
-from crmray.errors import ConfigError, DataError, NotFoundError
+from crmray.errors import ClusterError, ConfigError, CrmrayError
 from crmray.org import OpenOrg
 from crmray.storage import Run
 
@@ -104,11 +104,13 @@ def _verdict(org: OpenOrg, name: str, found: Mapping[str, Mapping[str, Any]], ru
     """Whether the examples of a task can be made, by making some; says so, or what it lacks."""
     try:
         tried, shards = org.trial(name)
-    except (ConfigError, DataError, NotFoundError) as error:
+        weak = _weak(org, name, found, runs)
+    except ClusterError:  # says nothing about this task, and the next would meet it too
+        raise
+    except CrmrayError as error:
         print(f"{name}: cannot run: {str(error).removeprefix(f'task {name}: ').removeprefix(f'task {name} ')}")
         return False
     so_far = f", as {tried} of {shards} shards tell" if tried < shards else ""
-    weak = _weak(org, name, found, runs)
     print(f"{name}: can run{so_far}" + (f"; but {'; '.join(weak)}" if weak else ""), flush=True)
     return True
 

@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
-from simple_salesforce import Salesforce
+from simple_salesforce import Salesforce, SFType
 
 from crmray import log
 from crmray.config import SalesforceSource
@@ -42,6 +41,8 @@ MOST_REFRESHES = 5
 """of the token within one request: an org that refuses fresh tokens is not asked for ever"""
 _EXPIRED = ("INVALID_SESSION_ID", "")
 """codes of a 401 that a new token helps; none: where CSV was asked for, the error need not be JSON"""
+PRETTY = "X-PrettyPrint"
+"""header of simple-salesforce that makes answers larger"""
 POOL = 16
 """connections kept open; pages are fetched by several threads"""
 
@@ -60,6 +61,7 @@ class Client:
         self.session = _session(source, folder)
         self._lock = threading.Lock()
         self._described: dict[str, dict[str, Any]] = {}
+        self._libraries: dict[tuple[str, bool], Salesforce] = {}
         self._token = self._login(FIRST_LOGIN_PATIENCE_S)
 
     @classmethod
@@ -134,7 +136,11 @@ class Client:
     def describe(self, name: str, *, anew: bool = False) -> dict[str, Any]:
         """Metadata of one object with its fields, as the user may see them; asked once per client, or anew."""
         if anew or name not in self._described:
-            self._described[name] = self._read(getattr(self._rest, name).describe)
+            rest = self._rest  # whose attributes are not asked for: one called `query` is no object
+            kind = SFType(
+                quote(name, safe=""), "", rest.sf_instance, self.version, session=rest.session, object_pairs_hook=dict
+            )
+            self._described[name] = self._read(kind.describe)
         return self._described[name]
 
     def objects(self) -> dict[str, dict[str, Any]]:
@@ -171,27 +177,32 @@ class Client:
         except ValueError:
             raise SalesforceError(f"GET limits: got Date header {value!r}, expected an HTTP date") from None
 
-    @cached_property
+    @property
     def simple(self) -> Salesforce:
         """simple-salesforce on this connection: its calls, Bulk ones too, are counted, repeated and refreshed as ours.
 
         Its exceptions do not survive pickling: translate them where they are caught.
         """
-        return self._library(_Bridge(self))
+        return self._library()
 
-    @cached_property
+    @property
     def _rest(self) -> Salesforce:
         """The same for our own reads by REST: a refusal is a SalesforceError."""
-        return self._library(_Bridge(self, refuses=True))
+        return self._library(refuses=True)
 
-    def _library(self, session: _Bridge) -> Salesforce:
-        return Salesforce(
-            instance_url=self.url,
-            session_id=self._token.access_token,
-            session=session,
-            version=self.version,
-            object_pairs_hook=dict,
-        )
+    def _library(self, *, refuses: bool = False) -> Salesforce:
+        """simple-salesforce at the org's address, which it keeps: another one where a refresh has told another."""
+        with self._lock:
+            key = (self.url, refuses)
+            if key not in self._libraries:
+                self._libraries[key] = Salesforce(
+                    instance_url=self.url,
+                    session_id=self._token.access_token,
+                    session=_Bridge(self, refuses=refuses),
+                    version=self.version,
+                    object_pairs_hook=dict,
+                )
+            return self._libraries[key]
 
     def _read(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """What a call of simple-salesforce gives."""
@@ -205,12 +216,16 @@ class Client:
     # -- how -----------------------------------------------------------------------------------------------------------
 
     def exchange(self, method: str, url: str, *, repeat: bool | None = None, **options: Any) -> requests.Response:
-        """The last answer to a request, whatever its status, after refreshes and retries."""
+        """The last answer to a request, whatever its status, after refreshes and retries.
+
+        Each try goes to the host that gave the token, which a refresh may have changed since `url` was made.
+        """
         started, tries, refreshes = time.monotonic(), 0, 0
         repeat = method.upper() != "POST" if repeat is None else repeat
         while True:
             self.ledger.spend(_kind(url))
             token = self._token
+            url = _at(token.instance_url, url)
             asked: float | None = None
             try:
                 response = self._send(method, url, token, options)
@@ -300,7 +315,7 @@ class _Bridge(requests.Session):
         """A call of simple-salesforce, which raises its own errors unless this refuses before it (SalesforceError)."""
         assert not args, "simple-salesforce passes options by name"
         options.pop("timeout", None)
-        headers = {name: value for name, value in options.pop("headers", {}).items() if name != "X-PrettyPrint"}
+        headers = {name: value for name, value in (options.pop("headers", None) or {}).items() if name != PRETTY}
         response = self.client.exchange(method, url, headers=headers, **options)
         if self.refuses and response.status_code >= 300:
             raise SalesforceError(self.client.refusal(method, url, response))
@@ -333,6 +348,12 @@ def _session(source: SalesforceSource, folder: Path) -> requests.Session:
         session.proxies = {"https": source.proxy}
     session.mount("https://", HTTPAdapter(pool_connections=POOL, pool_maxsize=POOL))
     return session
+
+
+def _at(host: str, url: str) -> str:
+    """The same path and query at another https://host[:port]."""
+    there = urlsplit(host)
+    return urlsplit(url)._replace(scheme=there.scheme, netloc=there.netloc).geturl()
 
 
 def _kind(url: str) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
 from crmray import config
 from crmray.errors import AuthError, LimitError, SalesforceError
-from crmray.salesforce import bulk, replies
+from crmray.salesforce import auth, bulk, replies
 from crmray.salesforce import client as client_module
 from crmray.salesforce.client import AnswerLostError, Client
 from crmray.salesforce.limits import CallLedger
@@ -79,6 +81,53 @@ def test_simple_salesforce_is_refreshed_and_counted_too(server: Sandbox) -> None
         pages = list(client.simple.bulk2.Account.query("SELECT Id FROM Account", wait=0.01, max_records=10))
         assert sum(page.count("\n") - 1 for page in pages) == ACCOUNTS
         assert client.ledger.calls["jobs/query"] >= 5
+
+
+@pytest.mark.parametrize("name", ["query", "limits", "session", "version", "bulk", "bulk2", "__x", "a/../Account"])
+def test_an_object_called_like_a_call_of_the_library_is_not_there(server: Sandbox, name: str) -> None:
+    with connect(server) as client:
+        with pytest.raises(SalesforceError, match="404"):
+            client.describe(name)
+        assert client.describe("Account")["name"] == "Account"
+
+
+def test_after_a_refresh_everything_goes_to_the_host_that_gave_the_token(
+    server: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login, told, hosts = client_module.auth.login, server.url, []
+
+    def moved(*args: Any, **options: Any) -> auth.Token:
+        return dataclasses.replace(login(*args, **options), instance_url=told)
+
+    monkeypatch.setattr(client_module.auth, "login", moved)
+    with connect(server) as client:
+        old, held = told, client.simple
+        assert client.simple is held
+        told = server.url.replace("127.0.0.1", "localhost")
+        assert told != old
+        server.tokens.expire_all()
+        assert client.count("Account") == ACCOUNTS  # this one is refreshed on its way
+        send = client.session.request
+
+        def sent(method: str, url: str, **options: Any) -> requests.Response:
+            hosts.append(url.split("/services/")[0])
+            return send(method, url, **options)
+
+        monkeypatch.setattr(client.session, "request", sent)
+        client.describe("Account")
+        client.objects()
+        client.limits()
+        client.simple.query("SELECT Id FROM Account")
+        held.query("SELECT Id FROM Account")
+        assert client.simple.sf_instance == told.removeprefix("https://")
+        assert client.simple is not held
+    assert hosts == [told] * 5
+
+
+def test_a_user_of_the_library_may_leave_out_headers(server: Sandbox) -> None:
+    with connect(server) as client:
+        url = f"{client.url}/services/data/v{client.version}/limits"
+        assert client.simple.session.request("GET", url, headers=None).json()["DailyApiRequests"]["Max"] > 0
 
 
 def test_faults_that_pass_are_waited_out(server: Sandbox) -> None:

@@ -10,6 +10,7 @@ import pytest
 from crmray import cli, config, tasks
 from crmray.commands import draft
 from crmray.data import examples
+from crmray.errors import CapacityError, CorruptError, CrmrayError, PrivacyError
 from crmray.org import OpenOrg
 
 
@@ -227,3 +228,27 @@ def test_check_counts_the_labels_of_the_tasks_that_are_given_some(tmp_path: Path
     (tmp_path / "rows.csv").write_text("id,age,left,part\n" + rows.replace(",1,", ",0,"))
     code, told = checked(given, 'churn: {label: "outcome:left"}')
     assert (code, "churn: cannot run: got label 0 in" in told) == (2, True), told
+
+
+@pytest.mark.parametrize("error", [PrivacyError("lake_key: missing"), CorruptError("part-0: got other bytes")])
+def test_check_goes_on_after_a_task_whatever_it_meets(sales, checked, monkeypatch, error: CrmrayError) -> None:
+    def trial(self: OpenOrg, name: str) -> tuple[int, int]:
+        if name == "churn":
+            raise error
+        return 1, 1
+
+    sales(300)
+    monkeypatch.setattr(OpenOrg, "trial", trial)
+    code, told = checked(SALES, "churn: {horizon_days: 60}, segmentation: {horizon_days: 60}")
+    assert code == 2
+    assert told.endswith(f"churn: cannot run: {error}\nsegmentation: can run\n")
+
+
+def test_check_ends_where_the_cluster_fails(sales, checked, monkeypatch) -> None:
+    def trial(self: OpenOrg, name: str) -> tuple[int, int]:
+        raise CapacityError("got 8 CPUs, expected 1")
+
+    sales(300)
+    monkeypatch.setattr(OpenOrg, "trial", trial)
+    code, told = checked(SALES, "churn: {horizon_days: 60}")
+    assert (code, "churn" in told) == (2, False)
