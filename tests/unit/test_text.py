@@ -7,7 +7,7 @@ import time
 import pyarrow as pa
 import pytest
 
-from crmray.data import text
+from crmray.data import letters, text
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,22 @@ def test_a_letter_without_the_names_around_it(letter: str, said: str):
 )  # fmt: skip
 def test_what_looks_like_a_greeting_or_an_end_stays(letter: str):
     assert text.clean_one(letter, anonymous=True) == letter
+
+
+@pytest.mark.parametrize(
+    "mail",
+    ["It is sent" + "\n" * 590 + "x", "hi" + " " * 1_000_000, "It is sent" + " \n" * 300_000 + "1", "\t\n" * 500_000],
+)
+def test_a_letter_of_blanks_takes_no_time(mail: str):
+    started = time.thread_time()
+    letters.inner(mail)
+    assert time.thread_time() - started < 0.2
+
+
+def test_a_farewell_before_a_long_blank_takes_no_time():
+    started = time.thread_time()
+    assert text.clean_one("It broke.\nregards" + " " * 20_000 + "x\nb") == "It broke. regards x b"
+    assert time.thread_time() - started < 0.2
 
 
 def test_a_megabyte_is_cut_and_takes_no_time():
