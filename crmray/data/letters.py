@@ -33,7 +33,7 @@ _NO_NAME = "|".join(word for word in _SMALL_WORDS.split() if word not in _ALSO_N
 _CAPITAL = "[A-ZÀ-ÖØ-ÞĀ-ſΑ-ΩЁА-Я]"
 _NAME = rf"(?:\[NAME\]|(?:Dr|Mrs?|Ms|Prof|Hr|Fr|St|{_CAPITAL})\.|(?!(?i:{_NO_NAME})\b){_CAPITAL}[\w'’-]*)"
 _BETWEEN = r"(?:and|und|et|y|or|oder|&|von|van|der|den|de|di|da|del|du|la|zu)[ ]+"
-_NAMES = rf"{_NAME}(?:[ ]+(?:{_BETWEEN}){{0,2}}{_NAME}){{0,5}}"
+_NAMES = rf"{_NAME}(?:(?:[ ]+(?:{_BETWEEN}){{0,2}}|[ ]?[/|][ ]?){_NAME}){{0,5}}"
 _WORD = rf"(?!(?i:{_SMALL})\b)[^\W\d_][\w'’-]*"
 """a name that may be written without a capital"""
 _HELLO = (
@@ -45,13 +45,15 @@ _MARK = r"(?:[ ]?[,!?:;.]|[ ][-–][ ]|[ ]?(?:\n|\Z))"
 _GREETING = re.compile(
     rf"(?:{_HELLO}(?:"
     rf"{_MARK}\s*(?:(?:{_NAMES}|{_WORD})[ ]?(?:[,!.\n]|\Z)|(?!{_CAPITAL}){_WORD}[ ]{_WORD}[ ]?[,!\n])?"
-    rf"|[ ](?:{_NAMES}|{_CAPITAL}[\w'’-]*|{_WORD}(?:[ ]{_WORD}){{0,2}}){_MARK}\s*(?:{_NAMES}[ ]?[,!.])?"
-    rf"|[ ]{_NAMES}(?=[ ])"
-    rf"|[ ]{_WORD}(?:[ ]{_WORD}){{0,2}}(?=[ ](?i:{_SMALL})\b)"
-    rf"|[ ]{_WORD}(?=[ ])"
+    rf"|[ ]@?(?:{_NAMES}|{_CAPITAL}[\w'’-]*|{_WORD}(?:[ ]{_WORD}){{0,2}}){_MARK}\s*(?:{_NAMES}[ ]?[,!.])?"
+    rf"|[ ]@?{_NAMES}(?=[ ])"
+    rf"|[ ]@?{_WORD}(?:[ ]{_WORD}){{0,2}}(?=[ ](?i:{_SMALL})\b)"
+    rf"|[ ]@?{_WORD}(?=[ ])"
     r")\s*){1,3}"
 )
 """with the names after it, and what ends it: a mark, the line, a small word, or else the second word"""
+_LATER_GREETING = re.compile(rf"(?<=[.!?…:)\]\n])\s?{_HELLO}[ ]{_NAMES}(?:[ ]?[,!:.]|(?=\n))")
+"""behind a subject or a number of a case"""
 _GRUSS = r"gr(?:ü|ue|u)(?:ß|ss)(?:en?)?"
 _FAREWELL = (
     r"(?:(?:many )?thanks (?:and|&) |with )?(?:my |our )?(?:kind|best|warm)(?:est)? (?:regards|wishes)"
@@ -67,7 +69,7 @@ _SHORT_FAREWELL = (
 _THANKS = (
     r"cheers|(?:many )?thanks(?: (?:again|a lot|so much))?|thank you(?: (?:again|very much|so much))?"
     r"|take care|have an? \w+ (?:day|evening|weekend)|(?:vielen|besten|herzlichen) dank|danke(?: schön)?"
-    r"|merci|gracias|lg|vg"
+    r"|merci|gracias|lg|vg|bien à (?:vous|toi)"
 )
 """which end a letter only where names alone follow"""
 _EDGE = r"(?:\A|(?<=[.!?…:;,)\]\n]))\s*"
@@ -76,14 +78,16 @@ _SIGNED = rf"(?=\W*\Z|[^\w\n]*\n|\W*(?:\w[^\s.!?]*\s+){{0,3}}\[?{_CAPITAL}|\W*(?
 """after a farewell: nothing, a new line, a capital within four words, or few words in all"""
 _FROM = r"(?:(?i:from|the|your|our|von|ihre?|deine?|vos?|votre|de|su)[ ](?:\w+[ ,]+){0,3})"
 _LINES = rf"(?:\n{_WORD}(?:[ ,.]+{_WORD}){{0,4}}[ ]?){{1,3}}"
-_LAST_NAMES = rf"{_NAME}(?:[ ]{_NAME}){{0,2}}"
+_LAST_NAMES = rf"{_NAME}(?:,?[ ]{_NAME}){{0,2}}"
+_LAST_LINES = rf"(?:\n+(?:{_LAST_NAMES}|[^\n]{{0,60}}[\d@\[|][^\n]{{0,60}})){{0,3}}"
+"""under a name: of a firm, a telephone, an address"""
 _ENDS = [
     rf"{_PLACE}(?i:{_FAREWELL})\b",
     rf"(?:{_PLACE}(?i:{_SHORT_FAREWELL})|(?<=\s)(?i:{_FAREWELL}))\b{_SIGNED}",
-    rf"(?:(?:{_EDGE}|(?<=\s))(?i:{_THANKS})|{_EDGE}(?i:(?:all the )?best|yours|ihre?|deine?))\b[ ]?[,.!]?"
+    rf"(?:(?:{_EDGE}|(?<=\s))(?i:{_THANKS})|{_EDGE}(?i:(?:all the )?best|yours))\b[ ]?[,.!]?"
     rf"(?:\s+(?:{_FROM}?{_NAMES}|{_WORD}(?:[ ]{_WORD}){{0,2}})|{_LINES})[ ]?[,.!]?\Z",
-    rf"{_EDGE}[-–—/~]+[ ]?{_NAMES}\W*\Z",
-    rf"(?:(?<=[.!?…])\s+|\n\n){_LAST_NAMES}(?:\n{_LAST_NAMES}){{0,2}}\Z",
+    rf"{_EDGE}(?:[-–—/~]+[ ]?|(?i:your|ihre?|deine?)[ ]){_NAMES}\W*\Z",
+    rf"(?:(?<=[.!?…])\s+|\n\n){_LAST_NAMES}{_LAST_LINES}\Z",
 ]
 _END = re.compile(rf"(?:(?<!\w)|(?=\n))(?:{'|'.join(_ENDS)})")
 """the farewell and all after it, or last words that are names after a sentence; looked for where words begin"""
@@ -94,6 +98,7 @@ def inner(text: str) -> str:
     text = in_lines(text).strip()
     greeting = _GREETING.match(text)
     said = text[greeting.end() :] if greeting else text
+    said = _LATER_GREETING.sub(" ", said)
     end = _END.search(said, max(0, len(said) - MOST_SIGNED_CHARS))
     return said[: end.start()] if end else said
 

@@ -91,6 +91,13 @@ def test_what_was_said(written: str, said: str):
         ("hello, anna, it is sent", "it is sent"),
         ("Hi\nanna\nit is sent", "it is sent"),
         ("Liebe Anna, lieber Tom, es ist da", "es ist da"),
+        ("It is sent.\nJane Roe, Support\nTel. 1234", "It is sent."),
+        ("It is sent. Your Anna", "It is sent."),
+        ("C'est parti. Bien à vous, Elle", "C'est parti."),
+        ("Re: parcel\nDear Anna,\nit is sent", "Re: parcel it is sent"),
+        ("This is case 5. Dear Anna, it is sent", "This is case 5. it is sent"),
+        ("Hi Anna/Tom, it is sent", "it is sent"),
+        ("Hi @anna it is sent", "it is sent"),
         ("Dear [NAME] it is sent. Kind regards [NAME]", "it is sent."),
     ],
 )
