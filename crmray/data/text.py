@@ -85,7 +85,7 @@ def clean_one(text: str, *, anonymous: bool = False) -> str:
     text = _DROPPED.sub("", text)
     if not text.isascii():
         text = _PICTURE.sub(lambda found: f" {_name(found[0])} ", unicodedata.normalize("NFKC", text))
-    text = text.replace("\r\n", "\n")
+    text = letters.in_lines(text)
     own = _own_words(text) if "\n" in text else text
     own = letters.inner(own) if anonymous else own
     said = _SPACE.sub(" ", own).strip()[:MAX_CHARS].strip()

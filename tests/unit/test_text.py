@@ -7,7 +7,7 @@ import time
 import pyarrow as pa
 import pytest
 
-from crmray.data import text
+from crmray.data import letters, text
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,40 @@ def test_what_was_said(written: str, said: str):
         ("It shipped.\nTom", "It shipped."),
         ("Hello Ada,", ""),
         ("Best wishes Tom", ""),
+        ("Es ist da. Mit freundlichen Grüßen Ihre Anna Müller", "Es ist da."),
+        ("It is sent. Best regards, Will Smith", "It is sent."),
+        ("It is sent. Best regards, Will", "It is sent."),
+        ("It is sent. Thanks, Will", "It is sent."),
+        ("It is sent. With regards, Will", "It is sent."),
+        ("Hello Will, it is sent.\nElle", "it is sent."),
+        ("Dear An Nguyen, it is sent", "it is sent"),
+        ("It is sent. Best wishes from Anna Miller", "It is sent."),
+        ("It is sent. Kind regards from everyone at the Acme team, Anna", "It is sent."),
+        ("It is sent. Regards, the Acme team, Jane Roe", "It is sent."),
+        ("It is sent. Thanks, the Acme team, Jane Roe", "It is sent."),
+        ("It is sent kind regards anna", "It is sent"),
+        ("It is sent Thank you Anna", "It is sent"),
+        ("It is sent. Have a nice day, Anna", "It is sent."),
+        ("Es ist da. Grüße Anna", "Es ist da."),
+        ("Es ist da. Ihre Anna Quix", "Es ist da."),
+        ("It is sent. Tom", "It is sent."),
+        ("It is sent. - Tom", "It is sent."),
+        ("It is sent.\n\nTom Meyer\nACME", "It is sent."),
+        ("It is sent. Best regards, Tom\n" + "This message is for whom it names alone. " * 20, "It is sent."),
+        ("Hi anna the refund is sent", "the refund is sent"),
+        ("Hi anna quix the refund is sent", "the refund is sent"),
+        ("Hi there Anna the refund is sent", "the refund is sent"),
+        ("hello, anna, it is sent", "it is sent"),
+        ("Hi\nanna\nit is sent", "it is sent"),
+        ("Liebe Anna, lieber Tom, es ist da", "es ist da"),
+        ("It is sent.\nJane Roe, Support\nTel. 1234", "It is sent."),
+        ("It is sent. Your Anna", "It is sent."),
+        ("C'est parti. Bien à vous, Elle", "C'est parti."),
+        ("Re: parcel\nDear Anna,\nit is sent", "Re: parcel it is sent"),
+        ("This is case 5. Dear Anna, it is sent", "This is case 5. it is sent"),
+        ("Hi Anna/Tom, it is sent", "it is sent"),
+        ("Hi @anna it is sent", "it is sent"),
+        ("Dear [NAME] it is sent. Kind regards [NAME]", "it is sent."),
     ],
 )
 def test_a_letter_without_the_names_around_it(letter: str, said: str):
@@ -77,15 +111,52 @@ def test_a_letter_without_the_names_around_it(letter: str, said: str):
         "Hello we have it, try again", "History repeats", "We wish you all the best", "Please use Best Buy",
         "As regards Anna's order, it left", "With regards to your order we have no news",
         "Send us: Rechnung Foto", "It takes two days. Best of all, it is free.", "Thank you for asking. It is sent.",
+        "With regards to Anna's order we have no news", "We sincerely regret it", "Sincerely sorry. It is sent.",
+        "Thank you for your patience.", "Hello cannot do this today", "Open Monday - Friday", "It is Settings",
     ],
 )  # fmt: skip
 def test_what_looks_like_a_greeting_or_an_end_stays(letter: str):
     assert text.clean_one(letter, anonymous=True) == letter
 
 
+def test_a_name_after_a_farewell_alone_in_its_line():
+    assert letters.inner("It is sent.\nKind regards\nanna").strip() == "It is sent."
+
+
+@pytest.mark.parametrize(
+    ("letter", "left"),
+    [
+        ("Hallo, Stornierung! Erledigt.", "Erledigt."),  # as "Hallo, Thomas! Erledigt."
+        ("Hi! Refund, sent today.", "sent today."),  # as "Hi! Anna, sent today."
+        ("Open the page.\nSettings", "Open the page."),  # as "It shipped.\nTom"
+        ("Hello,\n\nRefund approved.\n\nIt takes two days.", "Refund approved. It takes two days."),
+        ("Hi! Done today, as you asked.", "Done today, as you asked."),
+    ],
+)
+def test_a_word_where_a_name_may_stand_is_lost_rather_than_a_name_left(letter: str, left: str):
+    assert text.clean_one(letter, anonymous=True) == left
+
+
+@pytest.mark.parametrize(
+    "mail",
+    ["It is sent" + "\n" * 590 + "x", "hi" + " " * 1_000_000, "It is sent" + " \n" * 300_000 + "1", "\t\n" * 500_000],
+)
+def test_a_letter_of_blanks_takes_no_time(mail: str):
+    started = time.thread_time()
+    letters.inner(mail)
+    assert time.thread_time() - started < 0.2
+
+
+def test_a_farewell_before_a_long_blank_takes_no_time():
+    started = time.thread_time()
+    assert text.clean_one("It broke.\nregards" + " " * 20_000 + "x\nb") == "It broke. regards x b"
+    assert time.thread_time() - started < 0.2
+
+
 def test_a_megabyte_is_cut_and_takes_no_time():
     pieces = ("word ", "<p>", "<", "> \n", "From: a\n", "&", "\n", "a", "<!--", "<blockquote>", "data:a;base64,",
-              "regards\n", "-- \n", "on a ", "Hi ", "Anna ", "Best wishes Tom ")  # fmt: skip
+              "regards\n", "-- \n", "on a ", "Hi ", "Anna ", "Best wishes Tom ", "Hi, ",
+              "kind regards ", " ", "a \n", "Thanks Anna\n", "\n\t")  # fmt: skip
     for piece in pieces:
         started = time.thread_time()  # not that of other work beside it
         said = text.clean_one(piece * (1_000_000 // len(piece)), anonymous=True)
