@@ -25,10 +25,12 @@ EVENT_LISTS = ["event_kind", "event_days_before"]
 ACTS = ("purchase", "visit")
 """what customers do of their own accord; what is sent to them, and the service they ask for, follow other rhythms"""
 FREQUENCY, DORMANT = "frequency_orders", "dormant_probability"
-"""columns that `told` gives"""
+"""columns that `with_traits` gives"""
 WEEK_DAYS, NUM_WEEKS = 7, 104
 NUM_PACES, FIRST_LEVELS, FIRST_MOVE = 6, (1.0, 0.5, 0.1), 0.02
 """paces, and where the fit begins: states and how often they change"""
+DORMANT_LEVEL = 0.5
+"""share of its pace above which a customer in the last state is not dormant"""
 NUM_PASSES = 25
 FIT_ROWS = 2_000
 """customers that are fitted on, and that are looked at together"""
@@ -67,10 +69,10 @@ class Lifecycle:
             dormant_weeks=dormant_weeks, prior=(1.0, 1.0),
         )  # fmt: skip
         for _ in range(NUM_PASSES):
-            model = model._again(acts_NW, there_NW)
+            model = model._maximised(acts_NW, there_NW)
         return replace(model, prior=_prior(orders_N, model._seen(acts_NW, there_NW)[0]))
 
-    def told(self, examples: pa.Table, prefixes: Sequence[str]) -> pa.Table:
+    def with_traits(self, examples: pa.Table, prefixes: Sequence[str]) -> pa.Table:
         """The rows with two more columns per prefix (null for who has no event list there): FREQUENCY, expected
         orders per 30 days of activity, in place of what it was, and DORMANT, P(dormant in all of dormant_weeks)."""
         for prefix in prefixes:
@@ -83,11 +85,13 @@ class Lifecycle:
         return examples
 
     def _traits(self, lists: pa.Table) -> np.ndarray:
-        """(2, N): expected orders per 30 days of activity, and the probability of being dormant."""
+        """(2, N): expected orders per 30 days of activity, and the probability of being dormant, to 2 digits: where
+        nobody is, standardising would make much of the rest. 0 for all where even the last state is an active one."""
         acts_NW, orders_N, there_NW = weekly(lists)
         weeks_N, dormant_N = self._seen(acts_NW, there_NW)
         shape, rate_weeks = self.prior
-        return np.stack([30 / WEEK_DAYS * (orders_N + shape) / (weeks_N + rate_weeks), dormant_N])
+        asleep = self.level_S[-1] <= DORMANT_LEVEL
+        return np.stack([30 / WEEK_DAYS * (orders_N + shape) / (weeks_N + rate_weeks), asleep * np.round(dormant_N, 2)])
 
     def _seen(self, acts_NW: np.ndarray, there_NW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Expected weeks of activity (N,), a fading one counted by its level, and probability of being dormant (N,)."""
@@ -112,7 +116,7 @@ class Lifecycle:
         arrays = {key: np.array(values[key]) for key in ("pace_G", "share_G", "level_S", "move_SS", "start_S")}
         return cls(**arrays, dormant_weeks=values["dormant_weeks"], prior=tuple(values["prior"]))
 
-    def _again(self, acts_NW: np.ndarray, there_NW: np.ndarray) -> Lifecycle:
+    def _maximised(self, acts_NW: np.ndarray, there_NW: np.ndarray) -> Lifecycle:
         """One pass: expected counts and weeks of every pace and state, and the parameters that they make likeliest."""
         forward, weight_NG = self._forward(acts_NW, there_NW)
         states = len(self.level_S)

@@ -194,7 +194,7 @@ def finalize(model: Any, train: pa.Table, validation: pa.Table, settings: Settin
     predictions = model.predict(train)
     segment, position = predictions["segment"], predictions["position"]
     columns = _axes(model)
-    train = model.told(train) if hasattr(model, "told") else train
+    train = model.with_lifecycle(train) if hasattr(model, "with_lifecycle") else train
     spend = train["spend_amount"].to_numpy()
     numbers = np.unique(segment)
     names = _names([position[segment == k].mean(axis=0) for k in numbers], columns)

@@ -1,6 +1,7 @@
 """The hidden Markov model of who is still there, against sums over all paths and against a planted one."""
 
 import itertools
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_planted_states_are_found_and_who_is_dormant():
     np.testing.assert_allclose(model.level_S, LEVELS, atol=0.05)
     assert model.move_SS[2, 2] == pytest.approx(0.99, abs=0.01)
     fresh, state_NW, pace_N = planted(400, seed=1)
-    told = model.told(fresh, ("",))
+    told = model.with_traits(fresh, ("",))
     dormant = (state_NW[:, -13:] == 2).all(1)
     assert 0.1 < dormant.mean() < 0.6
     assert ((told[DORMANT].to_numpy() > 0.5) == dormant).mean() > 0.95
@@ -109,18 +110,33 @@ def test_planted_states_are_found_and_who_is_dormant():
         assert np.median(pace[who & (pace_N == 0.3)]) == pytest.approx(0.3, abs=0.1)
 
 
+def test_where_nobody_is_dormant_no_one_stands_out():
+    table = lists(np.random.default_rng(0).poisson(1.0, (250, NUM_WEEKS)))
+    model = Lifecycle.fit(table, dormant_weeks=13, seed=0)
+    acts_NW, _, there_NW = lifecycle.weekly(table)
+    assert model._seen(acts_NW, there_NW)[1].std() > 1e-6  # the noise that standardising would blow up
+    assert not model.with_traits(table, ("",))[DORMANT].to_numpy().any()
+
+
+def test_a_last_state_that_is_active_is_not_dormant():
+    table = lists(np.zeros((1, NUM_WEEKS), int) + (np.arange(NUM_WEEKS) < 9))
+    for level, dormant in ((0.2, True), (0.5, True), (0.51, False)):
+        told = replace(SMALL, level_S=np.array([1.0, level])).with_traits(table, ("",))
+        assert (told[DORMANT][0].as_py() > 0) == dormant, level
+
+
 def test_round_trip_one_row_alone_and_nobody():
     table, _, _ = planted(60)
     model = Lifecycle.fit(table, dormant_weeks=13, seed=0)
     again = Lifecycle.from_json(model.to_json())
-    whole = model.told(table, ("",))
-    assert whole.equals(again.told(table, ("",)))
-    one = again.told(table.slice(7, 1), ("",))
+    whole = model.with_traits(table, ("",))
+    assert whole.equals(again.with_traits(table, ("",)))
+    one = again.with_traits(table.slice(7, 1), ("",))
     for name in (FREQUENCY, DORMANT):
         assert one[name][0].as_py() == pytest.approx(whole[name][7].as_py(), rel=1e-9)
-    assert model.told(table.slice(0, 0), ("",)).num_rows == 0
+    assert model.with_traits(table.slice(0, 0), ("",)).num_rows == 0
     with pytest.raises(SchemaError, match="column 'before_event_kind' is missing"):
-        model.told(table, ("", BEFORE))
+        model.with_traits(table, ("", BEFORE))
 
 
 def test_segments_know_the_dormant():
