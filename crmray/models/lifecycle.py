@@ -10,8 +10,13 @@ Shape suffixes: N customers, W weeks (oldest first), G paces, S states (the most
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -34,6 +39,37 @@ DORMANT_LEVEL = 0.5
 NUM_PASSES = 25
 FIT_ROWS = 2_000
 """customers that are fitted on, and that are looked at together"""
+
+
+class _Memory:
+    """The newest results in this process, by what they were made of: the same sample comes in every trial of a search,
+    the same shards in every pass of each. Safe for threads."""
+
+    def __init__(self, most: int) -> None:
+        """most: results kept."""
+        self._most, self._lock = most, Lock()
+        self._found: OrderedDict[bytes, Any] = OrderedDict()
+
+    def of(self, lists: pa.Table, about: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gave for lists of the same content and the same `about` (anything of JSON), or gives now."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, lists.schema) as stream:
+            stream.write_table(lists.combine_chunks())
+        key = hashlib.blake2b(sink.getvalue(), key=hashlib.blake2b(json.dumps(about).encode()).digest()).digest()
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key]
+        value = make()
+        with self._lock:
+            self._found[key] = value
+            if len(self._found) > self._most:
+                self._found.popitem(last=False)
+        return value
+
+
+_FITS, _TRAITS = _Memory(8), _Memory(2_000)
+"""lifecycles, and what they tell of FIT_ROWS customers: 16 bytes each, 64 MB in all"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +95,12 @@ class Lifecycle:
     def fit(cls, examples: pa.Table, *, dormant_weeks: int, seed: int) -> Lifecycle:
         """By expectation-maximisation on the events of a sample."""
         drawn = np.random.default_rng(seed).permutation(examples.num_rows)[:FIT_ROWS]
-        acts_NW, orders_N, there_NW = weekly(_lists(examples, "").take(pa.array(np.sort(drawn))))
+        lists = _lists(examples, "").take(pa.array(np.sort(drawn)))
+        return _FITS.of(lists, dormant_weeks, lambda: cls._fit(lists, dormant_weeks))
+
+    @classmethod
+    def _fit(cls, lists: pa.Table, dormant_weeks: int) -> Lifecycle:
+        acts_NW, orders_N, there_NW = weekly(lists)
         mean_N = acts_NW.sum(1) / there_NW.sum(1)
         states = len(FIRST_LEVELS)
         model = cls(
@@ -75,9 +116,11 @@ class Lifecycle:
     def with_traits(self, examples: pa.Table, prefixes: Sequence[str]) -> pa.Table:
         """The rows with two more columns per prefix (null for who has no event list there): FREQUENCY, expected
         orders per 30 days of activity, in place of what it was, and DORMANT, P(dormant in all of dormant_weeks)."""
+        about = self.to_json()
         for prefix in prefixes:
             lists = _lists(examples, prefix)
-            parts = [self._traits(lists.slice(i, FIT_ROWS)) for i in range(0, max(1, lists.num_rows), FIT_ROWS)]
+            chunks = [lists.slice(i, FIT_ROWS) for i in range(0, max(1, lists.num_rows), FIT_ROWS)]
+            parts = [_TRAITS.of(chunk, about, partial(self._traits, chunk)) for chunk in chunks]
             unknown = pc.is_null(lists["event_kind"]).to_numpy()
             for name, values in zip((FREQUENCY, DORMANT), np.concatenate(parts, axis=1), strict=True):
                 others = [column for column in examples.column_names if column != prefix + name]

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pytest
 
 from crmray.data.sequences import EVENT_KINDS
 from crmray.errors import SchemaError
-from crmray.models import lifecycle
+from crmray.models import lifecycle, segment_transformer
 from crmray.models.hierarchy import Ward
 from crmray.models.kmeans import BEFORE, KMeans
 from crmray.models.lifecycle import DORMANT, FREQUENCY, NUM_WEEKS, Lifecycle
@@ -123,6 +124,48 @@ def test_a_last_state_that_is_active_is_not_dormant():
     for level, dormant in ((0.2, True), (0.5, True), (0.51, False)):
         told = replace(SMALL, level_S=np.array([1.0, level])).with_traits(table, ("",))
         assert (told[DORMANT][0].as_py() > 0) == dormant, level
+
+
+def test_shards_and_samples_are_looked_at_once_for_all_passes_and_trials(monkeypatch):
+    events, _, _ = planted(90, seed=5)
+    rng = np.random.default_rng(0)
+    table = events.append_column("spend_amount", pa.array(rng.lognormal(3, 1, 90)))
+    looks, passes = [], []
+    traits, maximised = Lifecycle._traits, Lifecycle._maximised
+    monkeypatch.setattr(Lifecycle, "_traits", lambda *given: looks.append(1) or traits(*given))
+    monkeypatch.setattr(Lifecycle, "_maximised", lambda *given: passes.append(1) or maximised(*given))
+    shards = [table.slice(start, 30) for start in (0, 30, 60)]
+
+    def sums() -> list[np.ndarray]:
+        found = []
+        for trial in (KMeans(num_segments=2, dormant_weeks=13), KMeans(num_segments=3, dormant_weeks=13)):
+            state, done = trial.start(table, 0), False
+            while not done:
+                partials = [trial.map(state, shard) for shard in shards]
+                found += [one["sum"] for one in partials]
+                state, done = trial.reduce(state, partials)
+        return found
+
+    first = sums()
+    assert len(first) >= 2 * 2 * 3  # trials, passes, shards
+    assert (len(looks), len(passes)) == (1 + 3, lifecycle.NUM_PASSES)
+    segment_transformer._teacher(table, 2, 13)  # the rows and the sample are the same
+    assert (len(looks), len(passes)) == (1 + 3, lifecycle.NUM_PASSES)
+    for name in ("_FITS", "_TRAITS"):
+        monkeypatch.setattr(lifecycle, name, lifecycle._Memory(9))
+    assert all(np.array_equal(one, other) for one, other in zip(first, sums(), strict=True))
+    assert len(looks) == 2 * (1 + 3)
+    KMeans(num_segments=2, dormant_weeks=12).start(table, 0)  # of another lifecycle nothing is known
+    assert (len(looks), len(passes)) == (2 * (1 + 3) + 1, 3 * lifecycle.NUM_PASSES)
+
+
+def test_memory_keeps_the_newest():
+    memory, made = lifecycle._Memory(2), []
+    for number in (1, 2, 1, 3, 1, 2):
+        memory.of(lists(np.array([[number]])), 0, partial(made.append, number))
+    assert made == [1, 2, 3, 2]
+    memory.of(lists(np.array([[2]])), 1, partial(made.append, 2))
+    assert made == [1, 2, 3, 2, 2]
 
 
 def test_round_trip_one_row_alone_and_nobody():
