@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from crmray.data.sequences import EVENT_KINDS
 from crmray.errors import SchemaError
 
-EVENT_LISTS = ["event_kind", "event_days_before"]
+EVENT_LISTS = pa.schema([("event_kind", pa.list_(pa.int16())), ("event_days_before", pa.list_(pa.float32()))])
 ACTS = ("purchase", "visit")
 """what customers do of their own accord; what is sent to them, and the service they ask for, follow other rhythms"""
 FREQUENCY, DORMANT = "frequency_orders", "dormant_probability"
@@ -225,12 +225,12 @@ def _prior(orders_N: np.ndarray, weeks_N: np.ndarray) -> tuple[float, float]:
 
 
 def _lists(examples: pa.Table, prefix: str) -> pa.Table:
-    """The event lists. SchemaError for a missing column."""
-    names = [prefix + name for name in EVENT_LISTS]
+    """The event lists; a column that is empty in all rows has no lists. SchemaError for a missing column."""
+    names = [prefix + name for name in EVENT_LISTS.names]
     missing = [name for name in names if name not in examples.column_names]
     if missing:
         raise SchemaError(f"column {missing[0]!r} is missing; expected it as a sequence of events")
-    return examples.select(names).rename_columns(EVENT_LISTS)
+    return examples.select(names).rename_columns(EVENT_LISTS.names).cast(EVENT_LISTS)
 
 
 def weekly(examples: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -239,7 +239,7 @@ def weekly(examples: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     came earlier brought it in, and is not counted (as in Fader, Hardie & Lee 2005)."""
     lists = examples.combine_chunks()
     length_N = pc.fill_null(pc.list_value_length(lists["event_kind"]), 0).to_numpy()
-    kind_E, days_E = (pc.list_flatten(lists[name]).to_numpy() for name in EVENT_LISTS)
+    kind_E, days_E = (pc.list_flatten(lists[name]).to_numpy() for name in EVENT_LISTS.names)
     row_E = np.repeat(np.arange(len(length_N)), length_N)
     back_E = np.floor(days_E / WEEK_DAYS).astype(np.int64)
     first_N = np.zeros(len(length_N))

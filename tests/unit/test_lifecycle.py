@@ -168,6 +168,16 @@ def test_memory_keeps_the_newest():
     assert made == [1, 2, 3, 2, 2]
 
 
+def test_event_columns_without_a_list_tell_nothing():
+    table = pa.table({name: pa.nulls(3) for name in lifecycle.EVENT_LISTS.names})
+    told = SMALL.with_traits(table, ("",))
+    for name in (FREQUENCY, DORMANT):
+        assert told[name].to_pylist() == [None] * 3
+        assert told[name].type == pa.float64()
+    bare = pa.table({name: pa.array([[], None]) for name in lifecycle.EVENT_LISTS.names})  # as an endpoint reads them
+    assert SMALL.with_traits(bare, ("",))[FREQUENCY].is_null().to_pylist() == [False, True]
+
+
 def test_round_trip_one_row_alone_and_nobody():
     table, _, _ = planted(60)
     model = Lifecycle.fit(table, dormant_weeks=13, seed=0)
