@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.data.sequences import EVENT_KINDS
+from crmray.data.sequences import EVENT_KINDS, MAX_EVENTS
 from crmray.errors import SchemaError
 
 EVENT_LISTS = pa.schema([("event_kind", pa.list_(pa.int16())), ("event_days_before", pa.list_(pa.float32()))])
@@ -101,6 +101,8 @@ class Lifecycle:
     @classmethod
     def _fit(cls, lists: pa.Table, dormant_weeks: int) -> Lifecycle:
         acts_NW, orders_N, there_NW = weekly(lists)
+        there_NW &= ~np.isnan(acts_NW)  # weeks of which nothing is known teach nothing
+        acts_NW = np.nan_to_num(acts_NW)
         mean_N = acts_NW.sum(1) / there_NW.sum(1)
         states = len(FIRST_LEVELS)
         model = cls(
@@ -137,11 +139,12 @@ class Lifecycle:
         return np.stack([30 / WEEK_DAYS * (orders_N + shape) / (weeks_N + rate_weeks), asleep * np.round(dormant_N, 2)])
 
     def _seen(self, acts_NW: np.ndarray, there_NW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Expected weeks of activity (N,), a fading one counted by its level, and probability of being dormant (N,)."""
+        """Expected weeks of activity (N,), a fading one counted by its level, of those whose acts are known, and
+        probability of being dormant (N,)."""
         forward, weight_NG = self._forward(acts_NW, there_NW)
-        weeks_N = np.zeros(len(acts_NW))
+        weeks_N, known_NW = np.zeros(len(acts_NW)), there_NW & ~np.isnan(acts_NW)
         for week, state_NGS, _ in self._backward(forward):
-            weeks_N += there_NW[:, week] * ((state_NGS @ self.level_S) * weight_NG).sum(1)
+            weeks_N += known_NW[:, week] * ((state_NGS @ self.level_S) * weight_NG).sum(1)
         dormant_NG = forward[-1][:, :, -1]
         for week in range(acts_NW.shape[1] - 1, acts_NW.shape[1] - self.dormant_weeks, -1):
             before_NGS = forward[week - 1]
@@ -193,7 +196,7 @@ class Lifecycle:
         forward, ahead_NGS = np.empty((num_weeks, *first_NGS.shape)), first_NGS
         logs_NG = np.tile(np.log(self.share_G), (num_customers, 1))
         for week in range(num_weeks):
-            log_NGS = acts_NW[:, week, None, None] * log_GS - rate_GS
+            log_NGS = np.nan_to_num(acts_NW[:, week, None, None] * log_GS - rate_GS)  # unknown acts say nothing
             peak_NG1 = log_NGS.max(2, keepdims=True)
             seen_NGS = ahead_NGS * np.exp(log_NGS - peak_NG1)
             total_NG1 = seen_NGS.sum(2, keepdims=True)
@@ -236,7 +239,8 @@ def _lists(examples: pa.Table, prefix: str) -> pa.Table:
 def weekly(examples: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """From the event lists of the last NUM_WEEKS weeks: ACTS a week (N, W), purchases (N,), and bool (N, W) whether the
     customer was there yet. It is from the first whole week after its first listed event on, and in the last week; what
-    came earlier brought it in, and is not counted (as in Fader, Hardie & Lee 2005)."""
+    came earlier brought it in, and is not counted (as in Fader, Hardie & Lee 2005). Of a full list earlier events were
+    cut off: that customer was there all the time, and its acts before the list are unknown (NaN)."""
     lists = examples.combine_chunks()
     length_N = pc.fill_null(pc.list_value_length(lists["event_kind"]), 0).to_numpy()
     kind_E, days_E = (pc.list_flatten(lists[name]).to_numpy() for name in EVENT_LISTS.names)
@@ -250,4 +254,5 @@ def weekly(examples: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         counted = np.isin(kind_E, [EVENT_KINDS.index(kind) for kind in kinds]) & (back_E < NUM_WEEKS)
         place = row_E[counted] * NUM_WEEKS + NUM_WEEKS - 1 - back_E[counted]
         counts.append(np.bincount(place, minlength=there_NW.size).reshape(there_NW.shape) * there_NW)
-    return counts[0].astype(np.float64), counts[1].sum(1), there_NW
+    full_N1 = (length_N >= MAX_EVENTS)[:, None]
+    return np.where(full_N1 & ~there_NW, np.nan, counts[0]), counts[1].sum(1), there_NW | full_N1

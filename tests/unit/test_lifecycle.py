@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from crmray.data.sequences import EVENT_KINDS
+from crmray.data.sequences import EVENT_KINDS, MAX_EVENTS
 from crmray.errors import SchemaError
 from crmray.models import lifecycle, segment_transformer
 from crmray.models.hierarchy import Ward
@@ -58,10 +58,10 @@ def planted(n: int, seed: int = 0) -> tuple[pa.Table, np.ndarray, np.ndarray]:
 
 
 def test_what_is_seen_is_the_sum_over_all_paths():
-    acts_NW = np.array([[2.0, 1.0, 0.0, 0.0], [9.0, 0.0, 3.0, 1.0], [5.0, 5.0, 0.0, 1.0]])
-    there_NW = np.array([[True] * 4, [False, True, True, True], [False, False, False, True]])
+    acts_NW = np.array([[2.0, 1.0, 0.0, 0.0], [9.0, 0.0, 3.0, 1.0], [5.0, 5.0, 0.0, 1.0], [*[np.nan] * 3, 0.0]])
+    there_NW = np.array([[True] * 4, [False, True, True, True], [False, False, False, True], [True] * 4])
     weeks_N, dormant_N = SMALL._seen(acts_NW, there_NW)
-    for n in range(3):
+    for n in range(4):
         first = int(there_NW[n].argmax())
         total = weeks = dormant = 0.0
         for pace, share in zip(SMALL.pace_G, SMALL.share_G, strict=True):
@@ -69,11 +69,14 @@ def test_what_is_seen_is_the_sum_over_all_paths():
                 p = share * SMALL.start_S[path[0]]
                 for before, after in itertools.pairwise(path):
                     p *= SMALL.move_SS[before, after]
+                active = 0.0
                 for state, count in zip(path, acts_NW[n, first:], strict=True):
                     rate = pace * SMALL.level_S[state]
-                    p *= rate**count * np.exp(-rate)
+                    if not np.isnan(count):
+                        p *= rate**count * np.exp(-rate)
+                        active += SMALL.level_S[state]
                 total += p
-                weeks += p * sum(SMALL.level_S[state] for state in path)
+                weeks += p * active
                 dormant += p * (len(path) >= 2 and path[-2:] == (1, 1))
         assert weeks_N[n] == pytest.approx(weeks / total, rel=1e-9)
         assert dormant_N[n] == pytest.approx(dormant / total, abs=1e-12)
@@ -88,6 +91,26 @@ def test_weeks_are_counted_from_the_first_whole_one_on():
     assert acts_NW[0, -4:].tolist() == [0, 1, 0, 1]  # the first purchase lies in a week that is cut
     assert there_NW.sum(1).tolist() == [3, 1, 1]
     assert orders_N.tolist() == [1, 1, 0]
+
+
+def test_a_flood_of_mail_does_not_hide_who_is_dormant():
+    """Two that bought last half a year ago; one is sent so much that its list holds nothing but sends."""
+    purchases_NW = np.zeros((2, NUM_WEEKS), int)
+    purchases_NW[:, 20:70:3] = 1
+    days, kinds = (column.to_pylist() for column in lists(purchases_NW).columns[::-1])
+    days[1] = np.linspace(60, 1, MAX_EVENTS).tolist()
+    kinds[1] = [EVENT_KINDS.index("send")] * MAX_EVENTS
+    for cut, there in ((1, False), (0, True)):  # a list with room is that of a customer who came then
+        flood = pa.table({"event_kind": [kinds[0], kinds[1][cut:]], "event_days_before": [days[0], days[1][cut:]]})
+        acts_NW, orders_N, there_NW = lifecycle.weekly(flood)
+        assert there_NW[1].tolist() == [there] * 96 + [True] * 8
+        assert np.isnan(acts_NW[1]).tolist() == [there] * 96 + [False] * 8
+        assert orders_N[1] == 0
+        table, _, _ = planted(200)
+        probability = Lifecycle.fit(table, dormant_weeks=13, seed=0).with_traits(flood, ("",))[DORMANT].to_pylist()
+        assert probability[0] > 0.9
+        assert (probability[1] > 0.4) == there
+    assert not np.isnan(Lifecycle.fit(flood, dormant_weeks=13, seed=0).level_S).any()
 
 
 def test_the_spread_of_paces_by_hand():
