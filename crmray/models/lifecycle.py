@@ -29,8 +29,10 @@ from crmray.errors import SchemaError
 EVENT_LISTS = pa.schema([("event_kind", pa.list_(pa.int16())), ("event_days_before", pa.list_(pa.float32()))])
 ACTS = ("purchase", "visit")
 """what customers do of their own accord; what is sent to them, and the service they ask for, follow other rhythms"""
-FREQUENCY, DORMANT = "frequency_orders", "dormant_probability"
+FREQUENCY, DORMANT = "frequency_orders_per_active_30d", "dormant_probability"
 """columns that `with_traits` gives"""
+REPLACED = "frequency_orders"
+"""orders per 30 days or in the lookback, whether the customer was active or not"""
 WEEK_DAYS, NUM_WEEKS = 7, 104
 NUM_PACES, FIRST_LEVELS, FIRST_MOVE = 6, (1.0, 0.5, 0.1), 0.02
 """paces, and where the fit begins: states and how often they change"""
@@ -117,16 +119,16 @@ class Lifecycle:
 
     def with_traits(self, examples: pa.Table, prefixes: Sequence[str]) -> pa.Table:
         """The rows with two more columns per prefix (null for who has no event list there): FREQUENCY, expected
-        orders per 30 days of activity, in place of what it was, and DORMANT, P(dormant in all of dormant_weeks)."""
+        orders per 30 days of activity, in place of REPLACED, and DORMANT, P(dormant in all of dormant_weeks)."""
         about = self.to_json()
         for prefix in prefixes:
             lists = _lists(examples, prefix)
             chunks = [lists.slice(i, FIT_ROWS) for i in range(0, max(1, lists.num_rows), FIT_ROWS)]
             parts = [_TRAITS.of(chunk, about, partial(self._traits, chunk)) for chunk in chunks]
             unknown = pc.is_null(lists["event_kind"]).to_numpy()
+            examples = examples.select([name for name in examples.column_names if name != prefix + REPLACED])
             for name, values in zip((FREQUENCY, DORMANT), np.concatenate(parts, axis=1), strict=True):
-                others = [column for column in examples.column_names if column != prefix + name]
-                examples = examples.select(others).append_column(prefix + name, pa.array(values, mask=unknown))
+                examples = examples.append_column(prefix + name, pa.array(values, mask=unknown))
         return examples
 
     def _traits(self, lists: pa.Table) -> np.ndarray:

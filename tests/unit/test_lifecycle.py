@@ -124,7 +124,8 @@ def test_planted_states_are_found_and_who_is_dormant():
     np.testing.assert_allclose(model.level_S, LEVELS, atol=0.05)
     assert model.move_SS[2, 2] == pytest.approx(0.99, abs=0.01)
     fresh, state_NW, pace_N = planted(400, seed=1)
-    told = model.with_traits(fresh, ("",))
+    told = model.with_traits(fresh.append_column("frequency_orders", pa.nulls(400, pa.float64())), ("",))
+    assert told.column_names[2:] == [FREQUENCY, DORMANT] == ["frequency_orders_per_active_30d", "dormant_probability"]
     dormant = (state_NW[:, -13:] == 2).all(1)
     assert 0.1 < dormant.mean() < 0.6
     assert ((told[DORMANT].to_numpy() > 0.5) == dormant).mean() > 0.95
@@ -244,6 +245,7 @@ def test_segments_know_the_dormant():
     assert np.array_equal(again.predict(table)["distance"], found["distance"])
     decision = segmentation.finalize(again, table, table, Settings())
     assert sorted("dormant" in entry["name"] for entry in decision["segments"]) == [False, True]
+    assert decision["columns"] == ["spend_amount", FREQUENCY, DORMANT]
     assert sorted(round(entry["medians"][DORMANT]) for entry in decision["segments"]) == [0, 1]
 
 
