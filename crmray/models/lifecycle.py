@@ -92,6 +92,8 @@ class Lifecycle:
     """weeks in a row without being active or fading from which on a customer counts as dormant"""
     prior: tuple[float, float]
     """gamma distribution of orders per active week over customers: shape, and rate in weeks"""
+    some_dormant: bool = True
+    """whether anybody of the sample was more likely dormant than not; where nobody was, probabilities are noise"""
 
     @classmethod
     def fit(cls, examples: pa.Table, *, dormant_weeks: int, seed: int) -> Lifecycle:
@@ -115,7 +117,9 @@ class Lifecycle:
         )  # fmt: skip
         for _ in range(NUM_PASSES):
             model = model._maximised(acts_NW, there_NW)
-        return replace(model, prior=_prior(orders_N, model._seen(acts_NW, there_NW)[0]))
+        weeks_N, dormant_N = model._seen(acts_NW, there_NW)
+        some = bool(model.level_S[-1] <= DORMANT_LEVEL and dormant_N.max() > 0.5)
+        return replace(model, prior=_prior(orders_N, weeks_N), some_dormant=some)
 
     def with_traits(self, examples: pa.Table, prefixes: Sequence[str]) -> pa.Table:
         """The rows with two more columns per prefix (null for who has no event list there): FREQUENCY, expected
@@ -132,13 +136,13 @@ class Lifecycle:
         return examples
 
     def _traits(self, lists: pa.Table) -> np.ndarray:
-        """(2, N): expected orders per 30 days of activity, and the probability of being dormant, to 2 digits: where
-        nobody is, standardising would make much of the rest. 0 for all where even the last state is an active one."""
+        """(2, N): expected orders per 30 days of activity, and the probability of being dormant, to 2 digits. 0 for all
+        where nobody was dormant: standardising would make much of the noise."""
         acts_NW, orders_N, there_NW = weekly(lists)
         weeks_N, dormant_N = self._seen(acts_NW, there_NW)
         shape, rate_weeks = self.prior
-        asleep = self.level_S[-1] <= DORMANT_LEVEL
-        return np.stack([30 / WEEK_DAYS * (orders_N + shape) / (weeks_N + rate_weeks), asleep * np.round(dormant_N, 2)])
+        frequency_N = 30 / WEEK_DAYS * (orders_N + shape) / (weeks_N + rate_weeks)
+        return np.stack([frequency_N, self.some_dormant * np.round(dormant_N, 2)])
 
     def _seen(self, acts_NW: np.ndarray, there_NW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Expected weeks of activity (N,), a fading one counted by its level, of those whose acts are known, and
@@ -162,7 +166,8 @@ class Lifecycle:
     def from_json(cls, values: Mapping[str, Any]) -> Lifecycle:
         """From what `to_json` gave."""
         arrays = {key: np.array(values[key]) for key in ("pace_G", "share_G", "level_S", "move_SS", "start_S")}
-        return cls(**arrays, dormant_weeks=values["dormant_weeks"], prior=tuple(values["prior"]))
+        weeks, some = values["dormant_weeks"], values["some_dormant"]
+        return cls(**arrays, dormant_weeks=weeks, prior=tuple(values["prior"]), some_dormant=some)
 
     def _maximised(self, acts_NW: np.ndarray, there_NW: np.ndarray) -> Lifecycle:
         """One pass: expected counts and weeks of every pace and state, and the parameters that they make likeliest."""

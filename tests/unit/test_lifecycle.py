@@ -1,7 +1,6 @@
 """The hidden Markov model of who is still there, against sums over all paths and against a planted one."""
 
 import itertools
-from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 
@@ -135,19 +134,24 @@ def test_planted_states_are_found_and_who_is_dormant():
         assert np.median(pace[who & (pace_N == 0.3)]) == pytest.approx(0.3, abs=0.1)
 
 
-def test_where_nobody_is_dormant_no_one_stands_out():
-    table = lists(np.random.default_rng(0).poisson(1.0, (250, NUM_WEEKS)))
+@pytest.mark.parametrize("pace", [0.1, 1.0])
+def test_where_nobody_is_dormant_no_one_stands_out(pace):
+    table = lists(np.random.default_rng(0).poisson(pace, (250, NUM_WEEKS)))
     model = Lifecycle.fit(table, dormant_weeks=13, seed=0)
     acts_NW, _, there_NW = lifecycle.weekly(table)
     assert model._seen(acts_NW, there_NW)[1].std() > 1e-6  # the noise that standardising would blow up
-    assert not model.with_traits(table, ("",))[DORMANT].to_numpy().any()
+    assert not Lifecycle.from_json(model.to_json()).with_traits(table, ("",))[DORMANT].to_numpy().any()
 
 
-def test_a_last_state_that_is_active_is_not_dormant():
-    table = lists(np.zeros((1, NUM_WEEKS), int) + (np.arange(NUM_WEEKS) < 9))
-    for level, dormant in ((0.2, True), (0.5, True), (0.51, False)):
-        told = replace(SMALL, level_S=np.array([1.0, level])).with_traits(table, ("",))
-        assert (told[DORMANT][0].as_py() > 0) == dormant, level
+def test_a_last_state_that_is_active_is_not_dormant(monkeypatch):
+    purchases_NW = np.random.default_rng(0).poisson(2.0, (60, NUM_WEEKS))
+    purchases_NW[:20, -30:] = 0
+    for most, dormant in ((0.5, 20), (0.0, 0)):
+        monkeypatch.setattr(lifecycle, "DORMANT_LEVEL", most)
+        monkeypatch.setattr(lifecycle, "_FITS", lifecycle._Memory(1))
+        table = lists(purchases_NW)
+        told = Lifecycle.fit(table, dormant_weeks=13, seed=0).with_traits(table, ("",))
+        assert (told[DORMANT].to_numpy() > 0).sum() == dormant
 
 
 def test_shards_and_samples_are_looked_at_once_for_all_passes_and_trials(monkeypatch):
