@@ -50,6 +50,13 @@ def batch(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, torch
     }
 
 
+def _lengths(column: pa.ChunkedArray) -> np.ndarray:
+    """(N,) int64, 0 where null, as is all of a column without a type."""
+    if pa.types.is_null(column.type):
+        return np.zeros(len(column), np.int64)
+    return pc.list_value_length(column).fill_null(0).to_numpy().astype(np.int64)
+
+
 def _flat(column: pa.ChunkedArray) -> pa.Array:
     """All elements of a list column, in order; dictionaries decoded."""
     values = column.combine_chunks().flatten()
@@ -82,22 +89,26 @@ def _scales(codes: np.ndarray, values: np.ndarray, num_kinds: int) -> list[list[
 
 
 def encode(examples: pa.Table, state: Mapping[str, Any], max_events: int) -> dict[str, np.ndarray]:
-    """offsets (N + 1,) int64, kinds (E,) int64, events (E, C) float32; no events where training had none.
+    """offsets (N + 1,) int64, kinds (E,) int64, events (E, C) float32; no events where training or all rows have none.
 
     Row i owns the events offsets[i]:offsets[i + 1], oldest first, at most max_events of them. state: what `vocabulary`
     gave. SchemaError for a missing column or lists of unequal length.
     """
-    num_rows = examples.num_rows
+    empty = {
+        "offsets": np.zeros(examples.num_rows + 1, np.int64), "kinds": np.zeros(0, np.int64),
+        "events": np.zeros((0, NUM_EVENT_NUMBERS), np.float32),
+    }  # fmt: skip
     if not state["kinds"]:
-        empty = np.zeros((0, NUM_EVENT_NUMBERS), np.float32)
-        return {"offsets": np.zeros(num_rows + 1, np.int64), "kinds": np.zeros(0, np.int64), "events": empty}
+        return empty
     missing = [name for name in EVENT_COLUMNS if name not in examples.column_names]
     if missing:
         raise SchemaError(f"column {missing[0]!r} is missing; expected it as a sequence, as in training")
-    counts = pc.list_value_length(examples["event_kind"]).fill_null(0).to_numpy().astype(np.int64)
+    counts = _lengths(examples["event_kind"])
     for name in EVENT_COLUMNS[1:]:
-        if not np.array_equal(pc.list_value_length(examples[name]).fill_null(0).to_numpy(), counts):
+        if not np.array_equal(_lengths(examples[name]), counts):
             raise SchemaError(f"column {name!r}: its lists differ in length from those of 'event_kind'")
+    if not counts.any():
+        return empty
     kinds = _codes(_flat(examples["event_kind"]), state["kinds"])
     days = _numbers(_flat(examples["event_days_before"]))
     mean_std = np.array(state["value_scales"])[kinds]

@@ -135,14 +135,14 @@ class Segments:
             anomalies=anomalies, rounds=rounds, lifecycle=lifecycle,
         )  # fmt: skip
 
-    def told(self, examples: pa.Table) -> pa.Table:
+    def with_lifecycle(self, examples: pa.Table) -> pa.Table:
         """The rows with all `columns`, also those one horizon earlier where they are held."""
         held = any(name.startswith(BEFORE) for name in examples.column_names)
-        return told(examples, self.lifecycle, ("", BEFORE) if held else ("",))
+        return with_lifecycle(examples, self.lifecycle, ("", BEFORE) if held else ("",))
 
     def position(self, examples: pa.Table) -> np.ndarray:
         """Standardised features, (N, D); a missing value stands at the mean."""
-        return self._position(self.told(examples))
+        return self._position(self.with_lifecycle(examples))
 
     def _position(self, rows: pa.Table) -> np.ndarray:
         return standardise(matrix(rows, self.columns), self.mean_D, self.scale_D)
@@ -150,7 +150,7 @@ class Segments:
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """segment int64 (N,), distance (N,) to its centre, position (N, D), stability (N,) constant, previous int64
         (N,) segment before, -1 for none, and anomaly (N,) in 0..1."""
-        rows = self.told(examples)
+        rows = self.with_lifecycle(examples)
         rows_ND = self._position(rows)
         segment, squared = nearest(rows_ND, self.centers_KD)
         known, values_ND = before(rows, self.columns)
@@ -175,17 +175,17 @@ class Segments:
         """From what `save` gave. CorruptError when a file is missing."""
         head = json.loads(file_of(files, "segments.json"))
         tensors = load_tensors(file_of(files, "segments.safetensors"))
-        told_by = head.get("lifecycle")  # bundles of the first versions know of none
+        lifecycle = head.get("lifecycle")  # bundles of the first versions know of none
         return cls(
             columns=tuple(head["columns"]), mean_D=tensors["mean"], scale_D=tensors["scale"],
             centers_KD=tensors["centers"], stability=head["stability"], anomalies=Anomalies.load(files),
-            rounds=head["rounds"], lifecycle=None if told_by is None else Lifecycle.from_json(told_by),
+            rounds=head["rounds"], lifecycle=None if lifecycle is None else Lifecycle.from_json(lifecycle),
         )  # fmt: skip
 
 
-def told(examples: pa.Table, lifecycle: Lifecycle | None, prefixes: Sequence[str] = ("",)) -> pa.Table:
+def with_lifecycle(examples: pa.Table, lifecycle: Lifecycle | None, prefixes: Sequence[str] = ("",)) -> pa.Table:
     """The rows with what the lifecycle, if there is one, says of each customer."""
-    return examples if lifecycle is None else lifecycle.told(examples, prefixes)
+    return examples if lifecycle is None else lifecycle.with_traits(examples, prefixes)
 
 
 def before(examples: pa.Table, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -219,7 +219,7 @@ def features(
     if dormant_weeks is None:
         return columns, matrix(examples, columns), None
     lifecycle = Lifecycle.fit(examples, dormant_weeks=dormant_weeks, seed=seed)
-    rows = told(examples, lifecycle)
+    rows = with_lifecycle(examples, lifecycle)
     columns = feature_names(rows, num_segments)
     return columns, matrix(rows, columns), lifecycle
 
@@ -280,7 +280,7 @@ class KMeans:
 
     def map(self, state: Mapping[str, Any], shard: pa.Table) -> dict[str, np.ndarray]:
         """Sums of one shard: of the features in the first pass, per segment afterwards."""
-        rows_ND = matrix(told(shard, state["lifecycle"]), state["columns"])
+        rows_ND = matrix(with_lifecycle(shard, state["lifecycle"]), state["columns"])
         if "centers" not in state:
             return sums(rows_ND)
         rows_ND = standardise(rows_ND, state["mean"], state["scale"])

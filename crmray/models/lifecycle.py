@@ -10,28 +10,68 @@ Shape suffixes: N customers, W weeks (oldest first), G paces, S states (the most
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.data.sequences import EVENT_KINDS
+from crmray.data.sequences import EVENT_KINDS, MAX_EVENTS
 from crmray.errors import SchemaError
 
-EVENT_LISTS = ["event_kind", "event_days_before"]
+EVENT_LISTS = pa.schema([("event_kind", pa.list_(pa.int16())), ("event_days_before", pa.list_(pa.float32()))])
 ACTS = ("purchase", "visit")
 """what customers do of their own accord; what is sent to them, and the service they ask for, follow other rhythms"""
-FREQUENCY, DORMANT = "frequency_orders", "dormant_probability"
-"""columns that `told` gives"""
+FREQUENCY, DORMANT = "frequency_orders_per_active_30d", "dormant_probability"
+"""columns that `with_traits` gives"""
+REPLACED = "frequency_orders"
+"""orders per 30 days or in the lookback, whether the customer was active or not"""
 WEEK_DAYS, NUM_WEEKS = 7, 104
 NUM_PACES, FIRST_LEVELS, FIRST_MOVE = 6, (1.0, 0.5, 0.1), 0.02
 """paces, and where the fit begins: states and how often they change"""
+DORMANT_LEVEL = 0.5
+"""share of its pace above which a customer in the last state is not dormant"""
 NUM_PASSES = 25
 FIT_ROWS = 2_000
 """customers that are fitted on, and that are looked at together"""
+
+
+class _Memory:
+    """The newest results in this process, by what they were made of: the same sample comes in every trial of a search,
+    the same shards in every pass of each. Safe for threads."""
+
+    def __init__(self, most: int) -> None:
+        """most: results kept."""
+        self._most, self._lock = most, Lock()
+        self._found: OrderedDict[bytes, Any] = OrderedDict()
+
+    def of(self, lists: pa.Table, about: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gave for lists of the same content and the same `about` (anything of JSON), or gives now."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, lists.schema) as stream:
+            stream.write_table(lists.combine_chunks())
+        key = hashlib.blake2b(sink.getvalue(), key=hashlib.blake2b(json.dumps(about).encode()).digest()).digest()
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key]
+        value = make()
+        with self._lock:
+            self._found[key] = value
+            if len(self._found) > self._most:
+                self._found.popitem(last=False)
+        return value
+
+
+_FITS, _TRAITS = _Memory(8), _Memory(2_000)
+"""lifecycles, and what they tell of FIT_ROWS customers: 16 bytes each, 64 MB in all"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +92,21 @@ class Lifecycle:
     """weeks in a row without being active or fading from which on a customer counts as dormant"""
     prior: tuple[float, float]
     """gamma distribution of orders per active week over customers: shape, and rate in weeks"""
+    some_dormant: bool = True
+    """whether anybody of the sample was more likely dormant than not; where nobody was, probabilities are noise"""
 
     @classmethod
     def fit(cls, examples: pa.Table, *, dormant_weeks: int, seed: int) -> Lifecycle:
         """By expectation-maximisation on the events of a sample."""
         drawn = np.random.default_rng(seed).permutation(examples.num_rows)[:FIT_ROWS]
-        acts_NW, orders_N, there_NW = weekly(_lists(examples, "").take(pa.array(np.sort(drawn))))
+        lists = _lists(examples, "").take(pa.array(np.sort(drawn)))
+        return _FITS.of(lists, dormant_weeks, lambda: cls._fit(lists, dormant_weeks))
+
+    @classmethod
+    def _fit(cls, lists: pa.Table, dormant_weeks: int) -> Lifecycle:
+        acts_NW, orders_N, there_NW = weekly(lists)
+        there_NW &= ~np.isnan(acts_NW)  # weeks of which nothing is known teach nothing
+        acts_NW = np.nan_to_num(acts_NW)
         mean_N = acts_NW.sum(1) / there_NW.sum(1)
         states = len(FIRST_LEVELS)
         model = cls(
@@ -67,34 +116,41 @@ class Lifecycle:
             dormant_weeks=dormant_weeks, prior=(1.0, 1.0),
         )  # fmt: skip
         for _ in range(NUM_PASSES):
-            model = model._again(acts_NW, there_NW)
-        return replace(model, prior=_prior(orders_N, model._seen(acts_NW, there_NW)[0]))
+            model = model._maximised(acts_NW, there_NW)
+        weeks_N, dormant_N = model._seen(acts_NW, there_NW)
+        some = bool(model.level_S[-1] <= DORMANT_LEVEL and dormant_N.max() > 0.5)
+        return replace(model, prior=_prior(orders_N, weeks_N), some_dormant=some)
 
-    def told(self, examples: pa.Table, prefixes: Sequence[str]) -> pa.Table:
+    def with_traits(self, examples: pa.Table, prefixes: Sequence[str]) -> pa.Table:
         """The rows with two more columns per prefix (null for who has no event list there): FREQUENCY, expected
-        orders per 30 days of activity, in place of what it was, and DORMANT, P(dormant in all of dormant_weeks)."""
+        orders per 30 days of activity, in place of REPLACED, and DORMANT, P(dormant in all of dormant_weeks)."""
+        about = self.to_json()
         for prefix in prefixes:
             lists = _lists(examples, prefix)
-            parts = [self._traits(lists.slice(i, FIT_ROWS)) for i in range(0, max(1, lists.num_rows), FIT_ROWS)]
+            chunks = [lists.slice(i, FIT_ROWS) for i in range(0, max(1, lists.num_rows), FIT_ROWS)]
+            parts = [_TRAITS.of(chunk, about, partial(self._traits, chunk)) for chunk in chunks]
             unknown = pc.is_null(lists["event_kind"]).to_numpy()
+            examples = examples.select([name for name in examples.column_names if name != prefix + REPLACED])
             for name, values in zip((FREQUENCY, DORMANT), np.concatenate(parts, axis=1), strict=True):
-                others = [column for column in examples.column_names if column != prefix + name]
-                examples = examples.select(others).append_column(prefix + name, pa.array(values, mask=unknown))
+                examples = examples.append_column(prefix + name, pa.array(values, mask=unknown))
         return examples
 
     def _traits(self, lists: pa.Table) -> np.ndarray:
-        """(2, N): expected orders per 30 days of activity, and the probability of being dormant."""
+        """(2, N): expected orders per 30 days of activity, and the probability of being dormant, to 2 digits. 0 for all
+        where nobody was dormant: standardising would make much of the noise."""
         acts_NW, orders_N, there_NW = weekly(lists)
         weeks_N, dormant_N = self._seen(acts_NW, there_NW)
         shape, rate_weeks = self.prior
-        return np.stack([30 / WEEK_DAYS * (orders_N + shape) / (weeks_N + rate_weeks), dormant_N])
+        frequency_N = 30 / WEEK_DAYS * (orders_N + shape) / (weeks_N + rate_weeks)
+        return np.stack([frequency_N, self.some_dormant * np.round(dormant_N, 2)])
 
     def _seen(self, acts_NW: np.ndarray, there_NW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Expected weeks of activity (N,), a fading one counted by its level, and probability of being dormant (N,)."""
+        """Expected weeks of activity (N,), a fading one counted by its level, of those whose acts are known, and
+        probability of being dormant (N,)."""
         forward, weight_NG = self._forward(acts_NW, there_NW)
-        weeks_N = np.zeros(len(acts_NW))
+        weeks_N, known_NW = np.zeros(len(acts_NW)), there_NW & ~np.isnan(acts_NW)
         for week, state_NGS, _ in self._backward(forward):
-            weeks_N += there_NW[:, week] * ((state_NGS @ self.level_S) * weight_NG).sum(1)
+            weeks_N += known_NW[:, week] * ((state_NGS @ self.level_S) * weight_NG).sum(1)
         dormant_NG = forward[-1][:, :, -1]
         for week in range(acts_NW.shape[1] - 1, acts_NW.shape[1] - self.dormant_weeks, -1):
             before_NGS = forward[week - 1]
@@ -110,9 +166,10 @@ class Lifecycle:
     def from_json(cls, values: Mapping[str, Any]) -> Lifecycle:
         """From what `to_json` gave."""
         arrays = {key: np.array(values[key]) for key in ("pace_G", "share_G", "level_S", "move_SS", "start_S")}
-        return cls(**arrays, dormant_weeks=values["dormant_weeks"], prior=tuple(values["prior"]))
+        weeks, some = values["dormant_weeks"], values["some_dormant"]
+        return cls(**arrays, dormant_weeks=weeks, prior=tuple(values["prior"]), some_dormant=some)
 
-    def _again(self, acts_NW: np.ndarray, there_NW: np.ndarray) -> Lifecycle:
+    def _maximised(self, acts_NW: np.ndarray, there_NW: np.ndarray) -> Lifecycle:
         """One pass: expected counts and weeks of every pace and state, and the parameters that they make likeliest."""
         forward, weight_NG = self._forward(acts_NW, there_NW)
         states = len(self.level_S)
@@ -146,7 +203,7 @@ class Lifecycle:
         forward, ahead_NGS = np.empty((num_weeks, *first_NGS.shape)), first_NGS
         logs_NG = np.tile(np.log(self.share_G), (num_customers, 1))
         for week in range(num_weeks):
-            log_NGS = acts_NW[:, week, None, None] * log_GS - rate_GS
+            log_NGS = np.nan_to_num(acts_NW[:, week, None, None] * log_GS - rate_GS)  # unknown acts say nothing
             peak_NG1 = log_NGS.max(2, keepdims=True)
             seen_NGS = ahead_NGS * np.exp(log_NGS - peak_NG1)
             total_NG1 = seen_NGS.sum(2, keepdims=True)
@@ -178,21 +235,22 @@ def _prior(orders_N: np.ndarray, weeks_N: np.ndarray) -> tuple[float, float]:
 
 
 def _lists(examples: pa.Table, prefix: str) -> pa.Table:
-    """The event lists. SchemaError for a missing column."""
-    names = [prefix + name for name in EVENT_LISTS]
+    """The event lists; a column that is empty in all rows has no lists. SchemaError for a missing column."""
+    names = [prefix + name for name in EVENT_LISTS.names]
     missing = [name for name in names if name not in examples.column_names]
     if missing:
         raise SchemaError(f"column {missing[0]!r} is missing; expected it as a sequence of events")
-    return examples.select(names).rename_columns(EVENT_LISTS)
+    return examples.select(names).rename_columns(EVENT_LISTS.names).cast(EVENT_LISTS)
 
 
 def weekly(examples: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """From the event lists of the last NUM_WEEKS weeks: ACTS a week (N, W), purchases (N,), and bool (N, W) whether the
     customer was there yet. It is from the first whole week after its first listed event on, and in the last week; what
-    came earlier brought it in, and is not counted (as in Fader, Hardie & Lee 2005)."""
+    came earlier brought it in, and is not counted (as in Fader, Hardie & Lee 2005). Of a full list earlier events were
+    cut off: that customer was there all the time, and its acts before the list are unknown (NaN)."""
     lists = examples.combine_chunks()
     length_N = pc.fill_null(pc.list_value_length(lists["event_kind"]), 0).to_numpy()
-    kind_E, days_E = (pc.list_flatten(lists[name]).to_numpy() for name in EVENT_LISTS)
+    kind_E, days_E = (pc.list_flatten(lists[name]).to_numpy() for name in EVENT_LISTS.names)
     row_E = np.repeat(np.arange(len(length_N)), length_N)
     back_E = np.floor(days_E / WEEK_DAYS).astype(np.int64)
     first_N = np.zeros(len(length_N))
@@ -203,4 +261,5 @@ def weekly(examples: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         counted = np.isin(kind_E, [EVENT_KINDS.index(kind) for kind in kinds]) & (back_E < NUM_WEEKS)
         place = row_E[counted] * NUM_WEEKS + NUM_WEEKS - 1 - back_E[counted]
         counts.append(np.bincount(place, minlength=there_NW.size).reshape(there_NW.shape) * there_NW)
-    return counts[0].astype(np.float64), counts[1].sum(1), there_NW
+    full_N1 = (length_N >= MAX_EVENTS)[:, None]
+    return np.where(full_N1 & ~there_NW, np.nan, counts[0]), counts[1].sum(1), there_NW | full_N1

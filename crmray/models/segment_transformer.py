@@ -199,9 +199,9 @@ class FittedTransformer:
         """The features that the teacher groups customers by."""
         return self.state["teacher"].columns
 
-    def told(self, examples: pa.Table) -> pa.Table:
-        """As Segments.told."""
-        return self.state["teacher"].told(examples)
+    def with_lifecycle(self, examples: pa.Table) -> pa.Table:
+        """As Segments.with_lifecycle."""
+        return self.state["teacher"].with_lifecycle(examples)
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """As Segments.predict, with segment and previous by the events of each date, and `teacher` int64 (N,), the

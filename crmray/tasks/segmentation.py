@@ -26,7 +26,7 @@ from crmray.evaluate.plots import bar_chart, dendrogram
 from crmray.models.events import EVENT_COLUMNS
 from crmray.models.hierarchy import Ward, centers, linkage, sample
 from crmray.models.kmeans import BEFORE, KMeans, nearest, quality, silhouette
-from crmray.models.lifecycle import DORMANT, NUM_WEEKS, WEEK_DAYS
+from crmray.models.lifecycle import DORMANT, FREQUENCY, NUM_WEEKS, WEEK_DAYS
 from crmray.models.rfm import RFMRules
 from crmray.models.segment_transformer import SegmentTransformer
 from crmray.schema import KEYS
@@ -51,6 +51,7 @@ NEW, STAYS, CLIMBS, FALLS = "new", "stays", "climbs", "falls"
 WORDS: dict[str, tuple[str, str]] = {
     "spend_amount": ("high value", "low value"),
     "frequency_orders": ("buys often", "buys rarely"),
+    FREQUENCY: ("buys often", "buys rarely"),
     "recency_days": ("lapsing", "bought lately"),
     "basket_amount_mean": ("large baskets", "small baskets"),
     "price_discount_mean": ("buys at a discount", "pays full price"),
@@ -194,7 +195,7 @@ def finalize(model: Any, train: pa.Table, validation: pa.Table, settings: Settin
     predictions = model.predict(train)
     segment, position = predictions["segment"], predictions["position"]
     columns = _axes(model)
-    train = model.told(train) if hasattr(model, "told") else train
+    train = model.with_lifecycle(train) if hasattr(model, "with_lifecycle") else train
     spend = train["spend_amount"].to_numpy()
     numbers = np.unique(segment)
     names = _names([position[segment == k].mean(axis=0) for k in numbers], columns)

@@ -11,7 +11,8 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from crmray import schema
-from crmray.errors import NotEnoughDataError
+from crmray.errors import NotEnoughDataError, SchemaError
+from crmray.models.events import EVENT_COLUMNS
 from crmray.models.hierarchy import Ward
 from crmray.models.kmeans import KMeans, Segments, quality
 from crmray.models.rfm import RFMRules
@@ -175,6 +176,13 @@ def test_the_transformer_compares_its_own_segments_at_both_dates():
     assert found["previous"].tolist() == np.where(there, np.where(then >= 3, 0, 1), -1).tolist()
     one = model.predict(table.slice(13, 1))
     assert (one["segment"][0], one["previous"][0]) == (found["segment"][13], found["previous"][13])
+    without = {name: pa.nulls(1) for name in EVENT_COLUMNS}  # an endpoint knows no type of what is empty
+    bare = pa.table({name: without.get(name, table[name][13:14]) for name in table.column_names})
+    assert model.predict(bare)["segment"].tolist() == [1]
+    with pytest.raises(SchemaError, match="column 'event_value': its lists differ in length"):
+        model.predict(
+            table.set_column(table.column_names.index("event_value"), "event_value", pa.nulls(table.num_rows))
+        )
 
 
 def test_what_stood_one_horizon_earlier_is_what_the_rows_of_that_date_say():

@@ -2,14 +2,15 @@
 
 import itertools
 from datetime import datetime, timezone
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from crmray.data.sequences import EVENT_KINDS
+from crmray.data.sequences import EVENT_KINDS, MAX_EVENTS
 from crmray.errors import SchemaError
-from crmray.models import lifecycle
+from crmray.models import lifecycle, segment_transformer
 from crmray.models.hierarchy import Ward
 from crmray.models.kmeans import BEFORE, KMeans
 from crmray.models.lifecycle import DORMANT, FREQUENCY, NUM_WEEKS, Lifecycle
@@ -56,10 +57,10 @@ def planted(n: int, seed: int = 0) -> tuple[pa.Table, np.ndarray, np.ndarray]:
 
 
 def test_what_is_seen_is_the_sum_over_all_paths():
-    acts_NW = np.array([[2.0, 1.0, 0.0, 0.0], [9.0, 0.0, 3.0, 1.0], [5.0, 5.0, 0.0, 1.0]])
-    there_NW = np.array([[True] * 4, [False, True, True, True], [False, False, False, True]])
+    acts_NW = np.array([[2.0, 1.0, 0.0, 0.0], [9.0, 0.0, 3.0, 1.0], [5.0, 5.0, 0.0, 1.0], [*[np.nan] * 3, 0.0]])
+    there_NW = np.array([[True] * 4, [False, True, True, True], [False, False, False, True], [True] * 4])
     weeks_N, dormant_N = SMALL._seen(acts_NW, there_NW)
-    for n in range(3):
+    for n in range(4):
         first = int(there_NW[n].argmax())
         total = weeks = dormant = 0.0
         for pace, share in zip(SMALL.pace_G, SMALL.share_G, strict=True):
@@ -67,11 +68,14 @@ def test_what_is_seen_is_the_sum_over_all_paths():
                 p = share * SMALL.start_S[path[0]]
                 for before, after in itertools.pairwise(path):
                     p *= SMALL.move_SS[before, after]
+                active = 0.0
                 for state, count in zip(path, acts_NW[n, first:], strict=True):
                     rate = pace * SMALL.level_S[state]
-                    p *= rate**count * np.exp(-rate)
+                    if not np.isnan(count):
+                        p *= rate**count * np.exp(-rate)
+                        active += SMALL.level_S[state]
                 total += p
-                weeks += p * sum(SMALL.level_S[state] for state in path)
+                weeks += p * active
                 dormant += p * (len(path) >= 2 and path[-2:] == (1, 1))
         assert weeks_N[n] == pytest.approx(weeks / total, rel=1e-9)
         assert dormant_N[n] == pytest.approx(dormant / total, abs=1e-12)
@@ -88,6 +92,26 @@ def test_weeks_are_counted_from_the_first_whole_one_on():
     assert orders_N.tolist() == [1, 1, 0]
 
 
+def test_a_flood_of_mail_does_not_hide_who_is_dormant():
+    """Two that bought last half a year ago; one is sent so much that its list holds nothing but sends."""
+    purchases_NW = np.zeros((2, NUM_WEEKS), int)
+    purchases_NW[:, 20:70:3] = 1
+    days, kinds = (column.to_pylist() for column in lists(purchases_NW).columns[::-1])
+    days[1] = np.linspace(60, 1, MAX_EVENTS).tolist()
+    kinds[1] = [EVENT_KINDS.index("send")] * MAX_EVENTS
+    for cut, there in ((1, False), (0, True)):  # a list with room is that of a customer who came then
+        flood = pa.table({"event_kind": [kinds[0], kinds[1][cut:]], "event_days_before": [days[0], days[1][cut:]]})
+        acts_NW, orders_N, there_NW = lifecycle.weekly(flood)
+        assert there_NW[1].tolist() == [there] * 96 + [True] * 8
+        assert np.isnan(acts_NW[1]).tolist() == [there] * 96 + [False] * 8
+        assert orders_N[1] == 0
+        table, _, _ = planted(200)
+        probability = Lifecycle.fit(table, dormant_weeks=13, seed=0).with_traits(flood, ("",))[DORMANT].to_pylist()
+        assert probability[0] > 0.9
+        assert (probability[1] > 0.4) == there
+    assert not np.isnan(Lifecycle.fit(flood, dormant_weeks=13, seed=0).level_S).any()
+
+
 def test_the_spread_of_paces_by_hand():
     # mean 4 / 4 = 1; (0 - 2)² - 2 and (4 - 2)² - 2 over 2² + 2² make a variance of 1/2: shape and rate 1 / (1/2)
     assert lifecycle._prior(np.array([0.0, 4.0]), np.array([2.0, 2.0])) == pytest.approx((2.0, 2.0))
@@ -99,7 +123,8 @@ def test_planted_states_are_found_and_who_is_dormant():
     np.testing.assert_allclose(model.level_S, LEVELS, atol=0.05)
     assert model.move_SS[2, 2] == pytest.approx(0.99, abs=0.01)
     fresh, state_NW, pace_N = planted(400, seed=1)
-    told = model.told(fresh, ("",))
+    told = model.with_traits(fresh.append_column("frequency_orders", pa.nulls(400, pa.float64())), ("",))
+    assert told.column_names[2:] == [FREQUENCY, DORMANT] == ["frequency_orders_per_active_30d", "dormant_probability"]
     dormant = (state_NW[:, -13:] == 2).all(1)
     assert 0.1 < dormant.mean() < 0.6
     assert ((told[DORMANT].to_numpy() > 0.5) == dormant).mean() > 0.95
@@ -109,18 +134,90 @@ def test_planted_states_are_found_and_who_is_dormant():
         assert np.median(pace[who & (pace_N == 0.3)]) == pytest.approx(0.3, abs=0.1)
 
 
+@pytest.mark.parametrize("pace", [0.1, 1.0])
+def test_where_nobody_is_dormant_no_one_stands_out(pace):
+    table = lists(np.random.default_rng(0).poisson(pace, (250, NUM_WEEKS)))
+    model = Lifecycle.fit(table, dormant_weeks=13, seed=0)
+    acts_NW, _, there_NW = lifecycle.weekly(table)
+    assert model._seen(acts_NW, there_NW)[1].std() > 1e-6  # the noise that standardising would blow up
+    assert not Lifecycle.from_json(model.to_json()).with_traits(table, ("",))[DORMANT].to_numpy().any()
+
+
+def test_a_last_state_that_is_active_is_not_dormant(monkeypatch):
+    purchases_NW = np.random.default_rng(0).poisson(2.0, (60, NUM_WEEKS))
+    purchases_NW[:20, -30:] = 0
+    for most, dormant in ((0.5, 20), (0.0, 0)):
+        monkeypatch.setattr(lifecycle, "DORMANT_LEVEL", most)
+        monkeypatch.setattr(lifecycle, "_FITS", lifecycle._Memory(1))
+        table = lists(purchases_NW)
+        told = Lifecycle.fit(table, dormant_weeks=13, seed=0).with_traits(table, ("",))
+        assert (told[DORMANT].to_numpy() > 0).sum() == dormant
+
+
+def test_shards_and_samples_are_looked_at_once_for_all_passes_and_trials(monkeypatch):
+    events, _, _ = planted(90, seed=5)
+    rng = np.random.default_rng(0)
+    table = events.append_column("spend_amount", pa.array(rng.lognormal(3, 1, 90)))
+    looks, passes = [], []
+    traits, maximised = Lifecycle._traits, Lifecycle._maximised
+    monkeypatch.setattr(Lifecycle, "_traits", lambda *given: looks.append(1) or traits(*given))
+    monkeypatch.setattr(Lifecycle, "_maximised", lambda *given: passes.append(1) or maximised(*given))
+    shards = [table.slice(start, 30) for start in (0, 30, 60)]
+
+    def sums() -> list[np.ndarray]:
+        found = []
+        for trial in (KMeans(num_segments=2, dormant_weeks=13), KMeans(num_segments=3, dormant_weeks=13)):
+            state, done = trial.start(table, 0), False
+            while not done:
+                partials = [trial.map(state, shard) for shard in shards]
+                found += [one["sum"] for one in partials]
+                state, done = trial.reduce(state, partials)
+        return found
+
+    first = sums()
+    assert len(first) >= 2 * 2 * 3  # trials, passes, shards
+    assert (len(looks), len(passes)) == (1 + 3, lifecycle.NUM_PASSES)
+    segment_transformer._teacher(table, 2, 13)  # the rows and the sample are the same
+    assert (len(looks), len(passes)) == (1 + 3, lifecycle.NUM_PASSES)
+    for name in ("_FITS", "_TRAITS"):
+        monkeypatch.setattr(lifecycle, name, lifecycle._Memory(9))
+    assert all(np.array_equal(one, other) for one, other in zip(first, sums(), strict=True))
+    assert len(looks) == 2 * (1 + 3)
+    KMeans(num_segments=2, dormant_weeks=12).start(table, 0)  # of another lifecycle nothing is known
+    assert (len(looks), len(passes)) == (2 * (1 + 3) + 1, 3 * lifecycle.NUM_PASSES)
+
+
+def test_memory_keeps_the_newest():
+    memory, made = lifecycle._Memory(2), []
+    for number in (1, 2, 1, 3, 1, 2):
+        memory.of(lists(np.array([[number]])), 0, partial(made.append, number))
+    assert made == [1, 2, 3, 2]
+    memory.of(lists(np.array([[2]])), 1, partial(made.append, 2))
+    assert made == [1, 2, 3, 2, 2]
+
+
+def test_event_columns_without_a_list_tell_nothing():
+    table = pa.table({name: pa.nulls(3) for name in lifecycle.EVENT_LISTS.names})
+    told = SMALL.with_traits(table, ("",))
+    for name in (FREQUENCY, DORMANT):
+        assert told[name].to_pylist() == [None] * 3
+        assert told[name].type == pa.float64()
+    bare = pa.table({name: pa.array([[], None]) for name in lifecycle.EVENT_LISTS.names})  # as an endpoint reads them
+    assert SMALL.with_traits(bare, ("",))[FREQUENCY].is_null().to_pylist() == [False, True]
+
+
 def test_round_trip_one_row_alone_and_nobody():
     table, _, _ = planted(60)
     model = Lifecycle.fit(table, dormant_weeks=13, seed=0)
     again = Lifecycle.from_json(model.to_json())
-    whole = model.told(table, ("",))
-    assert whole.equals(again.told(table, ("",)))
-    one = again.told(table.slice(7, 1), ("",))
+    whole = model.with_traits(table, ("",))
+    assert whole.equals(again.with_traits(table, ("",)))
+    one = again.with_traits(table.slice(7, 1), ("",))
     for name in (FREQUENCY, DORMANT):
         assert one[name][0].as_py() == pytest.approx(whole[name][7].as_py(), rel=1e-9)
-    assert model.told(table.slice(0, 0), ("",)).num_rows == 0
+    assert model.with_traits(table.slice(0, 0), ("",)).num_rows == 0
     with pytest.raises(SchemaError, match="column 'before_event_kind' is missing"):
-        model.told(table, ("", BEFORE))
+        model.with_traits(table, ("", BEFORE))
 
 
 def test_segments_know_the_dormant():
@@ -152,6 +249,7 @@ def test_segments_know_the_dormant():
     assert np.array_equal(again.predict(table)["distance"], found["distance"])
     decision = segmentation.finalize(again, table, table, Settings())
     assert sorted("dormant" in entry["name"] for entry in decision["segments"]) == [False, True]
+    assert decision["columns"] == ["spend_amount", FREQUENCY, DORMANT]
     assert sorted(round(entry["medians"][DORMANT]) for entry in decision["segments"]) == [0, 1]
 
 
