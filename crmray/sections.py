@@ -54,21 +54,27 @@ class Secret(Part):
         if self.env:
             value = os.environ.get(self.env, "").strip()
             if not value:
-                raise ConfigError(f"environment variable {self.env}: not set or empty, expected a secret; set it")
+                raise ConfigError(f"{self._place()}: not set or empty, expected a secret; set it")
             return value
-        path = folder / Path(self.file).expanduser()
+        path, place = folder / Path(self.file).expanduser(), self._place()
         try:
             value = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise ConfigError(f"secret file {path}: got {reason}, expected a readable text file") from None
+            raise ConfigError(f"{place}: got {reason}, expected a readable text file") from None
         if not value:
-            raise ConfigError(f"secret file {path}: is empty, expected a secret")
+            raise ConfigError(f"{place}: is empty, expected a secret")
         return value
+
+    def _place(self) -> str:
+        """For errors. What does not look like the name of a place is not told: it may be the secret itself."""
+        kind, name = ("environment variable", self.env) if self.env else ("secret file", self.file)
+        pattern = r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+" if self.env else r".*/.*|[a-z]+([_.-][a-z]+)+"
+        return f"{kind} {name}" if re.fullmatch(pattern, name) else f"{kind} (of {len(name)} characters)"
 
     def read_key(self, folder: Path, num_bytes: int = 32, *, longer: bool = False) -> bytes:
         """The secret as bytes from hex; ConfigError when it is not hex or not of `num_bytes` (or more)."""
-        text, place = self.read(folder), f"environment variable {self.env}" if self.env else f"secret file {self.file}"
+        text, place = self.read(folder), self._place()
         try:
             key = bytes.fromhex(text)
         except ValueError:

@@ -28,17 +28,33 @@ _ENTITY = (
     "reviewerid",
     "clientid",
     "memberid",
+    "customerno",
+    "customernumber",
+    "custno",
+    "memberno",
+    "kundennummer",
 )
 _TIME = (
-    "invoicedate", "orderdate", "purchasedate", "transactiondate", "occurredat", "timestamp", "createddate",
-    "activitydate", "datetime", "date", "time",
+    "invoicedate", "orderdate", "effectivedate", "purchasedate", "transactiondate", "occurredat", "timestamp",
+    "createddate", "activitydate", "datetime", "date", "time",
 )  # fmt: skip
 SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     "transactions": {
         "entity_id": _ENTITY,
         "occurred_at": _TIME,
         "order_id": ("invoiceno", "invoice", "orderid", "ordernumber", "orderno", "order", "basketid", "receiptid"),
-        "product_id": ("stockcode", "productid", "sku", "itemid", "asin", "product2id", "product", "item"),
+        "product_id": (
+            "stockcode",
+            "productid",
+            "sku",
+            "itemid",
+            "asin",
+            "product2id",
+            "product",
+            "item",
+            "article",
+            "articleno",
+        ),
         "num_units": ("quantity", "qty", "units", "numunits"),
         "unit_price_amount": ("unitprice", "price", "unitpriceamount"),
         "net_amount": ("netamount", "amount", "total", "totalprice", "sales", "linetotal", "revenue"),
@@ -62,13 +78,15 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "customers": {
         "entity_id": (*_ENTITY, "id"),
-        "created_at": ("createddate", "createdat", "signupdate", "joined"),
+        "created_at": ("createddate", "createdat", "signupdate", "joined", "since"),
         "country": ("country", "billingcountry"),
         "region": ("region", "state", "billingstate"),
         "industry": ("industry",),
         "segment": ("segment",),
     },
 }
+_PERSONAL = re.compile(r"(?i)mail|phone|mobile|fax|name|street|address|birth|passport|iban|card")
+"""columns of customers that tell who somebody is: no attribute of a draft"""
 REQUIRED = {
     "transactions": {"entity_id", "occurred_at"},
     "interactions": {"entity_id", "occurred_at", "text"},
@@ -238,7 +256,12 @@ def _source_lines(one: Guess, place: str) -> list[str]:
         lines.append(f"          {canonical}: {_quoted(column)}  # {note}")
     lines += [f"        {key}: {_quoted(value)}  # GUESS from the first rows" for key, value in one.settings.items()]
     if one.table == "customers" and unused:
-        lines.append(f"        attributes: [{', '.join(map(_quoted, unused))}]  # GUESS all other columns")
+        personal = [name for name in unused if _PERSONAL.search(name)]
+        lines += [f"        # personal, left out: {', '.join(personal)}"] if personal else []
+        others = [name for name in unused if name not in personal]
+        lines += (
+            [f"        attributes: [{', '.join(map(_quoted, others))}]  # GUESS all other columns"] if others else []
+        )
     elif unused:
         lines.append(f"        # not mapped: {', '.join(unused)}")
     return lines

@@ -110,7 +110,7 @@ def _verdict(org: OpenOrg, name: str, found: Mapping[str, Mapping[str, Any]], ru
     except CrmrayError as error:
         print(f"{name}: cannot run: {str(error).removeprefix(f'task {name}: ').removeprefix(f'task {name} ')}")
         return False
-    so_far = f", as {tried} of {shards} shards tell" if tried < shards else ""
+    so_far = f" (tried on {tried} of {shards} shards)" if tried < shards else ""
     print(f"{name}: can run{so_far}" + (f"; but {'; '.join(weak)}" if weak else ""), flush=True)
     return True
 

@@ -77,6 +77,17 @@ def test_init_names_the_tasks_that_the_columns_can_carry(tmp_path: Path, columns
     assert set(config.load(drafted).tasks) == tasks
 
 
+def test_init_knows_a_shops_headers_and_leaves_out_who_somebody_is(tmp_path: Path) -> None:
+    orders, customers = tmp_path / "orders.csv", tmp_path / "customers.csv"
+    orders.write_text("OrderNo,CustomerNo,OrderDate,Article,Quantity\n1,7,2024-01-02,tea,1\n2,8,2024-01-03,cup,2\n")
+    customers.write_text("Customer Number,E-Mail,Last Name,Plan\n7,a@example.org,Roe,gold\n8,b@example.org,Doe,free\n")
+    bought, known = draft.guess(str(orders)), draft.guess(str(customers))
+    assert (bought.columns["entity_id"], bought.columns["product_id"]) == ("CustomerNo", "Article")
+    text_of = draft.render("shop", [bought, known], tmp_path)
+    assert "attributes: [Plan]" in text_of
+    assert "# personal, left out: E-Mail, Last Name" in text_of
+
+
 def test_init_says_which_file_fits_nothing(tmp_path: Path) -> None:
     path = tmp_path / "odd.csv"
     path.write_text("alpha,beta\n1,2\n")
@@ -193,7 +204,7 @@ def test_what_the_mapping_leaves_out_is_not_told_as_rejected(tmp_path: Path, che
 def test_check_tries_no_more_shards_than_it_takes(sales, checked) -> None:
     sales(300)
     code, told = checked(SALES, "churn: {horizon_days: 60}", shards=4)
-    assert (code, told.endswith("churn: can run, as 1 of 4 shards tell\n")) == (0, True)
+    assert (code, told.endswith("churn: can run (tried on 1 of 4 shards)\n")) == (0, True)
 
 
 @pytest.mark.parametrize(

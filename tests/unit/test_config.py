@@ -204,3 +204,19 @@ def test_no_section_in_the_wrong_form_tells_a_secret(write, sections: str, told:
         config.load(write(f"name: a\nstorage: lake\n{sections}\n"))
     assert told in str(error.value)
     assert HIDDEN not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("secret", "told"),
+    [
+        ({"env": "SF_CLIENT_SECRET"}, "environment variable SF_CLIENT_SECRET: not set"),
+        ({"env": "D4A19C7E03F2AA55"}, r"environment variable \(of 16 characters\): not set"),
+        ({"env": "hunter2"}, r"environment variable \(of 7 characters\): not set"),
+        ({"file": "keys/client"}, "secret file keys/client: got No such file"),
+        ({"file": "client_secret"}, "secret file client_secret: got No such file"),
+        ({"file": "D4A19C7E03F2.AA55"}, r"secret file \(of 17 characters\): got No such file"),
+    ],
+)
+def test_a_secret_pasted_as_the_name_of_its_place_is_not_told(tmp_path, secret: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        config.Secret(**secret).read(tmp_path)
