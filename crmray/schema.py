@@ -203,7 +203,7 @@ def _cast(name: str, column: str, values: pa.ChunkedArray, type_: pa.DataType) -
         if type_ == TIME and pa.types.is_timestamp(values.type) and values.type.tz is None:
             values = pc.assume_timezone(values, "UTC")
         return values.cast(type_)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # whose message holds the value
         raise SchemaError(
-            f"table {name}: column {column!r} has type {values.type}, expected {type_}: {error}"
+            f"table {name}: column {column!r} has type {values.type} and a value that is no {type_}, expected {type_}"
         ) from None
