@@ -125,9 +125,10 @@ def batches(source: Source, columns: Sequence[str], rows: int = BATCH_ROWS) -> I
 def _widen(path: str, name: str, values: pa.Array, type_: pa.DataType) -> pa.Array:
     try:
         return values if values.type == type_ else values.cast(type_)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowInvalid:  # whose message holds the value
         raise DataError(
-            f"file {path}: column {name!r} is {values.type}, expected {type_} as in other files: {error}"
+            f"file {path}: column {name!r} is {values.type} with a value that is no {type_}, expected {type_} as in "
+            "other files"
         ) from None
 
 

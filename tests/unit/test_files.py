@@ -46,6 +46,16 @@ def test_parquet_keeps_types_and_widens_between_files(tmp_path):
     assert rows(source, ["n"]) == {"n": [1.0, 2.5]}
 
 
+def test_a_value_that_does_not_fit_is_not_told(tmp_path):
+    too_large = 2**60 + 1
+    for name, values in (("a.parquet", [0.5]), ("b.parquet", [too_large])):
+        pq.write_table(pa.table({"x": values}), tmp_path / name)
+    source = files.Source(paths=(str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")))
+    with pytest.raises(DataError, match="column 'x' is int64 with a value that is no double") as told:
+        list(files.batches(source, ["x"]))
+    assert str(too_large) not in str(told.value)
+
+
 def test_fingerprint_is_of_the_content_only(tmp_path):
     (tmp_path / "a.csv").write_text("id\n1\n")
     (tmp_path / "b.csv").write_text("id\n1\n")
