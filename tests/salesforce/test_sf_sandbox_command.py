@@ -92,7 +92,7 @@ def test_a_demo_that_does_not_fit_on_the_disk_leaves_no_half_of_it(tmp_path: Pat
         "sys.exit(main(['sandbox', '--demo', '--customers', '300', '--port', '0', '--folder', sys.argv[1]]))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "nothing half-loaded is kept" in done.stderr
     assert list(tmp_path.iterdir()) == []
