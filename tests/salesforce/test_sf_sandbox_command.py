@@ -101,9 +101,9 @@ def test_a_demo_that_does_not_fit_on_the_disk_leaves_no_half_of_it(tmp_path: Pat
 def test_what_a_killed_load_left_is_not_taken_for_an_org(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "org.duckdb"
     path.with_suffix(".draft").write_bytes(b"half an org")
-    fill(path, 20, 12, "2026-10-01", 0)
+    fill(path, 100, 24, "2026-10-01", 0)
     with contextlib.closing(Store(path)) as store:
-        assert store.query("SELECT COUNT() FROM Account").count == 20
+        assert store.query("SELECT COUNT() FROM Account").count == 100
     assert [one.name for one in tmp_path.iterdir()] == ["org.duckdb"]
-    fill(path, 30, 12, "2026-10-01", 0)
-    assert "with 20 accounts; nothing was added" in capsys.readouterr().out
+    fill(path, 200, 24, "2026-10-01", 0)
+    assert "with 100 accounts; nothing was added" in capsys.readouterr().out
