@@ -21,14 +21,12 @@ _BLOCK_BYTES = 8 << 20
 otherwise cost the system's zeroing of fresh memory each time; by default the limit grows with use"""
 _SPARE_BYTES = 32 << 20
 """free memory at the end of the heap that is kept until `give_back`, for the same reason: some blocks"""
-_ARROW_SPARE_MS = 10_000
-"""time for which Arrow keeps what it freed: the next page needs as much"""
 
 
 @contextlib.contextmanager
 def frugal() -> Iterator[None]:
     """Arrow takes its memory from jemalloc meanwhile, and Python's collector leaves alone what was there before. The
-    settings of malloc and jemalloc stay as they are for the process."""
+    settings of malloc stay as they are for the process."""
     libc = _glibc()
     if libc is not None:
         libc.mallopt(_ARENA_MAX, 1)
@@ -36,7 +34,6 @@ def frugal() -> Iterator[None]:
         libc.mallopt(_TRIM_THRESHOLD, _SPARE_BYTES)
     before = pa.default_memory_pool()
     if "jemalloc" in pa.supported_memory_backends():
-        pa.jemalloc_set_decay_ms(_ARROW_SPARE_MS)
         pa.set_memory_pool(pa.jemalloc_memory_pool())
     gc.freeze()
     try:
