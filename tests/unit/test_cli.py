@@ -280,11 +280,11 @@ def test_tables_align_and_mark_what_is_missing() -> None:
 def test_a_log_in_pieces_is_read_by_line(capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
     reader = text.LogReader(lines.append)
-    for chunk in ('{"event": "shard.wro', 'te", "rows": 5}\nplain', " text\nlast"):
+    for chunk in ('{"event": "shard.wro', 'te", "rows": 5, "parts": ["a", 0.5]}\nplain', " text\nlast"):
         reader(chunk)
     reader.close()
-    assert lines == ['{"event": "shard.wrote", "rows": 5}', "plain text", "last"]
-    assert capsys.readouterr().out == "    shard.wrote rows=5\n"
+    assert lines == ['{"event": "shard.wrote", "rows": 5, "parts": ["a", 0.5]}', "plain text", "last"]
+    assert capsys.readouterr().out == "    shard.wrote rows=5 parts=a, 0.5\n"
 
 
 # ---------------------------------------------------------------------------------------------------------- serving
