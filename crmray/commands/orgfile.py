@@ -16,6 +16,7 @@ from crmray.commands.text import table
 from crmray.data.clean import ASKED_FOR
 from crmray.errors import ClusterError, ConfigError, CrmrayError
 from crmray.org import OpenOrg
+from crmray.sources import TableSource
 from crmray.storage import Run
 
 MANY_SET_ASIDE = 0.05
@@ -44,7 +45,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "check",
         help="what the data holds and which tasks can run",
         description="Ingest and shard (the results stay in the lake), then say what was found per table, which "
-        "tasks can run, and exactly what the others lack.",
+        "tasks can run, and exactly what the others lack. Exit code 2 where a task cannot run, or needs a table most "
+        "of whose rows were set aside.",
         epilog="example: crmray check org.yaml",
     )
     check.add_argument("org", metavar="ORG.yaml", help="the org file")
@@ -79,7 +81,7 @@ def init_command(arguments: argparse.Namespace) -> int:
 
 
 def check_command(arguments: argparse.Namespace) -> int:
-    """Report; exit code 2 when a task of the org file cannot run."""
+    """Report; exit code 2 when a task cannot run, or needs a table most of whose rows were set aside."""
     org = crmray.open(arguments.org)
     org.ingest()
     runs = org.shard()
@@ -88,16 +90,45 @@ def check_command(arguments: argparse.Namespace) -> int:
     for name, manifest in found.items():
         for reason, count in manifest.get("rejected", {}).items():
             if reason == ASKED_FOR:
-                print(f"{name}: {count:,} rows {reason}")
+                print(f"{name}: {_counted(count)} {reason}")
                 continue
             share = count / max(_rows(manifest) + sum(manifest["rejected"].values()), 1)
             alarm = f"  ({share:.0%}: is the mapping right?)" if share > MANY_SET_ASIDE else ""
-            print(f"{name}: {count:,} rows set aside: {reason}{alarm}")
+            print(f"{name}: {_counted(count)} set aside: {reason}{alarm}")
         for column in _unfilled(org.config, name, manifest):
             print(f"{name}: column {column} is mapped and has no value in any row")
     print()
     refused = [name for name in org.config.tasks if not _verdict(org, name, found, runs)]
-    return 2 if refused else 0
+    lost = {name: told for name, manifest in found.items() if (told := _mostly_lost(org.config, name, manifest))}
+    print("".join(f"\n{told}" for told in lost.values()), end="\n" if lost else "")
+    return 2 if refused or set(lost) & _needed(org.config) else 0
+
+
+def _counted(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
+def _mostly_lost(org: crmray.config.Org, name: str, manifest: Mapping[str, Any]) -> str:
+    """A warning where most rows of a table were set aside, with the reason of most of them; else nothing."""
+    reasons = {reason: count for reason, count in manifest.get("rejected", {}).items() if reason != ASKED_FOR}
+    lost, left = sum(reasons.values()), _rows(manifest)
+    if lost <= left:
+        return ""
+    most = max(reasons, key=lambda reason: reasons[reason])
+    columns = {source for part in _sources(org, name) if (source := part.columns.get(most.split(":")[0]))}
+    where = f" (column {', '.join(map(repr, sorted(columns)))} of the source)" if columns else ""
+    return (
+        f"WARNING: {name}: {_counted(lost)} of {lost + left:,} ({lost / (lost + left):.0%}) were set aside, most for "
+        f"{most}{where}. The rest tells little of the org: correct the mapping, date_format, decimal or currency"
+    )
+
+
+def _needed(org: crmray.config.Org) -> set[str]:
+    """The tables that a task of the org file cannot do without; of an org file without tasks all."""
+    from crmray import tasks
+
+    needs = [tasks.task(name).needs(tasks.settings(org, name)) for name in org.tasks]
+    return {table for one in needs for table in one.required} or set(schema.TABLES)
 
 
 def _verdict(org: OpenOrg, name: str, found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Run]) -> bool:
@@ -136,12 +167,14 @@ def _rows(manifest: Mapping[str, Any]) -> int:
 
 def _unfilled(org: crmray.config.Org, name: str, manifest: Mapping[str, Any]) -> list[str]:
     """Mapped columns of a table without a single value, in the order of the org file."""
+    mapped = dict.fromkeys(column for source in _sources(org, name) for column in source.columns)
+    return [column for column in mapped if manifest.get("missing", {}).get(column, 0) >= _rows(manifest) > 0]
+
+
+def _sources(org: crmray.config.Org, table: str) -> list[TableSource]:
     from crmray.data.ingest import origins
 
-    mapped = dict.fromkeys(
-        column for origin in origins(org) if origin.table == name for column in origin.source.columns
-    )
-    return [column for column in mapped if manifest.get("missing", {}).get(column, 0) >= _rows(manifest) > 0]
+    return [origin.source for origin in origins(org) if origin.table == table]
 
 
 def _weak(org: OpenOrg, name: str, found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Run]) -> list[str]:

@@ -196,9 +196,36 @@ def test_what_the_mapping_leaves_out_is_not_told_as_rejected(tmp_path: Path, che
     monkeypatch.setattr("crmray.log.event", lambda name, **fields: events.append((name, fields)))
     _, told = checked(SALES.replace("}}", "}, drop: [{who: c1}]}"), "churn: {}")
     assert "transactions: 30 rows left out by the mapping\n" in told
+    assert "transactions: 1 row set aside: occurred_at: not a time" in told
     assert told.splitlines()[2].split()[:5] == ["transactions", "1", "2020-01-01", "2020-01-01", "1"]
     (wrote,) = (fields for name, fields in events if name == "shard.wrote")
     assert (wrote["rows"], wrote["rejected"], wrote["left_out"]) == (1, 1, 30)
+
+
+@pytest.mark.parametrize(("late", "code"), [(2, 2), (1, 0)])
+def test_check_does_not_pass_what_lost_most_of_its_rows(
+    late: int, code: int, tmp_path: Path, sales, checked, monkeypatch
+) -> None:
+    sales(300)
+    path = tmp_path / "sales.csv"
+    header, *rows = path.read_text().splitlines(keepends=True)
+    rows = [row.replace(",20", ",21", 1) if number % 3 < late else row for number, row in enumerate(rows)]
+    path.write_text("".join([header, *rows]))
+    monkeypatch.setattr(OpenOrg, "trial", lambda self, name: (1, 1))
+    found, told = checked(SALES, "churn: {}")
+    assert found == code
+    warning = f"WARNING: transactions: {sum(',21' in row for row in rows):,} rows of {len(rows):,} (67%) were set aside"
+    reason = "occurred_at: later than the source can know (column 'when' of the source)"
+    assert (warning in told, reason in told) == (code == 2, code == 2)
+
+
+def test_check_needs_no_table_that_no_task_asks_for(tmp_path: Path, sales, checked, monkeypatch) -> None:
+    sales(300)
+    (tmp_path / "cases.csv").write_text("who,when\nc1,2020-01-01\n" + "c1,2120-01-01\n" * 3)
+    monkeypatch.setattr(OpenOrg, "trial", lambda self, name: (1, 1))
+    cases = "interactions: {files: [cases.csv], columns: {entity_id: who, occurred_at: when}}}"
+    code, told = checked(f"{SALES[:-1]}, {cases}", "churn: {}")
+    assert (code, "WARNING: interactions: 3 rows of 4 (75%)" in told) == (0, True)
 
 
 def test_check_tries_no_more_shards_than_it_takes(sales, checked) -> None:
@@ -212,8 +239,8 @@ def test_check_tries_no_more_shards_than_it_takes(sales, checked) -> None:
     [
         (4, "churn: {horizon_days: 60}", "got label 0 in 24 rows in the train rows before the validation date"),
         (80, "leads: {}", "needs table leads (columns lead_id, created_at, converted_at), got no rows of it; map it"),
-        (80, "custom.x: {horizon_days: 60, population: [{table: transactions, where: {shop: web}}]}",
-         "population: table transactions has no column 'shop' with a value"),
+        (80, "custom.x: {horizon_days: 60, population: [{table: transactions, where: {channel: web}}]}",
+         "needs column 'channel' of table transactions, got no value in any row; map it"),
         (80, "forecast: {levels: [foo]}", "forecast: got level 'foo', but none of transactions, products, customers"),
         (80, "forecast: {known_ahead: [Promotion]}", "forecast: got kind 'Promotion', but no row of table campaigns"),
     ],
