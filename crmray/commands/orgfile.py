@@ -11,7 +11,7 @@ from typing import Any
 
 import crmray
 from crmray import schema
-from crmray.commands import draft
+from crmray.commands import draft, exported
 from crmray.commands.text import table
 from crmray.data.clean import ASKED_FOR
 from crmray.errors import ClusterError, ConfigError, CrmrayError
@@ -58,12 +58,12 @@ def init_command(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out) if arguments.out else None
     if out and out.exists():
         raise ConfigError(f"{out}: is there already, and init does not overwrite; give another --out or remove it")
-    guesses = [draft.guess(path) for path in arguments.files]
+    parts = [exported.guesses(path) or [draft.guess(path)] for path in arguments.files]
+    guesses = exported.one_sale(guess for part in parts for guess in part)
     if not any(guess.table for guess in guesses):
-        seen = "; ".join(f"{guess.path}: {', '.join(guess.seen)}" for guess in guesses)
         raise ConfigError(
-            f"got columns that fit no canonical table ({seen}), expected for example an id of the customer and a date;"
-            " write the org file by hand, as the README's “Your own files” shows"
+            f"got nothing to draft from ({'; '.join(draft.left_out(guesses))}), expected for example columns with the "
+            "id of the customer and a date; write the org file by hand, as the README's “Your own files” shows"
         )
     name = re.sub(r"[^a-z0-9_-]+", "-", (arguments.name or Path(arguments.files[0]).stem).lower()).strip("-_") or "org"
     text = draft.render(name[:63], guesses, out.parent if out else Path.cwd())
@@ -73,8 +73,9 @@ def init_command(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise ConfigError(f"--out {out}: got {error.strerror}, expected a place for a new file") from None
         print(f"wrote {out}: {text.count('GUESS')} guesses to look at; then: crmray check {out}")
-        for guess in (guess for guess in guesses if not guess.table):
-            print(f"left out {guess.path}: no canonical table fits its columns {', '.join(guess.seen)}")
+        print("".join(f"left out {line}\n" for line in draft.left_out(guesses)), end="")
+        if any(guess.standard for guess in guesses):
+            print(f"this is {exported.NOTE}")
     else:
         sys.stdout.write(text)
     return 0
