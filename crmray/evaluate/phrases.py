@@ -106,7 +106,7 @@ class Words:
 
 
 def told(column: str, value: Any, typical: Any, *, mark: str = "") -> str:
-    """ "3 orders in the last 90 days, typically 1"; "industry Retail, typically Food". mark: after a label."""
+    """Such as "3 orders in the last 90 days, typically 1", "industry Retail, typically Food". mark: after a label."""
     return words_of(column).told(value, typical, mark)
 
 
@@ -125,6 +125,7 @@ def words_of(column: str) -> Words:
 
 
 def _feature(noun: Noun, measure: str, days: str, unit: str) -> Words:
+    """What the parts of a name say together; days: of its window."""
     one, many = (noun, noun) if isinstance(noun, str) else noun
     window = {"all": "in all", "per": f"per {days} days", "decayed": f"(half-life {days} days)"}.get(
         measure, f"in the last {days} days" if days else ""
@@ -142,7 +143,7 @@ def _feature(noun: Noun, measure: str, days: str, unit: str) -> Words:
 
 
 def _attribute(column: str) -> Words:
-    name = _OWNER.sub("", column)
+    name = _OWNER.sub("", column).removesuffix("__c")  # of a custom field
     if name.endswith("_at_days"):
         return Words(label=_spaced(name.removesuffix("_at_days")), unit=("day ago", "days ago"))
     return Words(label=_spaced(name.removesuffix("_amount")))

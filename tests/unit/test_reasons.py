@@ -107,6 +107,7 @@ def test_features_are_told_in_words(column, value, typical, said):
 def test_an_attribute_is_told_by_its_name():
     assert phrases.told("lead_source", "Web", "Fair", mark=":") == "source: Web, typically Fair"
     assert phrases.told("Call Failure", 3, 1, mark=":") == "Call Failure: 3, typically 1"
+    assert phrases.told("customer_Mail_Opt_In__c", 1.0, 0.0, mark=":") == "Mail Opt In: 1, typically 0"
 
 
 def test_no_feature_is_told_by_the_name_of_its_column():
