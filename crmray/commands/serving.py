@@ -218,12 +218,12 @@ def predict_command(arguments: argparse.Namespace) -> int:
     body: dict[str, Any] = {"id": arguments.ids[0]} if len(arguments.ids) == 1 else {"ids": arguments.ids}
     if arguments.explain:
         body["explain"] = True
-    url = arguments.url
+    path, url = route(arguments.task), arguments.url
     if not url:
         if local_head() is None and not os.environ.get("RAY_API_SERVER_ADDRESS"):
             raise ClusterError(f"the endpoints are down: no head runs on this machine; {START}, or give their --url")
         url = base_url(Dashboard())
-    answer = ask(url.rstrip("/") + route(arguments.task), body)
+    answer = ask(url.rstrip("/") + path, body)
     print(json.dumps(answer, indent=1, ensure_ascii=False))
     return 0
 
