@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import jobs
-from crmray import cli, config
+from crmray import cli, config, log
 from crmray.commands import doctor, serving, submit, text
 from crmray.commands import run as run_command
 from crmray.dashboard import _reason
@@ -104,6 +104,14 @@ def test_a_section_of_no_task_is_refused_before_the_cluster_is_asked(
 def test_no_keys_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["keys", "list"]) == 0
     assert capsys.readouterr().out.endswith("keys.json; `crmray keys add NAME` makes one\n")
+
+
+def test_events_of_a_command_are_lines_for_people_off_a_terminal_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keys", "list"]) == 0
+    log.event("shard.wrote", rows=5)
+    out, err = capsys.readouterr()
+    assert err.endswith(" shard.wrote rows=5\n")  # after the time
+    assert "shard" not in out
 
 
 def test_doctor_tells_the_ports_of_the_running_cluster_from_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
