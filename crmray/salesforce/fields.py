@@ -20,7 +20,8 @@ from crmray.salesforce.values import NUMBERS, TEXTS
 
 Kind = Literal["fraction", "integer", "flag", "text", "long_text", "time"]
 PERMISSION_SET = "Crmray_Writeback"
-COMPANIONS = ("as_of", "version", "run_id", "reasons")
+REASONS = "reasons"
+COMPANIONS = ("as_of", "version", "run_id", REASONS)
 """columns that go with a prediction: a change of these alone is not written"""
 _WORDS = {"probability": "Score", "run_id": "Run"}
 _ACCEPTED: dict[Kind, tuple[str, ...]] = {

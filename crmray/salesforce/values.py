@@ -20,19 +20,21 @@ CLEAR = "#N/A"
 """what empties a field in a Bulk CSV; an empty cell leaves it alone"""
 
 
-def spelled(values: pa.ChunkedArray, field: Mapping[str, Any]) -> list[str | None]:
+def spelled(values: pa.ChunkedArray, field: Mapping[str, Any], *, shorten: bool = False) -> list[str | None]:
     """Prediction values as the field will hold them; None for missing, not finite or empty ones.
 
     field: its entry of describe. Numbers are rounded to the field's scale; a fraction in a percent field is times 100;
-    lists become one text, fields of their entries in a row.
+    lists become one text, fields of their entries in a row. shorten: last entries are left out of a text that is longer
+    than the field; the first stays.
     """
+    most = int(field.get("length") or 0) if shorten else 0
     factor = 100 if field["type"] == "percent" else 1
     result: list[str | None] = []
     for value in values.to_pylist():
         if isinstance(value, float) and not math.isfinite(value):
             value = None
         elif isinstance(value, list):
-            value = SEPARATOR.join(map(_part, value))
+            value = _joined([_part(one) for one in value], most)
         elif isinstance(value, float | int) and not isinstance(value, bool):
             value = Decimal(repr(value)) * factor
         elif isinstance(value, bool):
@@ -41,6 +43,12 @@ def spelled(values: pa.ChunkedArray, field: Mapping[str, Any]) -> list[str | Non
             value = value.astimezone(timezone.utc).isoformat()
         result.append(canonical(None if value is None else str(value), field))
     return result
+
+
+def _joined(parts: list[str], most: int) -> str:
+    while most and len(parts) > 1 and len(SEPARATOR.join(parts)) > most:
+        parts = parts[:-1]
+    return SEPARATOR.join(parts)
 
 
 def _part(value: Any) -> str:

@@ -202,7 +202,7 @@ def _changes(
     faults = []
     for target in where.targets:
         entry = entries[target.name]
-        after = values.spelled(found[target.column], entry)
+        after = values.spelled(found[target.column], entry, shorten=target.column == fields.REASONS)
         before = [values.canonical(text, entry) for text in now[target.name].to_pylist()]
         faults.append(fields.fitting(target.name, entry, after))
         if target in leading:

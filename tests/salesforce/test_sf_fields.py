@@ -94,6 +94,13 @@ def test_predictions_are_spelled_as_their_field_holds_them() -> None:
     assert values.spelled(pa.chunked_array([[[0.5, 0.25]]]), field("textarea")) == ["0.5; 0.25"]
 
 
+def test_reasons_that_do_not_fit_lose_the_last_ones() -> None:
+    told = pa.chunked_array([[["first", "second", "third"], ["longer than the field"], ["first", "second"]]])
+    narrow = {**field("textarea"), "length": 13}
+    assert values.spelled(told, narrow, shorten=True) == ["first; second", "longer than the field", "first; second"]
+    assert values.spelled(told, narrow)[0] == "first; second; third"
+
+
 def test_cells_leave_alone_set_or_empty() -> None:
     assert values.cells(["1", None, "1", None], ["1", "2", None, None]) == ["", "2", "#N/A", ""]
     assert values.moved(["0.2", "0.2", None], ["0.29", "0.3", "0.2"], "double", 0.1) == [False, True, True]
