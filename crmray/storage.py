@@ -139,11 +139,11 @@ class Lake:
         except OSError as error:  # among others: a read-only disk, no permission, a file where a folder should be
             raise disk.error_of(path, error) from None
 
-    def local(self, run: Run, cache: str | Path | None = None) -> Path:
-        """A local folder with the run's files: the run itself, or a copy made once under `cache`."""
+    def local(self, run: Run) -> Path:
+        """A local folder with the run's files: the run itself, or a copy made once under the user's ~/.cache."""
         if self.is_local:
             return Path(run.path)
-        target = Path(cache or Path.home() / ".cache" / "crmray") / run.kind / run.name / run.run_id
+        target = Path.home() / ".cache" / "crmray" / run.kind / run.name / run.run_id
         if not (target / "manifest.json").exists():
             draft = target.with_name(f".{run.run_id}.{uuid.uuid4().hex}")
             self.fs.get(run.path, str(draft), recursive=True)
@@ -356,8 +356,7 @@ class Run:
         return self.lake.open_output(f"{self.kind}/{self.name}/{self.run_id}/{rel}")
 
     def _put(self, rel: str, data: bytes) -> None:
-        with self.open_output(rel) as sink:
-            sink.write(data)
+        self.lake.write(f"{self.kind}/{self.name}/{self.run_id}/{rel}", data)
 
     def commit(self, *, current: bool = True, **fields: Any) -> Run:
         """Complete the run: write the manifest with the fields and a list of all files, and make it the current one.

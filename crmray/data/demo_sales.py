@@ -92,7 +92,7 @@ def products(world: World) -> pa.Table:
     )
 
 
-def created_days(world: World, block: Block, rng: np.random.Generator) -> np.ndarray:
+def created_days(block: Block, rng: np.random.Generator) -> np.ndarray:
     """(N,) days since the epoch, with fractions: in the week before a customer's first, or up to five years before."""
     back = np.where(block.first_week > 0, 7.0, 5 * 365.0) * rng.random(len(block))
     return 7 * block.first_week - np.maximum(back, 1e-3)
