@@ -199,7 +199,7 @@ class OpenOrg:
         from crmray.registry import Ledger
 
         version = version or Ledger(self.lake, which.NAME).champion()
-        return load_bundle(self.lake, self.lake.run("bundles", which.NAME, version))
+        return load_bundle(self.lake.run("bundles", which.NAME, version))
 
     def compare(self, task: str) -> list[dict[str, Any]]:
         """All versions of a task side by side, newest first."""
