@@ -141,7 +141,7 @@ class Bundle:
 
 
 def about_of(run: Run) -> dict[str, Any]:
-    """Content of bundle.json, without its model; BundleError when it is of another format."""
+    """Content of bundle.json, without its model; BundleError when it is of another format, NotFoundError without it."""
     return _parsed(run, run.read_bytes("bundle.json"))
 
 

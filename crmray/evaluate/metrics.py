@@ -333,7 +333,8 @@ def bootstrap_ci(figure: Figure, num_rows: int, *, num_resamples: int = 1000) ->
 def bootstrap_cis(
     figures: Mapping[str, Figure], num_rows: int, *, num_resamples: int
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of several figures over the same resamples; a figure that is never defined has none."""
+    """Name -> percentile interval (low, high) of each figure, all over the same resamples of the rows; a figure that is
+    defined on none of them has no interval."""
     every = resampled_weights(num_rows, num_resamples)
     draws = np.array([[figure(weights) for figure in figures.values()] for weights in every])
     found = {}

@@ -103,7 +103,10 @@ def _log_loss(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
 
 
 def calibrated(probability: np.ndarray, fitted: Mapping[str, Any]) -> np.ndarray:
-    """Probabilities (N, K): of the class said, which stays the same, by its curve; of the others in proportion."""
+    """Probabilities (N, K): of the class said, which stays the same, by its curve; of the others in proportion.
+
+    probability (N, K) of the model; fitted: what `fit` gave.
+    """
     warm = tempered(probability, fitted["temperature"])
     said, rows = warm.argmax(1), np.arange(len(warm))
     rest = warm.copy()

@@ -99,7 +99,7 @@ class Majority:
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
     ) -> MajorityModel:
-        """Count the classes; validation, seed and rounds change nothing."""
+        """Count the classes; validation, seed and rounds change nothing. NotEnoughDataError as of `learnable`."""
         _, classes, code = learnable(train)
         share = np.bincount(code, minlength=len(classes)) / len(code)
         return MajorityModel(shares=dict(zip(classes, share.tolist(), strict=True)))
