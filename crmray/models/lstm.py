@@ -25,7 +25,7 @@ from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models import events
 from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
 from crmray.models.labels import LABEL, labels_of
-from crmray.models.network import Codes, Network, feature_arrays, load_network, network_files
+from crmray.models.network import Codes, Network, feature_arrays, feature_batch, load_network, network_files
 from crmray.models.preprocess import Tabular, feature_columns
 from crmray.models.tabular import check_positive
 from crmray.schema import KEYS
@@ -128,14 +128,7 @@ class LSTM(Network):
 
     def batch(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Rows as tensors; events right-padded to the longest row of the batch."""
-        out = {
-            **events.batch(arrays, rows),
-            "numbers_BF": torch.from_numpy(arrays["numbers"][rows]),
-            "codes_BA": torch.from_numpy(arrays["codes"][rows]),
-        }
-        if "label" in arrays:
-            out["label_B"] = torch.from_numpy(arrays["label"][rows])
-        return out
+        return {**events.batch(arrays, rows), **feature_batch(arrays, rows)}
 
     def loss(self, module: ChurnLSTM, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B,) loss; see `yes_no_loss`."""
