@@ -27,8 +27,7 @@ from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, P
 from crmray.models.labels import LABEL, labels_of
 from crmray.models.network import Codes, Network, feature_arrays, feature_batch, load_network, network_files
 from crmray.models.preprocess import Tabular, feature_columns
-from crmray.models.tabular import check_positive
-from crmray.schema import KEYS
+from crmray.models.tabular import check_positive, needs_features
 
 PREDICT_ROWS = 1024
 FEW_ROWS = 8_000
@@ -74,8 +73,7 @@ class LSTM(Network):
     @classmethod
     def applies(cls, columns: Collection[str]) -> str | None:
         """Why it cannot run on examples with these columns, or None."""
-        rest = [c for c in columns if c not in KEYS and c != LABEL and not c.startswith("label_")]
-        return None if rest else "the examples have neither events nor feature columns"
+        return needs_features(columns) and "the examples have neither events nor feature columns"
 
     # -- what the training loop asks for ---------------------------------------------------------------------------
 

@@ -65,6 +65,12 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return np.where(logits >= 0, 1.0, e) / (1.0 + e)
 
 
+def softmax(logits_NK: np.ndarray) -> np.ndarray:
+    """Probabilities (N, K) from logits (N, K), without overflow."""
+    e = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True, initial=-np.inf))
+    return e / e.sum(axis=1, keepdims=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recency:
     """The rule of thumb: the longer ago the last event, the likelier the label. Only its scale is learned."""
