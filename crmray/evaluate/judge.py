@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from crmray.evaluate import amounts, metrics
 from crmray.evaluate.metrics import NUM_BINS
-from crmray.models.preprocess import feature_columns
+from crmray.models.columns import feature_columns
 
 MAX_POINTS = 101
 NUM_TENTHS = 10

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray.errors import SchemaError
-from crmray.models.preprocess import feature_columns, numbers_of, texts_of
+from crmray.models.columns import feature_columns, numbers_of, texts_of
 
 Predict = Callable[[pa.Table], np.ndarray]
 """Examples (N rows) -> score float64 (N,)."""

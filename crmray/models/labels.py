@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from crmray import log
 from crmray.errors import DataError, NotEnoughDataError, SchemaError
-from crmray.models.preprocess import numbers_of, texts_of
+from crmray.models.columns import numbers_of, texts_of
 
 LABEL = "label"
 GIB = 2**30

@@ -23,10 +23,11 @@ from torch import nn
 
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models import events
+from crmray.models.columns import feature_columns
 from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
 from crmray.models.labels import LABEL, labels_of
 from crmray.models.network import Codes, Network, feature_arrays, feature_batch, load_network, network_files
-from crmray.models.preprocess import Tabular, feature_columns
+from crmray.models.preprocess import Tabular
 from crmray.models.tabular import check_positive, needs_features
 
 PREDICT_ROWS = 1024

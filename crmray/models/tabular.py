@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from crmray.errors import CorruptError, NotEnoughDataError
+from crmray.models.columns import numbers_of
 from crmray.models.labels import LABEL, labels_of
-from crmray.models.preprocess import Tabular, numbers_of
+from crmray.models.preprocess import Tabular
 from crmray.schema import KEYS
 
 

@@ -27,9 +27,10 @@ from crmray.data.sequences import COLUMNS, EVENT_KINDS
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models import events
 from crmray.models.attention import Block
+from crmray.models.columns import feature_columns
 from crmray.models.events import FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
 from crmray.models.network import Codes, Training, feature_arrays, feature_batch, load_network, network_files
-from crmray.models.preprocess import Preparation, Tabular, feature_columns
+from crmray.models.preprocess import Preparation, Tabular
 from crmray.models.tabular import check_positive
 from crmray.models.value_targets import LABELS, PURCHASES, SPEND, targets_of
 

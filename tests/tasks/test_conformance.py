@@ -25,7 +25,7 @@ from conformance import (
 from crmray import schema
 from crmray.errors import CrmrayError
 from crmray.evaluate.words import is_figure, meaning_of
-from crmray.models.preprocess import feature_columns
+from crmray.models.columns import feature_columns
 from crmray.tasks import TASKS
 from crmray.tasks.contract import EntityRequest
 
