@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    log.setup()
+    log.setup(json=False)  # for people, piped too: JSON lines are for the logs of jobs
     try:
         return arguments.call(arguments)
     except CrmrayError as error:

@@ -31,7 +31,9 @@ class _Formatter(logging.Formatter):
 
 
 def short(value: Any) -> str:
-    """A field for people: floats with four digits."""
+    """A field for people: floats with four digits, lists without brackets."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(short, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

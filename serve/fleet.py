@@ -13,6 +13,9 @@ from crmray.head import local_head
 
 _ASK_S = 0.5
 _ANSWER_S = 10.0
+_NO_ENDPOINT = (
+    "nothing is wrong: its endpoint answers with this version as soon as `crmray deploy` (or `run`) starts it"
+)
 
 
 def states(task: str) -> list[dict[str, Any]]:
@@ -53,9 +56,10 @@ def wait_for(task: str, version: str, *, timeout_s: float = 120.0) -> int:
         found = states(task)
         behind = [state for state in found if state["version"] != version]
         if not behind:
-            log.event(
-                "publish.live" if found else "publish.not_served", task=task, version=version, replicas=len(found)
-            )
+            if found:
+                log.event("publish.live", task=task, version=version, replicas=len(found))
+            else:
+                log.event("publish.no_endpoint_yet", task=task, version=version, note=_NO_ENDPOINT)
             return len(found)
         if time.monotonic() - started > timeout_s:
             reasons = "; ".join(sorted({state["problem"] for state in behind if state["problem"]})) or "no reason given"

@@ -54,7 +54,10 @@ def command(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `finally` and the contexts below have to run
     asked = config.load(arguments.org)
     # A lake that an earlier demo left on purpose (--keep) stays.
-    made_here = asked.path == str(config.DEMO_ORG) and not Path(asked.root).exists()
+    is_demo, is_there = asked.path == str(config.DEMO_ORG), Path(asked.root).exists()
+    made_here = is_demo and not is_there
+    if is_demo and is_there:
+        print(f"goes on with what an earlier demo left in {asked.root}; remove that folder to begin anew")
     ours = local_head() is None
     head = head_commands.start() if ours else local_head()
     if head is None:

@@ -14,6 +14,7 @@ import yaml
 
 from crmray.data import files
 from crmray.errors import DataError
+from crmray.sources import TableSource
 
 SAMPLE_ROWS = 20_000
 # Canonical column -> names under which sources have it, compared without case, spaces and marks; the best first.
@@ -114,11 +115,15 @@ class Guess:
     """all columns of the file"""
     made_id: bool = False
     """whether rows have no id, so that their number has to serve"""
+    standard: TableSource | None = None
+    """of a file of a Salesforce export: what the standard mapping makes of its object"""
+    why: str = "no canonical table fits its columns"
+    """that it is left out"""
 
 
 def guess(path: str) -> Guess:
     """Look at the first rows of a file. DataError when it cannot be read."""
-    settings = {} if path.lower().endswith((".parquet", ".pq")) else _csv_settings(path)
+    settings = {} if path.lower().endswith((".parquet", ".pq")) else csv_settings(path)
     source = files.find(
         [path], ".", encoding=settings.get("encoding", "utf-8"), delimiter=settings.get("delimiter", ",")
     )
@@ -157,7 +162,7 @@ def _first(options: Sequence[str], names: dict[str, str]) -> str | None:
     return next((option for option in options if option in names), None)
 
 
-def _csv_settings(path: str) -> dict[str, str]:
+def csv_settings(path: str) -> dict[str, str]:
     """Delimiter and encoding of a CSV file, from its first line and its first bytes, where they are not the default."""
     settings = {}
     try:
@@ -225,8 +230,7 @@ def render(name: str, guesses: Sequence[Guess], folder: Path) -> str:
             lines += _source_lines(one, place)
             if one.label:
                 lines += ["    outcomes:", *_outcome_lines(one, place)]
-    for one in (guess for guess in guesses if not guess.table):
-        lines.append(f"    # {one.path}: no canonical table fits its columns {', '.join(one.seen)}")
+    lines += [f"    # left out: {line}" for line in left_out(guesses)]
     return "\n".join([*lines, *_task_lines(guesses)]) + "\n"
 
 
@@ -242,13 +246,32 @@ def _task_lines(guesses: Sequence[Guess]) -> list[str]:
     tasks += ["  segmentation: {}"] if bought else []
     tasks += ["  recommendation: {}"] if ("transactions", "product_id") in columns else []
     tasks += ["  sentiment: {}"] if ("interactions", "rating") in columns else []
+    tasks += ["  leads: {}"] if ("leads", "converted_at") in columns else []
     if ("transactions", "net_amount") in columns or ("transactions", "unit_price_amount") in columns:
         tasks += [f"  # {name}: {{}}  # can be carried too" for name in ("value", "forecast")]
     note = "# GUESS what this data can carry; `crmray check` tells"
     return [f"tasks:  {note}", *tasks] if tasks else [f"tasks: {{}}  {note}"]
 
 
+def left_out(guesses: Sequence[Guess]) -> list[str]:
+    """A line for each reason, with the files that are left out by it and the columns of those that fit nothing."""
+    reasons: dict[str, list[str]] = {}
+    for one in (guess for guess in guesses if not guess.table):
+        told = one.why if one.why != Guess.why else f"{one.why} {', '.join(one.seen)}"
+        reasons.setdefault(told, []).append(one.path)
+    return [f"{', '.join(paths)}: {told}" for told, paths in reasons.items()]
+
+
+def _standard_lines(one: Guess, source: TableSource, place: str) -> list[str]:
+    """A source of the standard mapping, of a file."""
+    told = {"files": [place], **source.model_dump(exclude={"object"}, exclude_defaults=True), **one.settings}
+    lines = yaml.safe_dump(told, sort_keys=False, default_flow_style=None, width=100).splitlines()
+    return [f"      # Salesforce's {source.object}", f"      - {lines[0]}", *(f"        {line}" for line in lines[1:])]
+
+
 def _source_lines(one: Guess, place: str) -> list[str]:
+    if one.standard is not None:
+        return _standard_lines(one, one.standard, place)
     unused = [name for name in one.seen if name not in one.columns.values() and name != one.label]
     lines = [f"      - files: [{_quoted(place)}]", "        columns:"]
     for canonical, column in one.columns.items():

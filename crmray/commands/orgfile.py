@@ -11,11 +11,12 @@ from typing import Any
 
 import crmray
 from crmray import schema
-from crmray.commands import draft
+from crmray.commands import draft, exported
 from crmray.commands.text import table
 from crmray.data.clean import ASKED_FOR
 from crmray.errors import ClusterError, ConfigError, CrmrayError
 from crmray.org import OpenOrg
+from crmray.sources import TableSource
 from crmray.storage import Run
 
 MANY_SET_ASIDE = 0.05
@@ -44,7 +45,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "check",
         help="what the data holds and which tasks can run",
         description="Ingest and shard (the results stay in the lake), then say what was found per table, which "
-        "tasks can run, and exactly what the others lack.",
+        "tasks can run, and exactly what the others lack. Exit code 2 where a task cannot run, or needs a table most "
+        "of whose rows were set aside.",
         epilog="example: crmray check org.yaml",
     )
     check.add_argument("org", metavar="ORG.yaml", help="the org file")
@@ -56,12 +58,12 @@ def init_command(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out) if arguments.out else None
     if out and out.exists():
         raise ConfigError(f"{out}: is there already, and init does not overwrite; give another --out or remove it")
-    guesses = [draft.guess(path) for path in arguments.files]
+    parts = [exported.guesses(path) or [draft.guess(path)] for path in arguments.files]
+    guesses = exported.one_sale(guess for part in parts for guess in part)
     if not any(guess.table for guess in guesses):
-        seen = "; ".join(f"{guess.path}: {', '.join(guess.seen)}" for guess in guesses)
         raise ConfigError(
-            f"got columns that fit no canonical table ({seen}), expected for example an id of the customer and a date;"
-            " write the org file by hand, as the README's “Your own files” shows"
+            f"got nothing to draft from ({'; '.join(draft.left_out(guesses))}), expected for example columns with the "
+            "id of the customer and a date; write the org file by hand, as the README's “Your own files” shows"
         )
     name = re.sub(r"[^a-z0-9_-]+", "-", (arguments.name or Path(arguments.files[0]).stem).lower()).strip("-_") or "org"
     text = draft.render(name[:63], guesses, out.parent if out else Path.cwd())
@@ -71,15 +73,16 @@ def init_command(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise ConfigError(f"--out {out}: got {error.strerror}, expected a place for a new file") from None
         print(f"wrote {out}: {text.count('GUESS')} guesses to look at; then: crmray check {out}")
-        for guess in (guess for guess in guesses if not guess.table):
-            print(f"left out {guess.path}: no canonical table fits its columns {', '.join(guess.seen)}")
+        print("".join(f"left out {line}\n" for line in draft.left_out(guesses)), end="")
+        if any(guess.standard for guess in guesses):
+            print(f"this is {exported.NOTE}")
     else:
         sys.stdout.write(text)
     return 0
 
 
 def check_command(arguments: argparse.Namespace) -> int:
-    """Report; exit code 2 when a task of the org file cannot run."""
+    """Report; exit code 2 when a task cannot run, or needs a table most of whose rows were set aside."""
     org = crmray.open(arguments.org)
     org.ingest()
     runs = org.shard()
@@ -88,16 +91,45 @@ def check_command(arguments: argparse.Namespace) -> int:
     for name, manifest in found.items():
         for reason, count in manifest.get("rejected", {}).items():
             if reason == ASKED_FOR:
-                print(f"{name}: {count:,} rows {reason}")
+                print(f"{name}: {_counted(count)} {reason}")
                 continue
             share = count / max(_rows(manifest) + sum(manifest["rejected"].values()), 1)
             alarm = f"  ({share:.0%}: is the mapping right?)" if share > MANY_SET_ASIDE else ""
-            print(f"{name}: {count:,} rows set aside: {reason}{alarm}")
+            print(f"{name}: {_counted(count)} set aside: {reason}{alarm}")
         for column in _unfilled(org.config, name, manifest):
             print(f"{name}: column {column} is mapped and has no value in any row")
     print()
     refused = [name for name in org.config.tasks if not _verdict(org, name, found, runs)]
-    return 2 if refused else 0
+    lost = {name: told for name, manifest in found.items() if (told := _mostly_lost(org.config, name, manifest))}
+    print("".join(f"\n{told}" for told in lost.values()), end="\n" if lost else "")
+    return 2 if refused or set(lost) & _needed(org.config) else 0
+
+
+def _counted(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
+def _mostly_lost(org: crmray.config.Org, name: str, manifest: Mapping[str, Any]) -> str:
+    """A warning where most rows of a table were set aside, with the reason of most of them; else nothing."""
+    reasons = {reason: count for reason, count in manifest.get("rejected", {}).items() if reason != ASKED_FOR}
+    lost, left = sum(reasons.values()), _rows(manifest)
+    if lost <= left:
+        return ""
+    most = max(reasons, key=lambda reason: reasons[reason])
+    columns = {source for part in _sources(org, name) if (source := part.columns.get(most.split(":")[0]))}
+    where = f" (column {', '.join(map(repr, sorted(columns)))} of the source)" if columns else ""
+    return (
+        f"WARNING: {name}: {_counted(lost)} of {lost + left:,} ({lost / (lost + left):.0%}) were set aside, most for "
+        f"{most}{where}. The rest tells little of the org: correct the mapping, date_format, decimal or currency"
+    )
+
+
+def _needed(org: crmray.config.Org) -> set[str]:
+    """The tables that a task of the org file cannot do without; of an org file without tasks all."""
+    from crmray import tasks
+
+    needs = [tasks.task(name).needs(tasks.settings(org, name)) for name in org.tasks]
+    return {table for one in needs for table in one.required} or set(schema.TABLES)
 
 
 def _verdict(org: OpenOrg, name: str, found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Run]) -> bool:
@@ -136,12 +168,14 @@ def _rows(manifest: Mapping[str, Any]) -> int:
 
 def _unfilled(org: crmray.config.Org, name: str, manifest: Mapping[str, Any]) -> list[str]:
     """Mapped columns of a table without a single value, in the order of the org file."""
+    mapped = dict.fromkeys(column for source in _sources(org, name) for column in source.columns)
+    return [column for column in mapped if manifest.get("missing", {}).get(column, 0) >= _rows(manifest) > 0]
+
+
+def _sources(org: crmray.config.Org, table: str) -> list[TableSource]:
     from crmray.data.ingest import origins
 
-    mapped = dict.fromkeys(
-        column for origin in origins(org) if origin.table == name for column in origin.source.columns
-    )
-    return [column for column in mapped if manifest.get("missing", {}).get(column, 0) >= _rows(manifest) > 0]
+    return [origin.source for origin in origins(org) if origin.table == table]
 
 
 def _weak(org: OpenOrg, name: str, found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Run]) -> list[str]:

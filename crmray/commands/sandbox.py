@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
+import os
 import queue
 import signal
 from pathlib import Path
@@ -15,12 +16,11 @@ from pydantic import ValidationError
 
 from crmray import config
 from crmray.config import DemoSource
-from crmray.errors import ConfigError
+from crmray.errors import ConfigError, StorageError
 from crmray.salesforce.sandbox.fault_settings import Settings, documented
 
 if TYPE_CHECKING:
     from crmray.salesforce.sandbox.server import Sandbox
-    from crmray.salesforce.sandbox.store import Store
 
 FOLDER = "sandbox"
 PORT = 8443
@@ -87,14 +87,16 @@ def command(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
     faults = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)}
-    with contextlib.closing(Store(folder / "org.duckdb")) as store:
-        if arguments.demo:
-            fill(store, arguments.customers, arguments.months, arguments.end, arguments.seed)
-        with Sandbox(store, port=arguments.port, folder=folder) as sandbox:
-            sandbox.faults.set(**faults)
-            sandbox.org_file(folder / "org.yaml")
-            print(how_to_connect(sandbox), flush=True)
-            return 128 + _next_signal()
+    if arguments.demo:
+        fill(folder / "org.duckdb", arguments.customers, arguments.months, arguments.end, arguments.seed)
+    with (
+        contextlib.closing(Store(folder / "org.duckdb")) as store,
+        Sandbox(store, port=arguments.port, folder=folder) as sandbox,
+    ):
+        sandbox.faults.set(**faults)
+        sandbox.org_file(folder / "org.yaml")
+        print(how_to_connect(sandbox), flush=True)
+        return 128 + _next_signal()
 
 
 def _next_signal() -> int:
@@ -105,18 +107,34 @@ def _next_signal() -> int:
     return came.get()
 
 
-def fill(store: Store, customers: int, months: int, end: str, seed: int) -> None:
-    """Load the demo, unless the org has accounts already."""
-    from crmray.salesforce.sandbox.load import load_demo
+def fill(path: Path, customers: int, months: int, end: str, seed: int) -> None:
+    """Make an org with the demo in it, which appears whole or not at all; one that is there stays as it is."""
+    import duckdb
 
-    there = store.query("SELECT COUNT() FROM Account", all_rows=True).count
-    if there:
-        print(f"has {there:,} accounts already; nothing was added")
+    from crmray.salesforce.sandbox.load import load_demo
+    from crmray.salesforce.sandbox.store import Store
+
+    if path.exists():
+        with contextlib.closing(Store(path)) as store:
+            there = store.query("SELECT COUNT() FROM Account", all_rows=True).count
+        print(f"{path} is there already, with {there:,} accounts; nothing was added")
         return
+    draft = path.with_suffix(".draft")
+    wal = path.with_suffix(".draft.wal")
     try:
-        load_demo(store, customers=customers, months=months, end=end, seed=seed)
+        for left in (draft, wal):  # of a load that was killed
+            left.unlink(missing_ok=True)
+        with contextlib.closing(Store(draft)) as store:
+            load_demo(store, customers=customers, months=months, end=end, seed=seed)
+        os.replace(draft, path)
     except ValidationError as error:
         raise ConfigError(f"the demo: {config.explain(error)}") from None
+    except (duckdb.OperationalError, duckdb.FatalException) as error:
+        why = str(error).splitlines()[0]
+        raise StorageError(f"the demo: {why}; nothing half-loaded is kept, free some space and start again") from None
+    finally:
+        for left in (draft, wal):
+            left.unlink(missing_ok=True)
 
 
 def how_to_connect(sandbox: Sandbox) -> str:

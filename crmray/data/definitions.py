@@ -24,7 +24,7 @@ from crmray.data import history, outcomes
 from crmray.data.asof_rows import micros_of
 from crmray.data.conditions import Canonical, is_date, matches
 from crmray.data.splits import micros
-from crmray.errors import DataError
+from crmray.errors import DataError, did_you_mean
 from crmray.sources import CONDITIONS
 
 Entity = Literal["customer", "lead", "product"]
@@ -179,7 +179,7 @@ def chosen(tables: Mapping[str, pa.Table], table: str, where: Mapping[str, Any],
         if column not in rows.column_names:
             raise DataError(
                 f"{key}: table {table} has no column {column!r} with a value (that was known at the dates of the "
-                f"examples), got {', '.join(rows.column_names)}"
+                f"examples), got {', '.join(rows.column_names)}{did_you_mean(column, rows.column_names)}"
             )
         _check_comparable(rows, column, where[column], f"{key}: table {table}: column {column!r}")
     return rows.filter(matches(rows, where, Canonical(table=table), key=key)) if where else rows
@@ -262,7 +262,8 @@ def measured(
         enough = counts >= outcome.at_least
         return pa.array((enough if outcome.measure == "exists" else ~enough).astype(np.int8))
     if outcome.column not in rows.column_names:
-        raise DataError(f"outcome: table {outcome.table} has no column {outcome.column!r} with a value")
+        hint = did_you_mean(outcome.column, rows.column_names)
+        raise DataError(f"outcome: table {outcome.table} has no column {outcome.column!r} with a value{hint}")
     values = rows[outcome.column].filter(pa.array(keep)).combine_chunks()
     if outcome.measure in ("first", "last"):
         known = pc.is_valid(values).to_numpy(zero_copy_only=False)
@@ -337,7 +338,8 @@ def check_table(entity: Entity, table: str, *, own: bool) -> None:
     """ValueError for a table that says nothing of this entity. own: whether its own table will do."""
     allowed = [*EVENTS[entity], *([OWN_TABLES[entity]] if own else [])]
     if table not in allowed:
-        raise ValueError(f"table: got {table!r} for entity {entity}, expected one of {', '.join(allowed)}")
+        hint = did_you_mean(table, allowed)
+        raise ValueError(f"table: got {table!r} for entity {entity}, expected one of {', '.join(allowed)}{hint}")
 
 
 def columns_of(table: str, *names: str) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ BATCH_ROWS = 64 * 1024
 _BLOCK_BYTES = 8 << 20
 _PARQUET = (".parquet", ".pq")
 _EXCEL = (".xlsx", ".xls", ".xlsm")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".7z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,8 @@ def find(patterns: Sequence[str], folder: str | Path, *, encoding: str = "utf-8"
         for path in found:
             if path.lower().endswith(_EXCEL):
                 raise DataError(f"file {path}: got an Excel workbook, expected CSV or Parquet; save its sheets as CSV")
+            if path.lower().endswith(_ARCHIVES):
+                raise DataError(f"file {path}: got an archive of files, expected CSV or Parquet; unpack it")
             if not fs.size(path):
                 raise DataError(f"file {path}: got an empty file (0 bytes), expected a header and rows; remove it")
             if scheme + path not in paths:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray.errors import SchemaError
+from crmray.evaluate import phrases
 from crmray.models.columns import feature_columns, numbers_of, texts_of
 
 Predict = Callable[[pa.Table], np.ndarray]
@@ -167,8 +168,8 @@ def explain(
 ) -> list[list[str]]:
     """For each row up to `top` reasons in words, strongest first.
 
-    "days since last order: 120, typically 21 (+0.18)": the group, its most unusual value beside the typical one, and
-    what the group adds to the score. Effects below LEAST_EFFECT are left out.
+    "how often they buy: 1 order in the last 90 days, typically 3 (+0.18)": the group, its most unusual value beside the
+    typical one (crmray.evaluate.phrases), and what it adds to the score. Effects below LEAST_EFFECT are left out.
     """
     matrix = effects(predict, examples, reference, groups)
     order = np.argsort(-np.abs(matrix), axis=1, kind="stable")[:, :top]
@@ -184,7 +185,7 @@ def _sentence(
     words: str, effect: float, examples: pa.Table, row: int, reference: Mapping[str, Any], columns: Sequence[str]
 ) -> str:
     """The group's words, its most unusual value, and the signed effect."""
-    best, most = "", -1.0
+    best, most = words, -1.0
     for column in columns:
         typical, spread = reference["values"][column], reference["spread"][column]
         value = examples[column][row].as_py()
@@ -195,16 +196,7 @@ def _sentence(
         else:
             distance = float(value != typical)
         if distance > most:
-            name = "" if len(columns) == 1 and _words(column) == words else f"{_words(column)} "
-            best, most = f": {name}{_text(value)}, typically {_text(typical)}", distance
-    return f"{words}{best} ({effect:+.2f})"
-
-
-def _text(value: Any) -> str:
-    if value is None or value != value:  # NaN
-        return "missing"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (int, float)):
-        return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
-    return str(value)
+            alone = len(columns) == 1 and _words(column) == words  # the group is named by its column
+            said = phrases.told(column, value, typical, mark=":" if alone else "")
+            best, most = said if alone or words in said else f"{words}: {said}", distance
+    return f"{best} ({effect:+.2f})"

@@ -10,8 +10,8 @@ import pyarrow as pa
 from crmray.data.product_facts import Facts
 from crmray.models import histories
 
-PERSONAL, CONTENT, POPULAR = "personal", "content", "popular"
-"""where an answer comes from: purchases, attributes of the customer, or what everybody buys"""
+PERSONAL, CONTENT, POPULAR, SIMILAR = "personal", "content", "popular", "similar"
+"""where an answer comes from: purchases, attributes of the customer, what everybody buys, or the product asked about"""
 
 
 def sentences(
@@ -33,7 +33,7 @@ def sentences(
     bought = histories.column_of(examples, "history").to_pylist()
     return [
         [
-            words if words and source == PERSONAL else _otherwise(product, source, set(own or ()), facts)
+            words if words and source in (PERSONAL, SIMILAR) else _otherwise(product, source, set(own or ()), facts)
             for words, product in zip(row, products, strict=True)
         ]
         for row, products, source, own in zip(found, shown, sources, bought, strict=True)
@@ -50,6 +50,8 @@ def _by_weight(model: Any) -> list[Any]:
 def _otherwise(product: str, source: str, bought: set[str], facts: Facts) -> str:
     """Words for a product of which no model says why."""
     category = facts.categories.get(product)
+    if source == SIMILAR:
+        return "goes with it"
     if source == CONTENT:
         return "bought by similar customers"
     if source == POPULAR:

@@ -29,6 +29,8 @@ FURTHEST = 1.0
 """ranges of the past beyond its least and largest week that a forecast may reach"""
 Z_75, Z_90 = 0.6744897501960817, 1.2815515655446004
 """standard normal quantiles"""
+NORMAL = np.array([-Z_90, -Z_75, 0.0, Z_75, Z_90])
+"""(Q,) those of QUANTILES"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,5 @@ def without_failures(panel: Panel, quantiles_NHQ: np.ndarray) -> np.ndarray:
 def flat(known: np.ndarray, horizon: int) -> np.ndarray:
     """(H, Q) the mean and the normal quantiles of a series that no model can be fitted to."""
     middle, spread = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
-    steps = np.array([-Z_90, -Z_75, 0.0, Z_75, Z_90])
-    assert steps[MIDDLE] == 0
-    return np.tile(middle + spread * steps, (horizon, 1))
+    assert NORMAL[MIDDLE] == 0
+    return np.tile(middle + spread * NORMAL, (horizon, 1))

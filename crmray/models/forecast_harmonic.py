@@ -96,7 +96,12 @@ class HarmonicModel:
     rounds: int | None = None
     """It has none."""
 
-    def series(self, panel: Panel, label_NH: np.ndarray | None = None) -> Iterator[_Series]:
+    @property
+    def growth_place(self) -> int:
+        """Place of growth among the effects."""
+        return 2 * self.num_harmonics
+
+    def series(self, panel: Panel, label_NH: np.ndarray | None = None) -> Iterator[Series]:
         """Each row's series from its first known week on; with labels, what came is known too."""
         came_NH = np.zeros((len(panel), 0)) if label_NH is None else label_NH
         for row, values in enumerate(np.concatenate([panel.values, came_NH], axis=1)):
@@ -107,7 +112,7 @@ class HarmonicModel:
             flags = panel.events[row, first:] if len(panel.kinds) else np.zeros((len(week), 0))
             years = (np.arange(len(week)) / SEASON_WEEKS)[:, None]
             columns = np.concatenate([np.sin(angles), np.cos(angles), years, flags], axis=1)
-            yield _Series(known=values[first:], columns=columns, growth=2 * self.num_harmonics)
+            yield Series(known=values[first:], columns=columns, growth=self.growth_place)
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """Quantiles, each (N, H)."""
@@ -131,7 +136,21 @@ class HarmonicModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Series:
+class Level:
+    """A series without its effects."""
+
+    values: np.ndarray
+    """(L,) in units of `scale`"""
+    scale: float
+    """its mean, or that of the sales without their signs"""
+    ahead: np.ndarray
+    """(H,) effects of the weeks to come, relative to the newest week's"""
+    multiplied: bool
+    """whether the level is to be multiplied by them; else they are added"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
     """One series from its first known week on."""
 
     known: np.ndarray
@@ -176,14 +195,23 @@ class _Series:
 
     def forecast(self, effects_E: np.ndarray, horizon: int) -> np.ndarray:
         """(H, Q): the level times the effects to come, or for shares beside them."""
+        level = self.level(effects_E)
+        return self.sales(level, smoothed(level.values, horizon, season=False, model="ANN"))
+
+    def level(self, effects_E: np.ndarray) -> Level:
+        """What is left without these effects, as they are in the newest week."""
         values, logarithmic, scale = self._values()
         effects = self.columns @ effects_E
         effects -= effects[len(values) - 1]
-        past, ahead = effects[: len(values)], effects[len(values) :, None]
-        if logarithmic:
-            level = np.exp(values - past)
-            scale = float(level.mean())
-            sales = smoothed(level / scale, horizon, season=False, model="ANN") * scale * np.exp(ahead)
-        else:
-            sales = (smoothed(values - past, horizon, season=False, model="ANN") + ahead) * scale
-        return within_reach(sales, self.known[np.isfinite(self.known)])
+        past, ahead = effects[: len(values)], effects[len(values) :]
+        if not logarithmic:
+            return Level(values=values - past, scale=scale, ahead=ahead, multiplied=False)
+        level = np.exp(values - past)
+        scale = float(level.mean())
+        return Level(values=level / scale, scale=scale, ahead=np.exp(ahead), multiplied=True)
+
+    def sales(self, level: Level, quantiles_HQ: np.ndarray) -> np.ndarray:
+        """(H, Q) sales of these quantiles of the level."""
+        ahead_H1 = level.ahead[:, None]
+        found_HQ = quantiles_HQ * ahead_H1 if level.multiplied else quantiles_HQ + ahead_H1
+        return within_reach(found_HQ * level.scale, self.known[np.isfinite(self.known)])

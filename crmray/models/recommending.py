@@ -11,7 +11,7 @@ import pyarrow as pa
 from crmray.data.product_facts import Facts
 from crmray.errors import DataError
 from crmray.models import content, explanations, histories, ranking
-from crmray.models.explanations import CONTENT, PERSONAL, POPULAR
+from crmray.models.explanations import CONTENT, PERSONAL, POPULAR, SIMILAR
 from crmray.models.ranking import Recommender
 from crmray.models.rules import POOL, Rules
 
@@ -38,8 +38,9 @@ def answer(
             products[row], scores[row] = names, values
         if for_product is not None:
             place[rows] = ranking.places(scorer, catalogue, part, for_product, exclude=sorted(hidden))
+    about = examples["entity_id"] if similar_to is None else pa.repeat(similar_to, examples.num_rows)
     shown = {
-        "entity_id": examples["entity_id"],
+        "entity_id": about,
         "as_of": examples["as_of"],
         "products": pa.array(products, pa.list_(pa.string())),
         "scores": pa.array(scores, pa.list_(pa.float64())),
@@ -78,8 +79,8 @@ def _scorers(
     known = np.diff(catalogue.codes(histories.column_of(examples, "history"))[0]) > 0
     like = content.similar(facts, similar_to, catalogue) if similar_to in facts.place_of and not known.any() else None
     if like is not None:  # a product that nobody bought: products like it
-        return [CONTENT] * len(known), [(np.arange(len(known)), lambda block: np.tile(like, (block.num_rows, 1)))]
-    sources = np.full(len(known), PERSONAL, dtype=object)
+        return [SIMILAR] * len(known), [(np.arange(len(known)), lambda block: np.tile(like, (block.num_rows, 1)))]
+    sources = np.full(len(known), PERSONAL if similar_to is None else SIMILAR, dtype=object)
     informed = content.informed(examples.filter(pa.array(~known)), catalogue, lifts)
     sources[~known] = np.where(informed, CONTENT, POPULAR)
     both = [

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -67,10 +67,6 @@ class SASRec(Training):
     """largest learning rate"""
     warmup_share: float = 0.02
     """share of all steps in which the learning rate rises from 0"""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """course of the learning rate over max_epochs"""
-    max_epochs: int = 20
-    """passes over the customers at most"""
     patience: int = 3
     """epochs without a better validation figure after which training ends"""
 

@@ -87,7 +87,7 @@ class UserKNN:
 class FittedUserKNN(ranking.Ranked):
     """Histories of customers, and how likeness to them is measured."""
 
-    BECAUSE: ClassVar[str] = "others like you buy it"
+    BECAUSE: ClassVar[str] = "bought by others with similar purchases"
 
     catalogue: Catalogue
     """the products"""

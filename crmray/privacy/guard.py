@@ -256,19 +256,21 @@ class Guard:
 
     def _changes(self, rows: pa.Table, plan: GuardPlan, words: pa.Array | None, *, renew: bool = False) -> pa.Table:
         """Old and new values of a history object, each as its field is treated."""
-        kinds = [plan.changes.get(one or "", "drop") for one in rows["Field"].to_pylist()]
-        by_kind = {kind: np.array([one == kind for one in kinds], bool) for kind in set(kinds) - {"keep"}}
+        coded = pc.dictionary_encode(rows["Field"].combine_chunks().cast(pa.string()).fill_null(""))
+        kinds = pa.array([plan.changes.get(one, "drop") for one in coded.dictionary.to_pylist()], pa.string())
+        kind_of_row = kinds.take(coded.indices)
+        by_kind = {kind: pc.equal(kind_of_row, kind) for kind in sorted(set(kinds.to_pylist()) - {"keep"})}
         for name in [name for name in _VALUES if name in rows.column_names]:
             values = rows[name].combine_chunks().cast(pa.string())
             for kind, mask in by_kind.items():
                 if kind == "text":
-                    own = None if words is None else words.filter(pa.array(mask))
-                    new = redact.column(values.filter(pa.array(mask)), own)
+                    own = None if words is None else words.filter(mask)
+                    new = redact.column(values.filter(mask), own)
                 elif renew:
                     continue
                 else:
-                    new = self._ids_alone(values.filter(pa.array(mask)), kind)
-                values = pc.replace_with_mask(values, pa.array(mask), new)
+                    new = self._ids_alone(values.filter(mask), kind)
+                values = pc.replace_with_mask(values, mask, new)
             rows = rows.set_column(rows.schema.get_field_index(name), name, values)
         return rows
 

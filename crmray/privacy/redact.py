@@ -171,9 +171,12 @@ _PART = re.compile(r"[^\W_]+")
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss"})
 
 
-def names(text: str, words: Iterable[str]) -> str:
-    """The text with every whole word replaced that is one of the folded `words`; neighbours become one token."""
-    folded = fold(text)
+def names(text: str, words: Iterable[str], folded: str | None = None) -> str:
+    """The text with every whole word replaced that is one of the folded `words`; neighbours become one token.
+
+    folded: `fold(text)`, where it is known.
+    """
+    folded = fold(text) if folded is None else folded
     there = [word for word in words if word in folded]  # of most texts none: nothing more is done for them
     if not there:
         return text
@@ -208,7 +211,7 @@ def _spans(folded: str, word: str) -> Iterator[tuple[int, int]]:
 
 def _places(text: str) -> list[int]:
     """Position in the text of each character of its folded form; combining marks belong to the letter before."""
-    return [place for place, one in enumerate(text) for _ in fold(one)]
+    return [place for place, one in enumerate(text) for _ in (one if one.isascii() else fold(one))]
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------
@@ -266,7 +269,7 @@ def _named(texts: pa.StringArray, codes: pa.Array, words: pa.Array) -> dict[int,
         text, own = folded[number], words_of_owner[owner].split()
         for word in own:
             if word in text:
-                found[row] = names(told[number], own)
+                found[row] = names(told[number], own, text)
                 break
     return found
 

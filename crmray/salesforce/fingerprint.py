@@ -64,7 +64,6 @@ def of_values(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def _of_chunk(values: pa.Array) -> np.ndarray:
-    hashes = np.full(len(values), _NULL)
     there = values.drop_null() if values.null_count else values
     if pa.types.is_string(there.type):
         found = _of_strings(there)
@@ -73,7 +72,10 @@ def _of_chunk(values: pa.Array) -> np.ndarray:
     else:
         assert there.type.bit_width == 64, there.type
         found = _mix(np.frombuffer(there.buffers()[1], np.uint64, len(there), 8 * there.offset))
-    hashes[values.is_valid().to_numpy(zero_copy_only=False) if values.null_count else slice(None)] = found
+    if not values.null_count:
+        return found
+    hashes = np.full(len(values), _NULL)
+    hashes[values.is_valid().to_numpy(zero_copy_only=False)] = found
     return hashes
 
 
@@ -97,7 +99,7 @@ def _of_strings(values: pa.StringArray) -> np.ndarray:
 def _of_distinct(data: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Of strings of different lengths, those of each length together."""
     found = np.empty(len(lengths), np.uint64)
-    for length in np.unique(lengths[lengths <= _WIDEST]):
+    for length in np.flatnonzero(np.bincount(lengths[lengths <= _WIDEST])):
         rows = np.flatnonzero(lengths == length)
         found[rows] = _of_words(data[offsets[rows][:, None] + np.arange(length)])
     rows = np.flatnonzero(lengths > _WIDEST)
@@ -121,10 +123,13 @@ def _of_words(rows: np.ndarray) -> np.ndarray:
 
 def _mix(values: np.ndarray) -> np.ndarray:
     """splitmix64's finalizer: a permutation of 64 bits in which every bit of the result hangs on every bit given."""
-    values = values + _GOLDEN
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed = values + _GOLDEN
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 def hash_ids(ids: pa.ChunkedArray | pa.Array) -> np.ndarray:

@@ -232,12 +232,11 @@ def wanted(source: SalesforceSource) -> dict[str, list[TableSource]]:
     A source of the org file takes the place of those that the standard mapping has of its object for that table.
     """
     result: dict[str, list[TableSource]] = {}
-    names = {**_all(), **source.tables}
-    for table in names:
+    for table in dict.fromkeys([*STANDARD, *FURTHER, *source.tables]):
         schema.table(table)
         own = source.tables.get(table, [])
         gone = {*source.without, *(part.object for part in own), *(_instead(table) if own else ())}
-        if kept := [part for part in _all().get(table, []) if part.object not in gone] + own:
+        if kept := [part for part in every(table) if part.object not in gone] + own:
             result[table] = kept
     return result
 
@@ -253,17 +252,16 @@ def tables(source: SalesforceSource, objects: Objects, *, empty: Collection[str]
     result: dict[str, list[TableSource]] = {}
     for table, parts in wanted(source).items():
         mine = [part for part in parts if id(part) in own and part.object in objects]
-        cut = [_fit(table, part, objects) for part in parts if id(part) not in own]
+        cut = [fit(table, part, objects) for part in parts if id(part) not in own]
         fitting = _without_twins(table, [part for part in cut if part is not None], empty) + mine
         if fitting:
             result[table] = fitting
     return result
 
 
-def _all() -> dict[str, list[TableSource]]:
-    """STANDARD and FURTHER together."""
-    names = dict.fromkeys([*STANDARD, *FURTHER])
-    return {table: [*STANDARD.get(table, []), *FURTHER.get(table, [])] for table in names}
+def every(table: str) -> list[TableSource]:
+    """The sources of a table, STANDARD and FURTHER together."""
+    return [*STANDARD.get(table, []), *FURTHER.get(table, [])]
 
 
 def _instead(table: str) -> list[str]:
@@ -281,7 +279,7 @@ def _without_twins(table: str, sources: list[TableSource], empty: Collection[str
     return [source for source in sources if source.object not in gone]
 
 
-def _fit(table: str, source: TableSource, objects: Objects) -> TableSource | None:
+def fit(table: str, source: TableSource, objects: Objects) -> TableSource | None:
     """The source cut down to the columns that its object has; None where it is not there or lacks what is needed."""
     if source.object not in objects:
         return None

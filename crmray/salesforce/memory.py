@@ -9,30 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 from collections.abc import Iterator
 
 import pyarrow as pa
 
-_ARENA_MAX, _MMAP_THRESHOLD = -8, -3
-"""M_ARENA_MAX and M_MMAP_THRESHOLD of mallopt(3)"""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+"""of mallopt(3)"""
 _BLOCK_BYTES = 8 << 20
 """allocations of this size and more are returned when they are freed: larger than the blocks of pages, which would
 otherwise cost the system's zeroing of fresh memory each time; by default the limit grows with use"""
+_SPARE_BYTES = 32 << 20
+"""free memory at the end of the heap that is kept until `give_back`, for the same reason: some blocks"""
 
 
 @contextlib.contextmanager
 def frugal() -> Iterator[None]:
-    """Arrow takes its memory from jemalloc meanwhile. The settings of malloc stay as they are for the process."""
+    """Arrow takes its memory from jemalloc meanwhile, and Python's collector leaves alone what was there before. The
+    settings of malloc stay as they are for the process."""
     libc = _glibc()
     if libc is not None:
         libc.mallopt(_ARENA_MAX, 1)
         libc.mallopt(_MMAP_THRESHOLD, _BLOCK_BYTES)
+        libc.mallopt(_TRIM_THRESHOLD, _SPARE_BYTES)
     before = pa.default_memory_pool()
     if "jemalloc" in pa.supported_memory_backends():
         pa.set_memory_pool(pa.jemalloc_memory_pool())
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         pa.set_memory_pool(before)
 
 

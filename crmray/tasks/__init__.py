@@ -7,6 +7,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 
 from crmray.config import Org, explain
+from crmray.data.names import Names
 from crmray.errors import ConfigError, did_you_mean
 from crmray.tasks import (
     churn,
@@ -47,12 +48,15 @@ def settings(org: Org, name: str) -> BaseModel:
         asked = ", ".join(org.tasks) or "none"
         hint = did_you_mean(name, org.tasks) or "; add it under `tasks:`"
         raise ConfigError(f"org file {org.path}: task {name!r} is not asked for (asked for: {asked}){hint}")
-    return check_settings(task(name), org.tasks[name], where=f"org file {org.path}: tasks.{name}")
+    where = f"org file {org.path}: tasks.{name}"
+    return check_settings(task(name), org.tasks[name], where=where, names=Names.of(org))
 
 
-def check_settings(which: Task, values: dict[str, Any], *, where: str = "settings") -> BaseModel:
-    """The values as the task's Settings; ConfigError names each wrong key."""
+def check_settings(
+    which: Task, values: dict[str, Any], *, where: str = "settings", names: Names | None = None
+) -> BaseModel:
+    """The values as the task's Settings; ConfigError names each wrong key. names: of the org's columns, where known."""
     try:
-        return which.Settings.model_validate(values)
+        return which.Settings.model_validate(values, context=names)
     except ValidationError as error:
         raise ConfigError(f"{where}: {explain(error)}") from None

@@ -27,12 +27,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, model_validator
 
 from crmray import schema
 from crmray.data import asof, asof_leads, asof_products, definitions, splits
 from crmray.data.definitions import EVENTS, OWN_TABLES, Entity, Outcome, Segment
-from crmray.errors import ConfigError
+from crmray.data.names import Names
+from crmray.errors import ConfigError, did_you_mean
 from crmray.evaluate import kinds, reasons
 from crmray.evaluate.decide import Decided
 from crmray.models.blend import Blend
@@ -77,7 +78,7 @@ class Definition(splits.TimeSettings, Decided):
     """what is predicted; default: whether there is a transaction within the horizon"""
 
     @model_validator(mode="after")
-    def _fits_the_entity(self) -> Definition:
+    def _fits_the_entity(self, info: ValidationInfo) -> Definition:
         if self.outcome.table and "outcome" not in self.model_fields_set and self.entity == "lead":
             raise ValueError("outcome: got none, expected what is predicted of leads: {table: …} or {attribute: …}")
         if self.outcome.table:
@@ -104,8 +105,20 @@ class Definition(splits.TimeSettings, Decided):
                 f"outcome.measure: got {self.outcome.measure} for entity product, expected exists, none, count or sum: "
                 "what happens to products is counted by the day"
             )
+        if info.context is not None:
+            self._refuse_unknown(info.context)
         self.outcome.kind_for(self.entity)
         return self
+
+    def _refuse_unknown(self, names: Names) -> None:
+        """ValueError for a column that the org does not have."""
+        outcome = self.outcome
+        if outcome.table:
+            names.refuse_unknown("outcome", outcome.table, [*outcome.where, *filter(None, [outcome.column])])
+        if outcome.attribute:
+            names.refuse_unknown("outcome.attribute", OWN_TABLES[self.entity], [outcome.attribute])
+        for segment in self.population:
+            names.refuse_unknown("population", segment.table, segment.where)
 
     @property
     def uses_time(self) -> bool:
@@ -286,7 +299,7 @@ def _label(
         if outcome.attribute not in rows.column_names:
             raise ConfigError(
                 f"outcome.attribute: got {outcome.attribute!r}, expected a column of {OWN_TABLES[settings.entity]} "
-                f"with a value: {', '.join(rows.column_names)}"
+                f"with a value: {', '.join(rows.column_names)}{did_you_mean(outcome.attribute, rows.column_names)}"
             )
         values = rows[outcome.attribute].combine_chunks().take(pc.index_in(entities, rows[ids].combine_chunks()))
         return definitions.as_label(values, settings.kind, f"outcome.attribute {outcome.attribute!r}")

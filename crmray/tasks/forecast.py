@@ -26,6 +26,7 @@ from crmray.data.splits import Snapshots, TimeSettings
 from crmray.errors import DataError, NotEnoughDataError
 from crmray.evaluate import forecasts
 from crmray.models.forecast_blend import ForecastBlend, best_blend
+from crmray.models.forecast_direct import Direct
 from crmray.models.forecast_ets import ETS
 from crmray.models.forecast_harmonic import Harmonic
 from crmray.models.forecast_lags import Lags, YearlyLags
@@ -40,7 +41,7 @@ FEATURES_VERSION = "2"
 LABELS = ("label", "label_weight")
 METRIC: str = "wql"
 MODE: Literal["max", "min"] = "min"
-CANDIDATES = {one.NAME: one for one in (PatchTransformer, Lags, YearlyLags, ETS, Harmonic, SeasonalNaive)}
+CANDIDATES = {one.NAME: one for one in (PatchTransformer, Lags, YearlyLags, ETS, Harmonic, Direct, SeasonalNaive)}
 BLEND = ForecastBlend
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 VALUES = {"amount": "net_amount", "units": "num_units"}
@@ -255,8 +256,9 @@ def _matrix(examples: pa.Table, name: str) -> np.ndarray:
 
 
 def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
-    """For each level the best forecaster on validation, or the average of the best few."""
-    return best_blend(models, validation, lambda rows, told: score(rows, told)[METRIC], mode=MODE)
+    """For each level the best forecaster, or the average of the best few, from the rolling origins of the margins."""
+    origins = pa.concat_tables(_origins(validation))
+    return best_blend(models, origins, lambda rows, told: score(rows, told)[METRIC], mode=MODE)
 
 
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
@@ -264,13 +266,9 @@ def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Set
 
     The origins lie in the validation window, of which the model saw nothing; each knows what came before it.
     """
-    parts = []
-    for back in _backtests(settings.horizon_weeks):
-        rows = _rolled(validation, back)
-        if rows.num_rows > BACKTEST_SERIES:
-            chosen = np.random.default_rng(back).choice(rows.num_rows, BACKTEST_SERIES, replace=False)
-            rows = rows.take(pa.array(np.sort(chosen)))
-        parts.append((rows["level"].to_pylist(), labelled(rows)[1], stacked(model.predict(rows))))
+    parts = [
+        (rows["level"].to_pylist(), labelled(rows)[1], stacked(model.predict(rows))) for rows in _origins(validation)
+    ]
     level = np.concatenate([np.array(part[0], dtype=object) for part in parts])
     truth, quantiles = (np.concatenate([part[k] for part in parts]) for k in (1, 2))
     width, found = _width(quantiles), {}
@@ -279,6 +277,18 @@ def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Set
         if name == "" or own.sum() >= OWN_MARGINS * len(parts):
             found[name] = forecasts.margins(truth[own], quantiles[own], QUANTILES, width[own])
     return {"margins": found}
+
+
+def _origins(validation: pa.Table) -> list[pa.Table]:
+    """The rows as they stand at each backtest; beyond BACKTEST_SERIES a sample of them."""
+    parts = []
+    for back in _backtests(_matrix(validation, "label").shape[1]):
+        rows = _rolled(validation, back)
+        if rows.num_rows > BACKTEST_SERIES:
+            chosen = np.random.default_rng(back).choice(rows.num_rows, BACKTEST_SERIES, replace=False)
+            rows = rows.take(pa.array(np.sort(chosen)))
+        parts.append(rows)
+    return parts
 
 
 def _rolled(rows: pa.Table, weeks: int) -> pa.Table:

@@ -6,8 +6,9 @@ exclude_owned, never before. Every fit sees all customers' whole history before 
 products are ranked, never a sample of them.
 
 Answers say where they come from (`source`): personal, from the customer's purchases; content, from the attributes of a
-customer without any; popular, for one of whom nothing is known. New products stand apart in `new_products`. The same
-model says what goes with one product (`similar_to`) and how well one product fits each customer (`for_product`).
+customer without any; popular, for one of whom nothing is known; similar, to a product. New products stand apart in
+`new_products`. The same model says what goes with one product (`similar_to`) and how well one product fits each
+customer (`for_product`).
 """
 
 from __future__ import annotations
@@ -135,11 +136,13 @@ class Request(EntityRequest):
 class Prediction(BaseModel):
     """One customer's products (or those that go with one), best first."""
 
-    entity_id: str
+    entity_id: str = Field(description="of the customer; with `similar_to` the product")
     as_of: datetime | None
     products: list[str]
     scores: list[float]
-    source: Literal["personal", "content", "popular"]
+    source: Literal["personal", "content", "popular", "similar"] = Field(
+        description="from the customer's purchases, attributes of the customer, what everybody buys, or the product"
+    )
     new_products: list[str]
     place: int | None = Field(
         None, description="of the product asked about, by score from 1; null where it may not be shown or is not known"
@@ -290,10 +293,10 @@ def predict(
     for_product: str | None = None,
     **options: Any,
 ) -> pa.Table:
-    """entity_id, as_of, products and scores (lists, best first), source, new_products, reasons (null without explain);
-    with for_product its `place` (int64, from 1) by score among the products that each customer may be shown, before
-    max_per_category and diversity choose a list from them; null where it may not be shown itself (owned, excluded, out
-    of stock), and of a product that nobody bought before the fit.
+    """entity_id (that product with similar_to), as_of, products and scores (lists, best first), source, new_products,
+    reasons (null without explain); with for_product its `place` (int64, from 1) by score among the products that each
+    customer may be shown, before max_per_category and diversity choose a list from them; null where it may not be shown
+    itself (owned, excluded, out of stock), and of a product that nobody bought before the fit.
 
     options: exclude, max_per_category, diversity, as in Request. Scores are comparable within a row only. A list is
     shorter than num_products when fewer products are left. DataError for an unknown product, and for a rule that needs

@@ -67,6 +67,9 @@ class Fit:
     key: str
     """hash of everything that determines the result"""
 
+    def __str__(self) -> str:
+        return f"{self.point.candidate} ({self.rows})"  # in events
+
     @staticmethod
     def of(
         point: Point, rows: Rows, *, examples: str, seed: int, engine: EngineSettings, rounds: int | None = None,

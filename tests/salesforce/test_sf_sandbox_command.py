@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import requests
 
 from crmray import config
 from crmray.cli import build_parser
-from crmray.commands.sandbox import command
+from crmray.commands.sandbox import command, fill
 from crmray.errors import ConfigError
+from crmray.salesforce.sandbox.store import Store
 
 FAULTS = ["--error-503-every", "1000", "--lock-rows", "0.01"]
 
@@ -81,3 +83,27 @@ def test_it_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path
     arguments = build_parser().parse_args(["sandbox", "--folder", str(tmp_path)])
     with pytest.raises(ConfigError, match="needs no_such_package"):
         command(arguments)
+
+
+def test_a_demo_that_does_not_fit_on_the_disk_leaves_no_half_of_it(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys; from crmray.cli import main;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20));"
+        "sys.exit(main(['sandbox', '--demo', '--customers', '300', '--port', '0', '--folder', sys.argv[1]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "nothing half-loaded is kept" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_load_left_is_not_taken_for_an_org(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "org.duckdb"
+    path.with_suffix(".draft").write_bytes(b"half an org")
+    fill(path, 100, 24, "2026-10-01", 0)
+    with contextlib.closing(Store(path)) as store:
+        assert store.query("SELECT COUNT() FROM Account").count == 100
+    assert [one.name for one in tmp_path.iterdir()] == ["org.duckdb"]
+    fill(path, 200, 24, "2026-10-01", 0)
+    assert "with 100 accounts; nothing was added" in capsys.readouterr().out

@@ -198,6 +198,51 @@ def test_a_column_that_the_org_does_not_have_is_named():
         labels({"table": "interactions", "where": {"colour": "red"}})
 
 
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ("outcome: {table: transaktions}", "got 'transaktions' .*; did you mean 'transactions'?"),
+        ("outcome: {table: transactions, measure: sum, column: net_amont}",
+         "outcome: table transactions: got column 'net_amont', expected one of .*; did you mean 'net_amount'?"),
+        ("outcome: {table: transactions, measure: sum, column: Paid}", "; Paid of the source is called 'net_amount'"),
+        ("outcome: {table: transactions, where: {rating: 5}}", "; table interactions has one"),
+        ("outcome: {attribute: Tear}",
+         "outcome.attribute: table customers: got column 'Tear', expected one of .*, Tier; did you mean 'Tier'?"),
+        ("outcome: {attribute: Tier}", "kind: got nothing for attribute 'Tier' of customers"),
+        ("population: [{table: customers, where: {shoe: 43}}]",
+         "population: .*got column 'shoe', .*; what else the source has goes under `attributes:`"),
+        ("population: [{table: interactions, where: {Origin: Web}}]", "Origin of the source is called 'channel' there"),
+    ],
+)  # fmt: skip
+def test_a_name_that_the_org_does_not_have_is_told_with_what_may_be_meant(tmp_path, section, words):
+    path = tmp_path / "org.yaml"
+    path.write_text(f"""
+name: mine
+storage: lake
+source:
+  kind: files
+  tables:
+    transactions: {{files: [s.csv], columns: {{entity_id: Who, occurred_at: When, net_amount: Paid}}}}
+    customers: {{files: [c.csv], columns: {{entity_id: Who}}, attributes: [Tier]}}
+    interactions: {{files: [i.csv], columns: {{entity_id: Who, occurred_at: When, channel: Origin}}, attributes: "*"}}
+tasks:
+  custom.mine: {{{section}}}
+  custom.theirs: {{outcome: {{table: interactions, where: {{shade: dark}}}}}}
+""")
+    org = config.load(path)
+    with pytest.raises(ConfigError, match=words.replace("?", r"\?")):
+        tasks.settings(org, "custom.mine")
+    assert tasks.settings(org, "custom.theirs").kind == "yes_no"  # all columns of the file are there, by what name ever
+
+
+def test_a_salesforce_field_is_told_by_its_canonical_name(tmp_path):
+    path = tmp_path / "org.yaml"
+    outcome = "{table: transactions, measure: sum, column: TotalPrice}"
+    path.write_text(f"name: a\nstorage: s\nsource: {{kind: demo}}\ntasks: {{custom.x: {{outcome: {outcome}}}}}\n")
+    with pytest.raises(ConfigError, match="TotalPrice of the source is called 'net_amount' there"):
+        tasks.settings(config.load(path), "custom.x")
+
+
 def test_names_routes_and_workers():
     task = tasks.task("custom.lead.will_reply")
     assert (task.NAME, task.ROUTE, task.ENTITY) == ("custom.lead.will_reply", "/v1/custom/lead/will_reply", "lead")

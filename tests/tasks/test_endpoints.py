@@ -198,6 +198,7 @@ def test_what_a_task_takes_of_its_own_is_heeded(service):
     assert [checked(churn, service.post(churn, {**known, "threshold": at}))[0]["will_churn"] for at in (0, 1)] == [1, 0]
     (similar,) = checked(recommendation, service.post(recommendation, {"similar_to": "p01", "num_products": 3}))
     assert len(set(similar["products"]) - {"p01"}) == 3
+    assert (similar["entity_id"], similar["source"]) == ("p01", "similar")
     (one,) = checked(recommendation, service.get(f"{recommendation.ROUTE}/c0003?num_products=2&max_per_category=1"))
     assert len(one["products"]) == 2
     assert checked(response, service.post(response, {**known, "worth": 0.99}))[0]["band"] != "persuadable"

@@ -16,7 +16,7 @@ from crmray.data.demo_world import World
 from crmray.errors import DataError, NotEnoughDataError
 from crmray.evaluate import forecasts
 from crmray.models.forecast_naive import SeasonalNaive
-from crmray.models.forecast_panel import QUANTILES, week_of_year
+from crmray.models.forecast_panel import COLUMNS, QUANTILES, week_of_year
 from crmray.models.forecast_sums import SHARES, expected, sums
 from crmray.tasks import forecast
 
@@ -182,6 +182,25 @@ def test_a_later_origin_within_the_validation_window_knows_more():
     assert moved["as_of"] == MONDAY + timedelta(weeks=8)
     assert moved["history"] == [float(w + 1) for w in range(8)]
     assert moved["label"] == [9.0, None, None]
+
+
+def test_a_blend_is_chosen_on_more_than_the_weeks_after_one_date():
+    class Fixed:
+        """Says one thing of the total at first, another later, and a third of products."""
+
+        def __init__(self, first: float, later: float, product: float):
+            self.total, self.product = {MONDAY + timedelta(weeks=6): first}, product
+            self.later = later
+
+        def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+            rows = zip(examples["level"].to_pylist(), examples["as_of"].to_pylist(), strict=True)
+            said = [self.total.get(day, self.later) if level == "total" else self.product for level, day in rows]
+            return {name: np.tile(np.array(said)[:, None], 8) for name in COLUMNS}
+
+    sales = sold(*[("c", 7 * week, "a", 10.0) for week in range(14)])
+    rows = rows_of(sales, 6, horizon_weeks=8, levels=["total", "product"])
+    found = forecast.blend({"lucky": Fixed(10.0, 30.0, 10.0), "steady": Fixed(11.0, 11.0, 99.0)}, rows)
+    assert found.of_level == {"product": ["lucky"], "total": ["steady"]}
 
 
 def test_the_truth_of_the_demo_org_is_calibrated_and_adds_up(monkeypatch):

@@ -12,6 +12,7 @@ from crmray import log
 from crmray.errors import SchemaError
 from crmray.models import forecast_ets
 from crmray.models.forecast_blend import best_blend
+from crmray.models.forecast_direct import Direct
 from crmray.models.forecast_ets import ETSModel
 from crmray.models.forecast_features import Known
 from crmray.models.forecast_harmonic import Harmonic
@@ -117,6 +118,34 @@ def test_noise_does_not_lower_the_level_of_a_harmonic_forecast():
     assert middle.mean() == pytest.approx(10.0, rel=0.1)
 
 
+def test_growth_is_measured_at_the_horizon():
+    """Sales of a level that grew by 1 % a week, but for the newest quarter of a year: its slope is not carried on."""
+    noise = np.random.default_rng(0).normal(0, 0.05, (60, 150))
+    trend = np.minimum(0.01 * np.arange(150), 1.37)
+    sales = 100 * np.exp(trend + noise)
+    rows = panel_rows(sales[:, :138].tolist(), sales[:, 138:].tolist(), horizon=12)
+    known = panel_rows(sales.tolist(), horizon=12)
+    model = Direct().fit(rows, None, seed=0)
+    assert model.growth["product"].by_week[11] / model.growth["product"].by_week[0] == pytest.approx(1.11, abs=0.03)
+    steady = panel_rows((100 * np.exp(0.01 * np.arange(150) + noise)).tolist(), horizon=12)
+    middle = model.predict(steady)["q50"].mean(0)
+    np.testing.assert_allclose(middle, 100 * np.exp(0.01 * np.arange(150, 162)), rtol=0.06)
+    again = Direct.load(model.save())
+    np.testing.assert_array_equal(again.predict(known)["q50"], model.predict(known)["q50"])
+
+
+def test_levels_that_tell_no_growth_are_forecast_by_harmonic_regression():
+    rng = np.random.default_rng(0)
+    short = panel_rows(rng.gamma(2.0, 3.0, (3, 20)).tolist(), [[5.0] * 12] * 3, horizon=12)
+    returned = panel_rows((-rng.gamma(2.0, 3.0, (3, 90))).tolist(), [[-5.0] * 12] * 3, horizon=12)
+    for rows in (short, returned):
+        model = Direct().fit(rows, None, seed=0)
+        assert model.growth == {}
+        np.testing.assert_array_equal(
+            stacked(model.predict(rows)), stacked(Harmonic().fit(rows, None, seed=0).predict(rows))
+        )
+
+
 def test_each_level_has_the_forecasters_that_are_best_for_it():
     class Fixed:
         """Says the same of every row."""
@@ -155,7 +184,7 @@ def test_a_young_series_with_events_is_answered_alike_alone():
         beside.features(3 * one, 120 * one, one, ["product"]), alone.features(0 * one, 20 * one, one, ["product"])
     )
     small = PatchTransformer(hidden=8, num_layers=1, max_epochs=1)
-    for candidate in (Lags(num_rounds=5, spread_rounds=5, min_rows_leaf=5), Harmonic(), small):
+    for candidate in (Lags(num_rounds=5, spread_rounds=5, min_rows_leaf=5), Harmonic(), Direct(), small):
         model = fit(candidate, rows, rows)
         found, told = stacked(model.predict(rows)), stacked(model.predict(rows.slice(3)))
         assert np.isfinite(found).all()

@@ -104,11 +104,14 @@ def test_what_goes_with_a_product(fitted):
     assert [product[:3] for product in answer["products"]] == ["tea", "tea"]
     assert "tea1" not in answer["products"]
     assert answer["reasons"][0] == "bought with tea no tea1"
+    assert (answer["entity_id"], answer["source"]) == ("tea1", "similar")
     new = described["transactions"]
     new = new.set_column(new.schema.get_field_index("product_id"), "product_id", [["tea9"]])
     rows = now({**described, "transactions": new})
-    answer = recommendation.predict(model, decision, rows, similar_to="tea9", num_products=3).to_pylist()[0]
-    assert answer["source"] == "content"  # nobody bought it: by its name
+    options = Request(similar_to="tea9", num_products=3).options()
+    answer = recommendation.predict(model, decision, rows, explain=True, **options).to_pylist()[0]
+    assert (answer["entity_id"], answer["source"]) == ("tea9", "similar")
+    assert answer["reasons"][0] == "goes with it"  # nobody bought it: by its name
     assert all(product.startswith("tea") for product in answer["products"])
     with pytest.raises(ValidationError, match="expected exactly one"):
         Request(id="c01", similar_to="tea1")
@@ -225,6 +228,6 @@ def test_reasons_are_words_of_the_models():
         answers = by_customer(recommendation.predict(model, decision, rows, explain=True, num_products=1))
         said[name] = answers["c01"]["reasons"][0]
     assert said["ease"].startswith("bought with ")
-    assert said["userknn"] == "others like you buy it"
+    assert said["userknn"] == "bought by others with similar purchases"
     assert said["content"].startswith("like tea")
     assert said["als"] == "fits what was bought"

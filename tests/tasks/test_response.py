@@ -107,7 +107,7 @@ def test_those_who_are_moved_are_persuadable(decided):
     gained = answers["p_treated"].to_numpy() - answers["p_control"].to_numpy()
     assert gained == pytest.approx(answers["uplift"].to_numpy())
     assert np.array_equal(answers["leave_alone"].to_numpy(zero_copy_only=False), gained < 0)
-    assert any("customer country" in reason for reasons in answers["reasons"].to_pylist() for reason in reasons)
+    assert any("country: " in reason for reasons in answers["reasons"].to_pylist() for reason in reasons)
 
 
 def test_an_offer_that_costs_more_than_it_brings_persuades_nobody(decided):

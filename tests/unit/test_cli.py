@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import jobs
-from crmray import cli, config
+from crmray import cli, config, log
 from crmray.commands import doctor, serving, submit, text
 from crmray.commands import run as run_command
 from crmray.dashboard import _reason
@@ -104,6 +104,14 @@ def test_a_section_of_no_task_is_refused_before_the_cluster_is_asked(
 def test_no_keys_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["keys", "list"]) == 0
     assert capsys.readouterr().out.endswith("keys.json; `crmray keys add NAME` makes one\n")
+
+
+def test_events_of_a_command_are_lines_for_people_off_a_terminal_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keys", "list"]) == 0
+    log.event("shard.wrote", rows=5)
+    out, err = capsys.readouterr()
+    assert err.endswith(" shard.wrote rows=5\n")  # after the time
+    assert "shard" not in out
 
 
 def test_doctor_tells_the_ports_of_the_running_cluster_from_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,11 +288,11 @@ def test_tables_align_and_mark_what_is_missing() -> None:
 def test_a_log_in_pieces_is_read_by_line(capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
     reader = text.LogReader(lines.append)
-    for chunk in ('{"event": "shard.wro', 'te", "rows": 5}\nplain', " text\nlast"):
+    for chunk in ('{"event": "shard.wro', 'te", "rows": 5, "parts": ["a", 0.5]}\nplain', " text\nlast"):
         reader(chunk)
     reader.close()
-    assert lines == ['{"event": "shard.wrote", "rows": 5}', "plain text", "last"]
-    assert capsys.readouterr().out == "    shard.wrote rows=5\n"
+    assert lines == ['{"event": "shard.wrote", "rows": 5, "parts": ["a", 0.5]}', "plain text", "last"]
+    assert capsys.readouterr().out == "    shard.wrote rows=5 parts=a, 0.5\n"
 
 
 # ---------------------------------------------------------------------------------------------------------- serving

@@ -131,6 +131,37 @@ def test_down_when_the_head_ends_by_itself_meanwhile(
     assert not (tmp_path / "head.json").exists()
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_the_demo_says_that_it_goes_on_with_what_an_earlier_one_left(
+    left: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start() -> Head:
+        raise ClusterError("enough")
+
+    for name in ("HOME", "CRMRAY_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr(head_commands, "start", start)
+    monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
+    lake = tmp_path / ".crmray" / "lakes" / "demo"
+    if left:
+        lake.mkdir(parents=True)
+    assert cli.main(["demo"]) == 2
+    assert (f"what an earlier demo left in {lake}; remove" in capsys.readouterr().out) == left
+
+
+def test_a_question_to_endpoints_that_are_down_says_how_to_start_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CRMRAY_HOME", str(tmp_path))
+    monkeypatch.setenv("CRMRAY_KEY", "k")
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    assert cli.main(["predict", "churn", "C1"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("crmray: the endpoints are down: no head runs on this machine; do `crmray up`, then `crmray")
+    assert cli.main(["predict", "churn", "C1", "--url", "http://127.0.0.1:9"]) == 2
+    assert "http://127.0.0.1:9/v1/churn does not answer (ConnectionError)" in capsys.readouterr().err
+
+
 def test_down_ends_the_salesforce_org_that_a_kept_demo_left(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

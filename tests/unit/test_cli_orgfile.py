@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,18 +89,80 @@ def test_init_knows_a_shops_headers_and_leaves_out_who_somebody_is(tmp_path: Pat
     assert "# personal, left out: E-Mail, Last Name" in text_of
 
 
+EXPORT = {
+    "Account": "Id,IsDeleted,Name,Phone,Industry,NumberOfEmployees,CreatedDate,LastModifiedDate,SystemModstamp",
+    "Contact": "Id,IsDeleted,AccountId,LastName,Email,CreatedDate,SystemModstamp",
+    "Order": "Id,IsDeleted,AccountId,EffectiveDate,Status,TotalAmount,CreatedDate,SystemModstamp",
+    "OrderItem": "Id,IsDeleted,OrderId,Product2Id,Quantity,UnitPrice,TotalPrice,CreatedDate,SystemModstamp",
+    "Opportunity": "Id,IsDeleted,AccountId,Amount,CloseDate,IsWon,CreatedDate,SystemModstamp",
+    "Lead": "Id,IsDeleted,LastName,Email,LeadSource,ConvertedDate,ConvertedAccountId,CreatedDate,SystemModstamp",
+    "CampaignMember": "Id,IsDeleted,CampaignId,ContactId,CreatedDate,SystemModstamp",
+    "Task": "Id,IsDeleted,AccountId,Subject,TaskSubtype,Status,CreatedDate,SystemModstamp",
+    "Case": "Id,IsDeleted,AccountId,Subject,CreatedDate,SystemModstamp",
+}
+"""object -> header of its file in a Salesforce Data Export"""
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Callable[..., list[str]]:
+    def write(*objects: str, empty: str = "") -> list[str]:
+        for name in objects:
+            header = EXPORT[name]
+            row = ",".join("1" if column == "IsWon" else f"{column}-1" for column in header.split(","))
+            (tmp_path / f"{name}.csv").write_text(f"{header}\n" + (f"{row}\n" if name != empty else ""))
+        return [str(tmp_path / f"{name}.csv") for name in objects]
+
+    return write
+
+
+def test_init_reads_a_salesforce_export_by_the_standard_mapping(
+    export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["init", *export(*EXPORT, empty="Case"), "--out", str(tmp_path / "org.yaml")]) == 0
+    told = capsys.readouterr().out.replace(f"{tmp_path}/", "")
+    assert "left out Contact.csv: nothing of these objects is read\n" in told
+    assert "left out OrderItem.csv, CampaignMember.csv: reach their customer through another object" in told
+    assert "left out Opportunity.csv: a deal won and its order are the same sale\n" in told
+    assert "left out Case.csv: no rows\n" in told
+    assert "order lines, campaign members, history and consent are read with `kind: salesforce` alone" in told
+    org = config.load(tmp_path / "org.yaml")
+    assert org.source.kind == "files"
+    assert set(org.source.tables) == {"customers", "transactions", "leads", "interactions"}
+    (account,), (order,) = org.source.tables["customers"], org.source.tables["transactions"]
+    assert account.attributes == ["NumberOfEmployees"]  # neither names nor phones
+    assert (order.columns["occurred_at"], order.columns["net_amount"]) == ("EffectiveDate", "TotalAmount")
+    assert {"Status": "Draft"} in order.drop
+    assert [part.values["channel"] for part in org.source.tables["interactions"]] == ["call", "task"]
+    assert {"churn", "leads"} <= set(org.tasks)
+
+
+def test_init_takes_won_deals_for_the_sales_of_an_export_without_orders(export, tmp_path: Path) -> None:
+    assert cli.main(["init", *export("Account", "Opportunity"), "--out", str(tmp_path / "org.yaml")]) == 0
+    org = config.load(tmp_path / "org.yaml")
+    assert org.source.kind == "files"
+    (deals,) = org.source.tables["transactions"]
+    assert (deals.columns["occurred_at"], {"IsWon": False} in deals.drop) == ("CloseDate", True)
+
+
+def test_init_does_not_look_into_an_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with zipfile.ZipFile(tmp_path / "WE_00D.ZIP", "w") as packed:
+        packed.writestr("Account.csv", EXPORT["Account"])
+    assert cli.main(["init", str(tmp_path / "WE_00D.ZIP")]) == 2
+    assert "got an archive of files, expected CSV or Parquet; unpack it" in capsys.readouterr().err
+
+
 def test_init_says_which_file_fits_nothing(tmp_path: Path) -> None:
     path = tmp_path / "odd.csv"
     path.write_text("alpha,beta\n1,2\n")
     text_of = draft.render("odd", [draft.guess(str(path))], tmp_path)
-    assert f"# {path}: no canonical table fits its columns alpha, beta" in text_of
+    assert f"# left out: {path}: no canonical table fits its columns alpha, beta" in text_of
 
 
 def test_init_writes_nothing_when_no_file_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = tmp_path / "odd.csv", tmp_path / "org.yaml"
     path.write_text("alpha,beta\n1,2\n")
     assert cli.main(["init", str(path), "--out", str(out)]) == 2
-    assert f"fit no canonical table ({path}: alpha, beta)" in capsys.readouterr().err
+    assert f"nothing to draft from ({path}: no canonical table fits its columns alpha, beta)" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -196,9 +259,36 @@ def test_what_the_mapping_leaves_out_is_not_told_as_rejected(tmp_path: Path, che
     monkeypatch.setattr("crmray.log.event", lambda name, **fields: events.append((name, fields)))
     _, told = checked(SALES.replace("}}", "}, drop: [{who: c1}]}"), "churn: {}")
     assert "transactions: 30 rows left out by the mapping\n" in told
+    assert "transactions: 1 row set aside: occurred_at: not a time" in told
     assert told.splitlines()[2].split()[:5] == ["transactions", "1", "2020-01-01", "2020-01-01", "1"]
     (wrote,) = (fields for name, fields in events if name == "shard.wrote")
     assert (wrote["rows"], wrote["rejected"], wrote["left_out"]) == (1, 1, 30)
+
+
+@pytest.mark.parametrize(("late", "code"), [(2, 2), (1, 0)])
+def test_check_does_not_pass_what_lost_most_of_its_rows(
+    late: int, code: int, tmp_path: Path, sales, checked, monkeypatch
+) -> None:
+    sales(300)
+    path = tmp_path / "sales.csv"
+    header, *rows = path.read_text().splitlines(keepends=True)
+    rows = [row.replace(",20", ",21", 1) if number % 3 < late else row for number, row in enumerate(rows)]
+    path.write_text("".join([header, *rows]))
+    monkeypatch.setattr(OpenOrg, "trial", lambda self, name: (1, 1))
+    found, told = checked(SALES, "churn: {}")
+    assert found == code
+    warning = f"WARNING: transactions: {sum(',21' in row for row in rows):,} rows of {len(rows):,} (67%) were set aside"
+    reason = "occurred_at: later than the source can know (column 'when' of the source)"
+    assert (warning in told, reason in told) == (code == 2, code == 2)
+
+
+def test_check_needs_no_table_that_no_task_asks_for(tmp_path: Path, sales, checked, monkeypatch) -> None:
+    sales(300)
+    (tmp_path / "cases.csv").write_text("who,when\nc1,2020-01-01\n" + "c1,2120-01-01\n" * 3)
+    monkeypatch.setattr(OpenOrg, "trial", lambda self, name: (1, 1))
+    cases = "interactions: {files: [cases.csv], columns: {entity_id: who, occurred_at: when}}}"
+    code, told = checked(f"{SALES[:-1]}, {cases}", "churn: {}")
+    assert (code, "WARNING: interactions: 3 rows of 4 (75%)" in told) == (0, True)
 
 
 def test_check_tries_no_more_shards_than_it_takes(sales, checked) -> None:
@@ -212,8 +302,8 @@ def test_check_tries_no_more_shards_than_it_takes(sales, checked) -> None:
     [
         (4, "churn: {horizon_days: 60}", "got label 0 in 24 rows in the train rows before the validation date"),
         (80, "leads: {}", "needs table leads (columns lead_id, created_at, converted_at), got no rows of it; map it"),
-        (80, "custom.x: {horizon_days: 60, population: [{table: transactions, where: {shop: web}}]}",
-         "population: table transactions has no column 'shop' with a value"),
+        (80, "custom.x: {horizon_days: 60, population: [{table: transactions, where: {channel: web}}]}",
+         "needs column 'channel' of table transactions, got no value in any row; map it"),
         (80, "forecast: {levels: [foo]}", "forecast: got level 'foo', but none of transactions, products, customers"),
         (80, "forecast: {known_ahead: [Promotion]}", "forecast: got kind 'Promotion', but no row of table campaigns"),
     ],

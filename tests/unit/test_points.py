@@ -146,6 +146,7 @@ def test_a_librarys_message_is_not_told_and_ours_is(lake, monkeypatch):
     assert failed.startswith("ValueError at unit/test_points.py:")
     assert CELL not in str(told)
     refit = shared.fit_on(shared.points[0], "refit")
+    assert str(refit) == "net (refit)"  # as events and errors of the cluster name it
     for raises, expected in ((of_a_library, failed), (ours, "TrainingError: net: epoch 1: loss is nan")):
         try:
             raises()

@@ -1,13 +1,17 @@
 """Reasons of models whose workings are known."""
 
 import json
+import re
+from datetime import datetime, timezone
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from crmray import schema
+from crmray.data import asof, asof_leads, asof_products, asof_sentiment
 from crmray.errors import SchemaError
-from crmray.evaluate import card, reasons
+from crmray.evaluate import card, phrases, reasons
 
 TRAIN = pa.table(
     {
@@ -64,9 +68,62 @@ def test_effects_and_words_by_hand():
     assert matrix[:, 2] == pytest.approx([0, 0, 0.1, 0.1, 0])
     assert matrix[:, 3] == pytest.approx([0, -0.02, 0, 0, 0.02])
     said = reasons.explain(model, TRAIN, reference, groups, top=2)
-    assert said[4] == ["time since the last order: recency days 50, typically 30 (+0.20)", "order of events (+0.02)"]
+    assert said[4] == [
+        "time since the last order: last purchase 50 days ago, typically 30 (+0.20)",
+        "order of events (+0.02)",
+    ]
     assert said[2] == ["plan: pro, typically basic (+0.10)"]
-    assert said[0] == ["time since the last order: recency days 10, typically 30 (-0.20)"]
+    assert said[0] == ["time since the last order: last purchase 10 days ago, typically 30 (-0.20)"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "typical", "said"),
+    [
+        ("visit_num_365d", 144.0, 45.0, "144 visits in the last 365 days, typically 45"),
+        ("frequency_orders_90d", 1.0, 3.0, "1 order in the last 90 days, typically 3"),
+        ("frequency_orders_per_30d", 0.514, 0.3, "0.514 orders per 30 days, typically 0.3"),
+        ("frequency_decayed_30d", 1.2, 0.4, "recent orders 1.2 (half-life 30 days), typically 0.4"),
+        ("visit_recency_days", 1.2, 21.0, "last visit 1 day ago, typically 21"),
+        ("visit_recency_days", None, 21.0, "last visit none, typically 21 days ago"),
+        ("spend_net_365d_amount", 1234.4, 80.0, "net spend 1,234 in the last 365 days, typically 80"),
+        ("spend_net_all_amount", 9.0, float("nan"), "net spend 9 in all, typically none"),
+        ("trend_orders_30d", -1.0, 0.0, "orders 0.5 times the earlier pace in the last 30 days, typically 1"),
+        ("mail_open_rate_90d", 0.4, 0.25, "mails opened 40 % in the last 90 days, typically 25 %"),
+        ("contact_case_num_90d", 2.0, 0.0, "2 cases in the last 90 days, typically 0"),
+        ("rating_mean_90d", 3.25, 4.0, "average rating 3.25 in the last 90 days, typically 4"),
+        ("gap_mean_days", 30.2, 45.0, "average time between purchases 30 days, typically 45"),
+        ("gap_recency_per_mean", 2.0, 0.8, "time since the last purchase 2 times the usual gap, typically 0.8"),
+        ("customer_industry", "Retail", None, "industry Retail, typically none"),
+        ("customer_renewed_at_days", 12.0, 40.0, "renewed 12 days ago, typically 40"),
+        ("product_category", "Tea", "Cups", "category Tea, typically Cups"),
+        ("product_category_top", "Tea", "Cups", "main product category Tea, typically Cups"),
+        ("is_young", True, False, "less history than looked back on yes, typically no"),
+    ],
+)
+def test_features_are_told_in_words(column, value, typical, said):
+    assert phrases.told(column, value, typical) == said
+
+
+def test_an_attribute_is_told_by_its_name():
+    assert phrases.told("lead_source", "Web", "Fair", mark=":") == "source: Web, typically Fair"
+    assert phrases.told("Call Failure", 3, 1, mark=":") == "Call Failure: 3, typically 1"
+    assert phrases.told("customer_Mail_Opt_In__c", 1.0, 0.0, mark=":") == "Mail Opt In: 1, typically 0"
+
+
+def test_no_feature_is_told_by_the_name_of_its_column():
+    as_of, days = datetime(2024, 1, 1, tzinfo=timezone.utc), {"lookback_days": 365, "horizon_days": 90}
+    tables = {name: schema.empty(name) for name in schema.TABLES}
+    tables["sold"] = asof_products.sold(tables["transactions"])
+    tables["interactions"] = tables["interactions"].append_column(asof_sentiment.SCORE, pa.array([], pa.float64()))
+    columns = set()
+    for family in (asof, asof_leads, asof_products):
+        columns |= set(family.frame(tables, as_of, entities=pa.array(["new"]), **days).column_names)
+    features = columns - {*schema.KEYS, "subscription_plan"}
+    assert len(features) > 120
+    for column in features:
+        said = phrases.told(column, 2.0, 3.0)
+        assert not re.search(r"_|\b(num|std|decayed|recency|per mean|\d+d)\b", said), said
+        assert column.replace("_", " ") not in said, said
 
 
 def test_few_rows_share_one_call_and_many_rows_give_the_same(monkeypatch):

@@ -23,6 +23,7 @@ from crmray.errors import (
 )
 from crmray.org import OpenOrg
 from crmray.storage import Lake
+from serve import fleet
 from serve.champion import Champion
 
 TASK = toy.module()
@@ -200,6 +201,16 @@ def test_publish_waits_for_the_champion_even_when_it_was_champion_before(tmp_pat
     toy.write_bundle(org.lake, "a" * 16, **HALF)
     assert "replicas" not in org.publish("toy")  # refused: nothing to wait for
     assert waited == ["b" * 16] * 2
+
+
+def test_a_publish_before_the_endpoint_runs_says_that_nothing_is_wrong(monkeypatch):
+    told = []
+    monkeypatch.setattr(fleet, "states", lambda task: [])
+    monkeypatch.setattr(fleet.log, "event", lambda name, **fields: told.append((name, fields)))
+    assert fleet.wait_for("toy", "a" * 16) == 0
+    ((name, fields),) = told
+    assert name == "publish.no_endpoint_yet"
+    assert fields["note"].startswith("nothing is wrong: ")
 
 
 def test_a_uid_without_a_name_can_publish(lake, monkeypatch):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 
 import duckdb
@@ -153,7 +153,8 @@ class Org:
         try:
             yield
         finally:
-            self.connection.unregister("staged")
+            with suppress(duckdb.TransactionException):  # what ended the transaction is raised already
+                self.connection.unregister("staged")
 
     def append(self, spec: ObjectType, columns: dict[str, list]) -> None:
         """Append rows given as columns of Python values; fields not given are null."""
