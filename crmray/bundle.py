@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from crmray import tasks
 from crmray.errors import BundleError, CorruptError
-from crmray.storage import Lake, Run
+from crmray.storage import Run
 from crmray.tasks.contract import Fitted, Task
 
 FORMAT = 1
@@ -141,7 +141,7 @@ class Bundle:
 
 
 def about_of(run: Run) -> dict[str, Any]:
-    """Content of bundle.json, without its model; BundleError when it is of another format."""
+    """Content of bundle.json, without its model; BundleError when it is of another format, NotFoundError without it."""
     return _parsed(run, run.read_bytes("bundle.json"))
 
 
@@ -155,7 +155,7 @@ def _parsed(run: Run, content: bytes) -> dict[str, Any]:
     return about
 
 
-def load_bundle(lake: Lake, run: Run, task: Task | None = None) -> Bundle:
+def load_bundle(run: Run, task: Task | None = None) -> Bundle:
     """Load a bundle after comparing every file with its SHA-256.
 
     CorruptError for changed bytes, NotFoundError for missing ones; BundleError when it is of another format, or was

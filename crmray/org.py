@@ -16,10 +16,15 @@ if TYPE_CHECKING:
     from crmray.bundle import Bundle
     from crmray.salesforce.fields import Target
     from crmray.salesforce.writeback import Aim
+    from crmray.tasks.contract import Task
 
 
 class OpenOrg:
-    """An organisation with its lake. Methods run a station and give the runs it made or found made."""
+    """An organisation with its lake. Methods run a station and give the runs it made or found made.
+
+    ConfigError for a task that there is not; of what makes rows, models, predictions or fields of a task also for one
+    that the org file does not ask for.
+    """
 
     def __init__(self, org: config.Org):
         self.config = org
@@ -27,7 +32,7 @@ class OpenOrg:
 
     @classmethod
     def load(cls, path: str | Path) -> OpenOrg:
-        """Read and check the org file, the tasks' sections included."""
+        """Read and check the org file, the tasks' sections included; ConfigError names each wrong key."""
         from crmray import tasks
 
         org = config.load(path)
@@ -37,6 +42,12 @@ class OpenOrg:
 
     def __repr__(self) -> str:
         return f"OpenOrg({self.config.name!r}, {self.lake.root!r}, tasks={list(self.config.tasks)})"
+
+    def _asked_for(self, task: str) -> tuple[Task, Any]:
+        """The task and its settings; ConfigError for one that the org file does not ask for."""
+        from crmray import tasks
+
+        return tasks.task(task), tasks.settings(self.config, task)
 
     def ingest(self) -> dict[str, Run]:
         """Bring the source's objects into raw/; object -> run."""
@@ -54,21 +65,19 @@ class OpenOrg:
 
     def examples(self, task: str) -> Run:
         """Make the as-of rows of a task."""
-        from crmray import tasks
         from crmray.cluster import connect
         from crmray.data.examples import examples
 
-        which, settings = tasks.task(task), tasks.settings(self.config, task)
+        which, settings = self._asked_for(task)
         connect()
         return examples(self.config, self.lake, which, settings, _counting("examples", _rows_of_examples, task))
 
     def trial(self, task: str) -> tuple[int, int]:
         """Find out what `examples` would refuse, without writing; how many shards had to be tried, of how many."""
-        from crmray import tasks
         from crmray.cluster import connect, map_shards
         from crmray.data.examples import trial
 
-        which, settings = tasks.task(task), tasks.settings(self.config, task)
+        which, settings = self._asked_for(task)
         connect()
         return trial(self.config, self.lake, which, settings, map_shards)
 
@@ -84,18 +93,17 @@ class OpenOrg:
         return self._fit(task, grid=True, **options)
 
     def _fit(self, task: str, **options: Any) -> Run:
-        from crmray import tasks
         from crmray.cluster import connect
         from crmray.train.fit import fit
 
-        which, settings = tasks.task(task), tasks.settings(self.config, task)
+        which, settings = self._asked_for(task)
         connect()
         return fit(self.config, self.lake, which, settings, **options)
 
     def evaluate(self, task: str = "", **options: Any) -> Run:
         """Write the report of the champion on the current test rows; without a task the comparison of all tasks.
 
-        options: version (default: the champion). Needs no cluster.
+        options: version (default: the champion); without a task none, else ConfigError. Needs no cluster.
         """
         from crmray import tasks
         from crmray.train.evaluation import evaluate, evaluate_all
@@ -126,12 +134,10 @@ class OpenOrg:
 
     def score(self, task: str) -> Run:
         """Predict for all current rows of a task with the champion."""
-        from crmray import tasks
         from crmray.cluster import connect
         from crmray.score import score
 
-        which = tasks.task(task)
-        tasks.settings(self.config, task)  # refuses a task that the org file does not ask for
+        which, _ = self._asked_for(task)
         connect()
         return score(self.config, self.lake, which)
 
@@ -140,11 +146,10 @@ class OpenOrg:
 
         By the champion of the recommendation, over all current rows; no cluster is needed.
         """
-        from crmray import tasks
         from crmray.score import audience
 
-        tasks.settings(self.config, "recommendation")  # refuses an org file that does not ask for it
-        return audience(self.config, self.lake, tasks.task("recommendation"), product, num_customers=num_customers)
+        which, _ = self._asked_for("recommendation")
+        return audience(self.config, self.lake, which, product, num_customers=num_customers)
 
     def writeback(self, task: str, *, dry_run: bool = False, undo: str = "") -> Run | dict[str, Any]:
         """Bring the current predictions into fields of the org's records; the receipt.
@@ -182,24 +187,21 @@ class OpenOrg:
 
     def aim(self, task: str) -> Aim:
         """The object and fields that the write-back of a task goes to."""
-        from crmray import tasks
         from crmray.salesforce import writeback
 
-        which = tasks.task(task)
-        tasks.settings(self.config, task)  # refuses a task that the org file does not ask for
+        which, _ = self._asked_for(task)
         (answer,) = get_args(which.Response.model_fields["predictions"].annotation)
         return writeback.aim(self.config, which.NAME, which.ENTITY, answer)
 
     def bundle(self, task: str, version: str | None = None) -> Bundle:
         """The champion's bundle, or that of a version; NoChampionError when nothing was published."""
         from crmray import tasks
-
-        which = tasks.task(task)
         from crmray.bundle import load_bundle
         from crmray.registry import Ledger
 
+        which = tasks.task(task)
         version = version or Ledger(self.lake, which.NAME).champion()
-        return load_bundle(self.lake, self.lake.run("bundles", which.NAME, version))
+        return load_bundle(self.lake.run("bundles", which.NAME, version))
 
     def compare(self, task: str) -> list[dict[str, Any]]:
         """All versions of a task side by side, newest first."""

@@ -183,7 +183,7 @@ def publish(lake: Lake, task: Task, *, version: str | None = None, force: str | 
     Returns {promoted, version, previous, why, figures, number}. force: a reason; promotes whatever the comparison says.
     """
     run = lake.run("bundles", task.NAME, version) if version else lake.latest("bundles", task.NAME)
-    challenger = load_bundle(lake, run, task)
+    challenger = load_bundle(run, task)
     ledger = Ledger(lake, task.NAME)
     entries = ledger.refresh()
     previous = entries[-1]["version"] if entries else None
@@ -205,7 +205,7 @@ def _compare_now(lake: Lake, task: Task, challenger: Bundle, previous: str | Non
     if previous is None:
         return decide(challenger, None, pa.table({}))
     try:
-        champion = load_bundle(lake, lake.run("bundles", task.NAME, previous), task)
+        champion = load_bundle(lake.run("bundles", task.NAME, previous), task)
         champion.check_run(examples)
         rows = examples.read_table("test/*.parquet")
         champion.check(rows)
@@ -225,7 +225,7 @@ def rollback(lake: Lake, task: Task, *, why: str = "") -> dict[str, Any]:
     target = promotions[-1]["previous"]
     if target is None:
         raise RegistryError(f"{task.NAME}: version {present} is the first one; there is nothing to go back to")
-    load_bundle(lake, lake.run("bundles", task.NAME, target), task)
+    load_bundle(lake.run("bundles", task.NAME, target), task)
     reason = f"rolled back from {present}" + (f": {why}" if why else "")
     entry = ledger.append(
         len(entries), version=target, previous=present, action="rollback", compared_on=None, figures={}, why=reason

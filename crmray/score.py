@@ -46,7 +46,7 @@ def score(org: Org, lake: Lake, task: Task, *, explain: bool = True) -> Run:
     """
     version = Ledger(lake, task.NAME).champion()
     examples = lake.latest("examples", task.NAME)
-    bundle = load_bundle(lake, lake.run("bundles", task.NAME, version), task)
+    bundle = load_bundle(lake.run("bundles", task.NAME, version), task)
     manifest = bundle.check_run(examples)
     inputs = {"bundles": version, "examples": examples.run_id}
     withheld = Withheld.of(lake)
@@ -104,7 +104,7 @@ def audience(org: Org, lake: Lake, task: Task, product: str, *, num_customers: i
     """
     ids, withheld = Ids(org, lake, task.ENTITY), Withheld.of(lake)
     examples = lake.latest("examples", task.NAME)
-    bundle = load_bundle(lake, lake.run("bundles", task.NAME, Ledger(lake, task.NAME).champion()), task)
+    bundle = load_bundle(lake.run("bundles", task.NAME, Ledger(lake, task.NAME).champion()), task)
     bundle.check_run(examples)
     rows, found = bundle.check(_now(examples)), []
     for at in range(0, max(1, rows.num_rows), PREDICT_ROWS):
@@ -132,7 +132,7 @@ class _Scorer:
         which: Any = task_at(task)
         self.run, self.explain = _run(run), explain
         self.withheld = Withheld.from_run(self.run.lake.run("raw", "consent", consent)) if consent else Withheld()
-        bundle = load_bundle(self.run.lake, self.run.lake.run("bundles", which.NAME, version), which)
+        bundle = load_bundle(self.run.lake.run("bundles", which.NAME, version), which)
         self.bundle = bundle.without(self.withheld.profiling)
         self.rows = self.bundle.together(_now(_run(examples)))
 

@@ -45,13 +45,8 @@ def run_id(stage: str, *, inputs: Mapping[str, str], settings: Mapping[str, Any]
     values by their str); format: number of the stage's output format, raised when the code changes what it writes.
     """
     parts = {
-        "stage": stage,
-        "inputs": inputs,
-        "settings": settings,
-        "seed": seed,
-        "format": format,
-        "version": __version__,
-    }
+        "stage": stage, "inputs": inputs, "settings": settings, "seed": seed, "format": format, "version": __version__,
+    }  # fmt: skip
     text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -139,11 +134,11 @@ class Lake:
         except OSError as error:  # among others: a read-only disk, no permission, a file where a folder should be
             raise disk.error_of(path, error) from None
 
-    def local(self, run: Run, cache: str | Path | None = None) -> Path:
-        """A local folder with the run's files: the run itself, or a copy made once under `cache`."""
+    def local(self, run: Run) -> Path:
+        """A local folder with the run's files: the run itself, or a copy made once under the user's ~/.cache."""
         if self.is_local:
             return Path(run.path)
-        target = Path(cache or Path.home() / ".cache" / "crmray") / run.kind / run.name / run.run_id
+        target = Path.home() / ".cache" / "crmray" / run.kind / run.name / run.run_id
         if not (target / "manifest.json").exists():
             draft = target.with_name(f".{run.run_id}.{uuid.uuid4().hex}")
             self.fs.get(run.path, str(draft), recursive=True)
@@ -180,7 +175,10 @@ class Lake:
 
     @contextlib.contextmanager
     def open_output(self, rel: str) -> Iterator[Any]:
-        """A binary file to write in pieces; it takes its name when the block ends well, else it vanishes."""
+        """A binary file to write in pieces; it takes its name when the block ends well, else it vanishes.
+
+        StorageError when it cannot be written.
+        """
         path = f"{self.base}/{rel}"
         draft = f"{path}.{uuid.uuid4().hex}.tmp"
         self._make_folder(path.rsplit("/", 1)[0])
@@ -352,12 +350,11 @@ class Run:
             raise disk.error_of(path, error) from None
 
     def open_output(self, rel: str) -> contextlib.AbstractContextManager[Any]:
-        """A binary file to write in pieces; it takes its name when the block ends well, else it vanishes."""
+        """As Lake.open_output, of a file of the run."""
         return self.lake.open_output(f"{self.kind}/{self.name}/{self.run_id}/{rel}")
 
     def _put(self, rel: str, data: bytes) -> None:
-        with self.open_output(rel) as sink:
-            sink.write(data)
+        self.lake.write(f"{self.kind}/{self.name}/{self.run_id}/{rel}", data)
 
     def commit(self, *, current: bool = True, **fields: Any) -> Run:
         """Complete the run: write the manifest with the fields and a list of all files, and make it the current one.

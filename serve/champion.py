@@ -117,7 +117,7 @@ class Champion:
             consent = self._heed()
             version = self._ledger.champion()
             if self.served is None or self.served.bundle.version != version:
-                bundle = load_bundle(self.lake, self.lake.run("bundles", self.task.NAME, version), self.task)
+                bundle = load_bundle(self.lake.run("bundles", self.task.NAME, version), self.task)
             else:
                 bundle = self.served.whole
             run = self._examples(bundle)

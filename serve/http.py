@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -126,26 +126,7 @@ def root_app(
         return {"status": "ready"}
 
     for task in tasks.values():
-        app.add_api_route(
-            task.ROUTE,
-            _not_deployed(task),
-            methods=["POST"],
-            response_model=answer_model(task),
-            responses=_errors(401, 403, 404, 413, 422, 429, 503, 504),
-            summary=f"Predict {task.NAME}",
-            tags=[task.NAME],
-            dependencies=keyed,
-        )
-        app.add_api_route(
-            f"{task.ROUTE}/{{id}}",
-            _not_looked_up(task),
-            methods=["GET"],
-            response_model=answer_model(task),
-            responses=_errors(401, 403, 404, 422, 429, 503, 504),
-            summary=f"Predict {task.NAME} of one known {task.ENTITY}",
-            tags=[task.NAME],
-            dependencies=keyed,
-        )
+        _document(app, task, keyed)
 
     async def wrong_body(request: Request, error: Exception) -> Response:
         """Of the routes here only those that are not deployed have a body, and what is in it does not matter."""
@@ -154,6 +135,27 @@ def root_app(
 
     app.add_exception_handler(RequestValidationError, wrong_body)
     return app
+
+
+def _document(app: FastAPI, task: Task, keyed: Sequence[Any]) -> None:
+    """The task's two routes in the document; they answer only while its own application is not deployed."""
+    shared: dict[str, Any] = {"response_model": answer_model(task), "tags": [task.NAME], "dependencies": keyed}
+    app.add_api_route(
+        task.ROUTE,
+        _not_deployed(task),
+        methods=["POST"],
+        responses=_errors(401, 403, 404, 413, 422, 429, 503, 504),
+        summary=f"Predict {task.NAME}",
+        **shared,
+    )
+    app.add_api_route(
+        f"{task.ROUTE}/{{id}}",
+        _not_looked_up(task),
+        methods=["GET"],
+        responses=_errors(401, 403, 404, 422, 429, 503, 504),
+        summary=f"Predict {task.NAME} of one known {task.ENTITY}",
+        **shared,
+    )
 
 
 class ModelEntry(BaseModel):

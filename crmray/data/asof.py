@@ -30,8 +30,8 @@ from crmray.data.sequences import EVENT_KINDS
 from crmray.data.splits import micros
 
 __all__ = [
-    "EVENT_KINDS", "FEATURES_VERSION", "arrow", "buyers", "conform", "distinct", "frame", "is_purchase", "known",
-    "later_amount", "purchases_between",
+    "EVENT_KINDS", "FEATURES_VERSION", "USEFUL", "arrow", "buyers", "conform", "distinct", "frame", "is_purchase",
+    "known", "later_amount", "purchases_between",
 ]  # fmt: skip
 
 FEATURES_VERSION = "2"
@@ -41,6 +41,17 @@ _TIMES = {
     "exposures": "occurred_at", "changes": "occurred_at", "subscriptions": "started_at",
 }  # fmt: skip
 """event table -> the column that says when a row became known"""
+USEFUL: dict[str, tuple[str, ...]] = {
+    "transactions": ("order_id", "product_id", "num_units", "net_amount", "channel"),
+    "products": ("category", "price_amount"),
+    "engagement": ("kind", "seconds"),
+    "interactions": ("channel", "direction", "rating", "text", "closed_at"),
+    "exposures": (),
+    "subscriptions": ("ended_at", "plan", "monthly_amount"),
+    "changes": (),
+    "customers": ("created_at",),
+}
+"""tables and columns of which `frame` makes features where the org has them"""
 
 
 def distinct(entities: pa.Array | pa.ChunkedArray) -> pa.Array:

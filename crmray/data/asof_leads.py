@@ -36,8 +36,11 @@ KEYS = ("lead_id", "created_at", "converted_at", "entity_id", "modified_at")
 """columns that are no attributes: converted_at and entity_id are the outcome itself"""
 
 
-def open_leads(leads: pa.Table, as_of: datetime, lookback_days: int) -> pa.Array:
-    """Sorted ids of the leads created in the lookback_days before as_of and not converted before it."""
+def open_leads(leads: pa.Table, as_of: datetime | None, lookback_days: int) -> pa.Array:
+    """Sorted ids of the leads created in the lookback_days before as_of and not converted before it; of all leads
+    without as_of."""
+    if as_of is None:
+        return asof.distinct(leads["lead_id"])
     created = micros_of(leads["created_at"])
     begun = (created < micros(as_of)) & (created >= micros(as_of - timedelta(days=lookback_days)))
     return asof.distinct(leads["lead_id"].filter(pa.array(begun & (_converted(leads) >= micros(as_of)))))

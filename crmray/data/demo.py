@@ -175,7 +175,7 @@ def _keep(run: Run, rel: str, make: Callable[[], pa.Table]) -> None:
 def tables(scene: World, block: Block, index: int) -> dict[str, pa.Table]:
     """The rows of one block in every object that customers own."""
     streams = {name: scene.rng(index, purpose) for name, purpose in dw.STREAMS.items()}
-    created = demo_sales.created_days(scene, block, streams["created"])
+    created = demo_sales.created_days(block, streams["created"])
     order, item = demo_sales.sales(scene, block, streams["sales"])
     case, email = demo_service.service(scene, block, streams["service"])
     opportunity, opportunity_history = demo_sales.opportunities(scene, block, streams["opportunities"])

@@ -58,7 +58,7 @@ def serials(block: Block, count: int) -> np.ndarray:
 
 
 def account_ids(block: Block, customer: np.ndarray | None = None) -> pa.StringArray:
-    """Account ids of customers of the block."""
+    """Account ids (N,) of these customers by their place in the block; of all of them by default."""
     return ids.make("001", block.first + (np.arange(len(block)) if customer is None else customer))
 
 
@@ -92,14 +92,14 @@ def products(world: World) -> pa.Table:
     )
 
 
-def created_days(world: World, block: Block, rng: np.random.Generator) -> np.ndarray:
+def created_days(block: Block, rng: np.random.Generator) -> np.ndarray:
     """(N,) days since the epoch, with fractions: in the week before a customer's first, or up to five years before."""
     back = np.where(block.first_week > 0, 7.0, 5 * 365.0) * rng.random(len(block))
     return 7 * block.first_week - np.maximum(back, 1e-3)
 
 
 def accounts(world: World, block: Block, created: np.ndarray, rng: np.random.Generator) -> pa.Table:
-    """Account, one per customer."""
+    """Account, one per customer of the block; created: as `created_days` has it."""
     count = len(block)
     low, high = np.array(dw.SIZES).T
     made = moments(world, created)

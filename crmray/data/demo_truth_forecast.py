@@ -150,7 +150,7 @@ class _Past:
         posterior = np.where(live[:, None], posterior_NCZ.reshape(len(block), -1), prior_CZ.ravel())
         logs = demo_truth.taste_logs(world, block, day)
         weights = np.exp(logs - logs.max(1, keepdims=True))
-        created = demo_sales.created_days(world, block, world.rng(number, dw.STREAMS["created"]))
+        created = demo_sales.created_days(block, world.rng(number, dw.STREAMS["created"]))
         accounts = demo_sales.accounts(world, block, created, world.rng(number, dw.STREAMS["accounts"]))
         region = pc.index_in(accounts["BillingState"], value_set=pa.array(demo_sales.REGIONS)).to_numpy()
         buyer, line_day, product, amount = _lines(world, block, number)

@@ -38,7 +38,7 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
     where the history ends earlier), score float64 (the probability of it). Raises DataError as demo_truth.of_block.
     """
     index = block.first // dw.BLOCK
-    created = demo_sales.created_days(world, block, world.rng(index, dw.STREAMS["created"]))
+    created = demo_sales.created_days(block, world.rng(index, dw.STREAMS["created"]))
     leads = demo_sales.leads(world, block, created, world.rng(index, dw.STREAMS["leads"]))
     start, converted = (demo_truth.days_of(world, leads[name]) for name in ("CreatedDate", "ConvertedDate"))
     tables = []

@@ -54,13 +54,13 @@ def examples(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callabl
     return run
 
 
-def attributes_of(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callable = inline) -> dict[str, Any]:
+def attributes_of(org: Org, lake: Lake, task: Any, settings: Any) -> dict[str, Any]:
     """Which attributes of customers could be used at the task's dates, and as what, without making the examples.
 
     {column: report of asof_attributes.plan}; leaks are found when the examples are made. DataError when the tables
     cannot carry the task.
     """
-    return asof_attributes.told(Inputs.of(lake, task, settings).plan(org, lake, task, map_shards))
+    return asof_attributes.told(Inputs.of(lake, task, settings).plan(org, lake, task, inline))
 
 
 def trial(org: Org, lake: Lake, task: Any, settings: Any, map_shards: Callable = inline) -> tuple[int, int]:

@@ -142,7 +142,7 @@ def _counts(how: str, masks: list[np.ndarray], held: list[np.ndarray], times_us:
 
 
 def total(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts of dates and shards, added up."""
+    """Counts of dates and shards, each column -> {rows, how, held, span_us} as `_counts` has them, added up."""
     result: dict[str, Any] = {}
     for part in parts:
         for column, counts in part.items():

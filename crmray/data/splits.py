@@ -230,6 +230,16 @@ def keys(entities: pa.Array, as_of: datetime | None) -> dict[str, pa.Array]:
     return {"entity_id": entities, "as_of": dates, "part": part(entities)}
 
 
+def labelled(rows: pa.Table, labels: Mapping[str, pa.Array], mapped: pa.Array | None = None) -> pa.Table:
+    """The rows with these columns, (N,) each, right after `part`, which honours the mapped ones."""
+    at = rows.schema.get_field_index("part")
+    if mapped is not None:
+        rows = rows.set_column(at, "part", part(rows["entity_id"], mapped))
+    for place, (name, values) in enumerate(labels.items(), start=at + 1):
+        rows = rows.add_column(place, name, values)
+    return rows
+
+
 def part(entity_ids: pa.ChunkedArray | pa.Array, mapped: pa.ChunkedArray | pa.Array | None = None) -> pa.Array:
     """The part of each row's customer (string): `mapped` where it has a value, else by hash, 70/15/15.
 

@@ -13,6 +13,7 @@ from scipy.optimize import brentq
 
 from crmray.evaluate.metrics import checked, f1_threshold, logloss
 
+BANDS = ("low", "medium", "high")
 NUM_FOLDS = 5
 TILT = 1e-3  # share of the raw score in an isotonic probability: keeps apart what isotonic regression ties together
 LEAST_SLOPE = 1e-3  # of Platt's curve
@@ -50,7 +51,7 @@ def refitted(state: Mapping[str, Any], held: np.ndarray, level: float) -> dict[s
 
     held (M,) scores of the validation rows, by which the map was fitted; level: their mean as `own_level` has it.
     """
-    return {**state, "shift": _shift(_logit(apply(state, held)), level)}
+    return {**state, "shift": _shift(log_odds(apply(state, held)), level)}
 
 
 def own_level(y: np.ndarray, p: np.ndarray, held: np.ndarray) -> float:
@@ -59,7 +60,7 @@ def own_level(y: np.ndarray, p: np.ndarray, held: np.ndarray) -> float:
     as one with class weights, stays corrected for that."""
     y, p = checked(y, p)
     assert 0 < y.mean() < 1, "one class alone has no level to be made right"
-    return float(_curve(_logit(held) + _shift(_logit(p), float(y.mean()))).mean())
+    return float(_curve(log_odds(held) + _shift(log_odds(p), float(y.mean()))).mean())
 
 
 def _shift(odds: np.ndarray, mean: float) -> float:
@@ -71,12 +72,12 @@ def apply(state: Mapping[str, Any], p: np.ndarray) -> np.ndarray:
     """Calibrated probabilities float64 (N,), in 0..1."""
     if "shift" in state:
         whole = {name: value for name, value in state.items() if name != "shift"}
-        return _curve(_logit(apply(whole, p)) + state["shift"])
+        return _curve(log_odds(apply(whole, p)) + state["shift"])
     p = np.asarray(p, dtype=np.float64)
     if state["method"] == "none":
         return p
     if state["method"] == "platt":
-        return _curve(state["slope"] * _logit(p) + state["intercept"])
+        return _curve(state["slope"] * log_odds(p) + state["intercept"])
     mapped = np.interp(p, state["scores"], state["probabilities"])
     return (1.0 - TILT) * mapped + TILT * p
 
@@ -89,8 +90,8 @@ def _platt(y: np.ndarray, p: np.ndarray) -> dict[str, Any]:
     """Logistic curve over the score's log odds, with Platt's (1999) targets, by Newton's method."""
     num_positive = y.sum()
     target = np.where(y == 1, (num_positive + 1) / (num_positive + 2), 1 / (len(y) - num_positive + 2))
-    x = np.stack([_logit(p), np.ones(len(p))], axis=1)
-    beta = np.array([0.0, float(_logit(target.mean()))])
+    x = np.stack([log_odds(p), np.ones(len(p))], axis=1)
+    beta = np.array([0.0, float(log_odds(target.mean()))])
     loss = _curve_loss(x, target, beta)
     for _ in range(MAX_NEWTON_STEPS):
         q = _curve(x @ beta)
@@ -103,7 +104,7 @@ def _platt(y: np.ndarray, p: np.ndarray) -> dict[str, Any]:
             break
         beta, loss = beta - size * step, moved
     if beta[0] < LEAST_SLOPE:  # would turn the order round: the score says nothing here, so nearly the base rate
-        beta = np.array([LEAST_SLOPE, float(_logit(target.mean()))])
+        beta = np.array([LEAST_SLOPE, float(log_odds(target.mean()))])
     return {"method": "platt", "slope": float(beta[0]), "intercept": float(beta[1])}
 
 
@@ -139,8 +140,9 @@ FITTERS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, Any]]] = {
 }
 
 
-def _logit(p: np.ndarray) -> np.ndarray:
-    p = np.clip(p, EDGE, 1.0 - EDGE)
+def log_odds(p: np.ndarray, edge: float = EDGE) -> np.ndarray:
+    """(N,) of probabilities, kept `edge` away from 0 and 1."""
+    p = np.clip(p, edge, 1.0 - edge)
     return np.log(p) - np.log1p(-p)
 
 
@@ -169,6 +171,6 @@ def fit_bands(y: np.ndarray, p: np.ndarray, missed_share: float = 0.1, high: flo
 
 
 def bands(p: np.ndarray, thresholds: Mapping[str, float]) -> np.ndarray:
-    """ "low", "medium" or "high" for each probability: object (N,)."""
-    names = np.array(["low", "medium", "high"], dtype=object)
+    """One of BANDS for each probability: object (N,)."""
+    names = np.array(BANDS, dtype=object)
     return names[(p >= thresholds["low"]).astype(int) + (p >= thresholds["high"]).astype(int)]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from crmray.errors import NotEnoughDataError
-from crmray.evaluate.metrics import Figure, resampled_weights
+from crmray.evaluate.metrics import LEVEL, Figure, interval_of, resampled_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,22 +45,19 @@ def paired_bootstrap(
     num_rows: int,
     *,
     mode: Literal["max", "min"] = "max",
-    level: float = 0.95,
     num_resamples: int = 1000,
-    seed: int = 0,
-    groups: np.ndarray | None = None,
 ) -> Comparison:
-    """Draw the same rows for both (whole `groups` (N,) where given) and look at the gain (Efron and Tibshirani 1993).
+    """Draw the same rows for both and look at the gain (Efron and Tibshirani 1993).
 
     NotEnoughDataError when no resample holds both classes.
     """
     sign = 1.0 if mode == "max" else -1.0
-    drawn = resampled_weights(num_rows, num_resamples, seed, groups)
+    drawn = resampled_weights(num_rows, num_resamples)
     gains = np.array([sign * (challenger(weights) - champion(weights)) for weights in drawn])
     gains = gains[np.isfinite(gains)]
     if not len(gains):
         raise NotEnoughDataError(f"got {num_rows} rows of one class, expected both to compare two models")
-    low, high = (float(x) for x in np.quantile(gains, [(1 - level) / 2, (1 + level) / 2]))
+    low, high = interval_of(gains)
     tail = min(int((gains <= 0).sum()), int((gains >= 0).sum()))
     every = np.ones(num_rows)
     before, after = champion(every), challenger(every)
@@ -70,7 +67,7 @@ def paired_bootstrap(
         gain=sign * (after - before),
         low=low,
         high=high,
-        level=level,
+        level=LEVEL,
         p_value=min(1.0, 2.0 * (tail + 1) / (len(gains) + 1)),
         rows=num_rows,
         verdict="better" if low > 0 else "worse" if high < 0 else "no difference",

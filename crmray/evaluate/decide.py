@@ -14,8 +14,9 @@ import pyarrow as pa
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from crmray.config import Part
-from crmray.evaluate import calibration, reasons
+from crmray.evaluate import calibration, judge, metrics, reasons
 from crmray.evaluate.metrics import checked, f1_threshold
+from crmray.models.blend import Blend, best_blend
 from crmray.models.labels import labels_of, sampled
 
 MAX_LEVEL_ROWS = 20_000
@@ -103,6 +104,17 @@ def _cheapest(label: np.ndarray, probability: np.ndarray, cost: Cost) -> float:
 # -- what tasks with a yes/no answer keep of a model, and say with it --------------------------------------------------
 
 
+def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """auc, ap, logloss, brier of a candidate's scores."""
+    return metrics.binary(labels_of(examples), predictions["score"])
+
+
+def blend(models: Mapping[str, Any], validation: pa.Table) -> Blend | None:
+    """The average of the best few families, where validation prefers its AUC to the best single one's."""
+    label = labels_of(validation)
+    return best_blend(models, validation, lambda scores: metrics.auc(label, scores))
+
+
 def fit(model: Any, train: pa.Table, validation: pa.Table, how: Any = "f1") -> dict[str, Any]:
     """calibration, threshold and bands of the scores of validation rows, as JSON; calibration_refitted: of the model
     when it is fitted again with these rows.
@@ -163,3 +175,16 @@ def answers(
             "reasons": pa.array(told, pa.list_(pa.string())),
         }
     )
+
+
+def judged(
+    decision: Mapping[str, Any], said: pa.Table, test: pa.Table, groups: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """judge.binary of what `answers` said of the test rows, and its auc_interval; judge.bands by band.
+
+    groups: name -> mask (N,) of rows to look at apart.
+    """
+    label, probability = labels_of(test), said["probability"].to_numpy()
+    figures = judge.binary(label, probability, decision["threshold"], groups=groups)
+    by_band = judge.bands(label, probability, said["band"].to_numpy(zero_copy_only=False), calibration.BANDS)
+    return {**figures, "auc_interval": figures["intervals"]["auc"], "bands": by_band}

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.models.preprocess import feature_columns, numbers_of, texts_of
+from crmray.models.columns import feature_columns, numbers_of, texts_of
 
 SHIFTED = 0.25
 NUM_BINS = 10

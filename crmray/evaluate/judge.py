@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray.evaluate import amounts, metrics
-from crmray.models.preprocess import feature_columns
+from crmray.evaluate.metrics import NUM_BINS
+from crmray.models.columns import feature_columns
 
 MAX_POINTS = 101
-NUM_BINS = 10
+NUM_TENTHS = 10
 NUM_RESAMPLES, MIN_RESAMPLES = 1_000, 100
 RESAMPLED_CELLS = 20_000_000
 """rows × resamples that intervals may cost; of many rows fewer resamples are drawn, down to MIN_RESAMPLES"""
@@ -165,7 +166,7 @@ def deciles(value: np.ndarray, score: np.ndarray) -> list[dict[str, Any]]:
     order = np.argsort(-score, kind="stable")
     mean = amounts.positive_sum(value) / len(value)
     found = []
-    for number, rows in enumerate(np.array_split(order, NUM_BINS), start=1):
+    for number, rows in enumerate(np.array_split(order, NUM_TENTHS), start=1):
         if len(rows):
             rate = float(value[rows].mean())
             lift = rate / mean if mean else None

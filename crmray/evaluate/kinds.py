@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from crmray.evaluate import amounts, calibration, decide, judge, metrics, reasons
 from crmray.models.blend import Blend, best_blend
+from crmray.models.columns import numbers_of, texts_of
 from crmray.models.labels import CLASS_SCORE, LABEL, Kind, class_scores, labels_of
-from crmray.models.preprocess import numbers_of, texts_of
 
 SKILL = "skill"
 INTERVAL = (0.1, 0.9)

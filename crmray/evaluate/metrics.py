@@ -7,7 +7,7 @@ the rows once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,10 @@ Figure = Callable[[np.ndarray], float]
 """Row weights (N,) -> figure; NaN where the weighted rows hold one class only."""
 
 CLIP = 1e-6  # probabilities are kept this far from 0 and 1 in the log-loss
+LEVEL = 0.95
+"""of intervals"""
+NUM_BINS = 10
+"""bins of probability of the calibration error"""
 
 
 def checked(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,11 +128,11 @@ def _defined(figure: Figure, y: np.ndarray) -> float:
     return figure(np.ones(len(y)))
 
 
-def expected_calibration_error(y: np.ndarray, p: np.ndarray, num_bins: int = 10) -> float:
-    """Mean |share of positives - mean probability| over equal-width bins of probability, weighted by rows."""
+def expected_calibration_error(y: np.ndarray, p: np.ndarray) -> float:
+    """Mean |share of positives - mean probability| over NUM_BINS equal-width bins of probability, weighted by rows."""
     y, p = checked(y, p)
-    bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
-    gaps = np.bincount(bins, y, num_bins) - np.bincount(bins, p, num_bins)
+    bins = np.minimum((p * NUM_BINS).astype(int), NUM_BINS - 1)
+    gaps = np.bincount(bins, y, NUM_BINS) - np.bincount(bins, p, NUM_BINS)
     return float(np.abs(gaps).sum() / len(y))
 
 
@@ -302,63 +306,40 @@ def coverage(ranked: np.ndarray, num_items: int, k: int = 10) -> float:
     return len(set(np.asarray(ranked)[:, :k].ravel().tolist()) - {None, -1}) / num_items
 
 
-def ranking(ranked: np.ndarray, truth: Sequence[Any], num_items: int, k: int = 10) -> dict[str, float]:
-    """Means of `ranking_rows` as hr<k>, ndcg<k>, recall<k>, mrr<k>; cov<k>; rows."""
-    rows = ranking_rows(ranked, truth, k)
-    means = {f"{name}{k}": float(values.mean()) for name, values in rows.items()}
-    return {**means, f"cov{k}": coverage(ranked, num_items, k), "rows": len(rows["hr"])}
-
-
-def resampled_weights(num_rows: int, num_resamples: int, seed: int, groups: np.ndarray | None = None):
-    """Yield row weights (N,) of bootstrap samples: how often each row was drawn.
-
-    With groups (N,) (say, customer ids of rows from several dates) whole groups are drawn.
-    """
-    rng = np.random.default_rng(seed)
-    number = None if groups is None else np.unique(groups, return_inverse=True)[1]
-    size = num_rows if number is None else int(number.max()) + 1
+def resampled_weights(num_rows: int, num_resamples: int) -> Iterator[np.ndarray]:
+    """Row weights (N,) of bootstrap samples: how often each row was drawn. The same ones every time."""
+    rng = np.random.default_rng(0)
     for _ in range(num_resamples):
-        counts = np.bincount(rng.integers(size, size=size), minlength=size).astype(np.float64)
-        yield counts if number is None else counts[number]
+        yield np.bincount(rng.integers(num_rows, size=num_rows), minlength=num_rows).astype(np.float64)
 
 
-def bootstrap_ci(
-    figure: Figure,
-    num_rows: int,
-    *,
-    level: float = 0.95,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    groups: np.ndarray | None = None,
-) -> tuple[float, float]:
+def interval_of(values: np.ndarray) -> tuple[float, float]:
+    """The ends between which LEVEL of the values lie."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_ci(figure: Figure, num_rows: int, *, num_resamples: int = 1000) -> tuple[float, float]:
     """Percentile interval of a figure. Resamples with one class only are left out.
 
     NotEnoughDataError when all of them are.
     """
-    found = bootstrap_cis(
-        {"": figure}, num_rows, level=level, num_resamples=num_resamples, seed=seed, groups=groups
-    )  # fmt: skip
+    found = bootstrap_cis({"": figure}, num_rows, num_resamples=num_resamples)
     if not found:
         raise NotEnoughDataError(f"got {num_rows} rows of one class, expected both for an interval")
     return found[""]
 
 
 def bootstrap_cis(
-    figures: Mapping[str, Figure],
-    num_rows: int,
-    *,
-    level: float = 0.95,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    groups: np.ndarray | None = None,
+    figures: Mapping[str, Figure], num_rows: int, *, num_resamples: int
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of several figures over the same resamples; a figure that is never defined has none."""
-    every = resampled_weights(num_rows, num_resamples, seed, groups)
+    """Name -> percentile interval (low, high) of each figure, all over the same resamples of the rows; a figure that is
+    defined on none of them has no interval."""
+    every = resampled_weights(num_rows, num_resamples)
     draws = np.array([[figure(weights) for figure in figures.values()] for weights in every])
     found = {}
     for name, values in zip(figures, draws.T, strict=True):
         known = values[np.isfinite(values)]
         if len(known):
-            low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-            found[name] = (float(low), float(high))
+            found[name] = interval_of(known)
     return found

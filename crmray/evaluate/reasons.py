@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from crmray.errors import SchemaError
 from crmray.evaluate import phrases
-from crmray.models.preprocess import feature_columns, numbers_of, texts_of
+from crmray.models.columns import feature_columns, numbers_of, texts_of
 
 Predict = Callable[[pa.Table], np.ndarray]
 """Examples (N rows) -> score float64 (N,)."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from crmray.errors import DataError, NotEnoughDataError
 from crmray.evaluate.metrics import Figure, auc, auc_figure, bootstrap_ci
-from crmray.models.preprocess import feature_columns, numbers_of
+from crmray.models.columns import feature_columns, numbers_of
 
 CURVE_POINTS = 100
 

@@ -1,11 +1,11 @@
-"""A weighted average of fitted models' scores, as one more contender."""
+"""A weighted average of fitted models' scores, as one more contender, and what blends of every kind share."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +13,13 @@ import pyarrow as pa
 from crmray.errors import CorruptError
 from crmray.models.tabular import file_of, to_json
 
-NUM_REFERENCE = 1024
+AVERAGED = {"scale": "probability", "reference": None}
+"""what is averaged, as blend.json has always said it"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blend:
-    """Average of members' predictions. On the rank scale a score is its place among the reference rows, so that a row's
-    answer does not depend on the rows beside it."""
+    """Weighted average of the members' predictions."""
 
     NAME: ClassVar[str] = "blend"
 
@@ -27,30 +27,17 @@ class Blend:
     """Fitted models by candidate name."""
     weights: Mapping[str, float]
     """Share of each member; above 0, in total 1."""
-    scale: Literal["probability", "rank"] = "probability"
-    """What is averaged: the scores, or their places among the reference scores (0..1)."""
-    reference: Mapping[str, Sequence[float]] | None = None
-    """Rank scale: ascending quantiles of each member's scores on reference rows."""
     rounds: int | None = None
     """Its members have theirs."""
 
     def __post_init__(self):
-        if set(self.members) != set(self.weights) or not self.members:
-            raise ValueError(
-                f"got members {sorted(self.members)} and weights for {sorted(self.weights)}, expected one each"
-            )
-        if min(self.weights.values()) <= 0 or abs(sum(self.weights.values()) - 1.0) > 1e-9:
-            raise ValueError(f"got weights {dict(self.weights)}, expected numbers above 0 that sum to 1")
-        if self.scale not in ("probability", "rank") or (self.scale == "rank") != (self.reference is not None):
-            raise ValueError(f"got scale={self.scale!r}, expected 'probability', or 'rank' with a reference")
+        check_weights(self.members, self.weights)
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}, or of classes the probability of each, as its members give them."""
         total: dict[str, np.ndarray] = {}
         for name, member in self.members.items():
             for key, score in member.predict(examples).items():
-                if self.reference is not None:
-                    score = _places(score, self.reference[name])
                 total[key] = total.get(key, np.zeros(examples.num_rows)) + self.weights[name] * score
         return total
 
@@ -65,73 +52,70 @@ class Blend:
 
     def save(self) -> dict[str, bytes]:
         """Files of the model: blend.json, and each member's under `<name>/`."""
-        reference = self.reference and {name: list(values) for name, values in self.reference.items()}
-        fields = {"members": list(self.members), "weights": dict(self.weights), "scale": self.scale}
-        files = {"blend.json": to_json({**fields, "reference": reference})}
-        for name, member in self.members.items():
-            files |= {f"{name}/{path}": content for path, content in member.save().items()}
-        return files
+        fields = {"members": list(self.members), "weights": dict(self.weights)}
+        return {"blend.json": to_json({**fields, **AVERAGED}), **member_files(self.members)}
 
     @staticmethod
     def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> Blend:
         """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
         state = json.loads(file_of(files, "blend.json"))
-        members = {}
-        for name in state["members"]:
-            if name not in candidates:
-                raise CorruptError(f"blend.json: got member {name!r}, expected one of {sorted(candidates)}")
-            start = f"{name}/"
-            own = {path.removeprefix(start): content for path, content in files.items() if path.startswith(start)}
-            members[name] = candidates[name].load(own)
-        reference = state["reference"] and {name: tuple(values) for name, values in state["reference"].items()}
-        return Blend(members=members, weights=state["weights"], scale=state["scale"], reference=reference)
+        return Blend(members=members_of(files, state["members"], candidates), weights=state["weights"])
 
 
-def _places(scores: np.ndarray, reference: Sequence[float]) -> np.ndarray:
-    """Place of each score among ascending reference scores, 0..1; between two of them by interpolation."""
-    knots, first, counts = np.unique(np.asarray(reference), return_index=True, return_counts=True)
-    middle = (first + (counts - 1) / 2 + 0.5) / len(reference)
-    return np.interp(scores, knots, middle)
-
-
-def best_blend(
-    models: Mapping[str, Any],
-    validation: pa.Table,
-    metric: Callable[[np.ndarray], float],
-    *,
-    mode: Literal["max", "min"] = "max",
-    scale: Literal["probability", "rank"] = "probability",
-    most: int = 3,
-) -> Blend | None:
-    """The plain average of the best two (or three, … `most`) models, if validation prefers it to the best single one.
+def best_blend(models: Mapping[str, Any], validation: pa.Table, metric: Callable[[np.ndarray], float]) -> Blend | None:
+    """The plain average of the best two or three models, if validation prefers it to the best single one.
 
     `models` holds the best of each family by name; `metric` maps scores (N,) of the validation rows to the selection
-    figure. Weights stay equal: weights fitted on the same rows that chose the models gain nothing out of sample.
+    figure, of which more is better.
     """
-    sign = 1.0 if mode == "max" else -1.0
     scores = {name: model.predict(validation)["score"] for name, model in models.items()}
-    figures = {name: sign * metric(score) for name, score in scores.items()}
+    figures = {name: metric(score) for name, score in scores.items()}
+    names = best_together(figures, lambda names: metric(np.mean([scores[name] for name in names], axis=0)))
+    if not names:
+        return None
+    return Blend(members={name: models[name] for name in names}, weights=dict.fromkeys(names, 1.0 / len(names)))
+
+
+# -- what blends of every kind share -----------------------------------------------------------------------------------
+
+
+def best_together(figures: Mapping[str, float], together: Callable[[list[str]], float], most: int = 3) -> list[str]:
+    """Names of the best two (or three, … `most`) models, if the figure of their average is above the best single one's;
+    else none.
+
+    figures: of each model, more is better; together: of the plain average of these. Weights stay equal: weights fitted
+    on the same rows that chose the models gain nothing out of sample.
+    """
     ranked = sorted(figures, key=lambda name: (-figures[name], name))
-    best = figures[ranked[0]] if ranked else 0.0
-    found: Blend | None = None
+    best, found = figures[ranked[0]] if ranked else 0.0, []
     for size in range(2, min(most, len(ranked)) + 1):
-        names = ranked[:size]
-        reference = {n: _reference(scores[n]) for n in names} if scale == "rank" else None
-        parts = [_places(scores[n], reference[n]) if reference else scores[n] for n in names]
-        figure = sign * metric(np.mean(parts, axis=0))
+        figure = together(ranked[:size])
         if figure > best:
-            best = figure
-            found = Blend(
-                members={name: models[name] for name in names},
-                weights=dict.fromkeys(names, 1.0 / size),
-                scale=scale,
-                reference=reference,
-            )
+            best, found = figure, ranked[:size]
     return found
 
 
-def _reference(scores: np.ndarray) -> tuple[float, ...]:
-    """At most NUM_REFERENCE ascending quantiles."""
-    if len(scores) <= NUM_REFERENCE:
-        return tuple(np.sort(scores).tolist())
-    return tuple(np.quantile(scores, (np.arange(NUM_REFERENCE) + 0.5) / NUM_REFERENCE).tolist())
+def check_weights(members: Mapping[str, Any], weights: Mapping[str, float]) -> None:
+    """ValueError unless there is one weight for each member, above 0, in total 1."""
+    if set(members) != set(weights) or not members:
+        raise ValueError(f"got members {sorted(members)} and weights for {sorted(weights)}, expected one each")
+    if min(weights.values()) <= 0 or abs(sum(weights.values()) - 1.0) > 1e-9:
+        raise ValueError(f"got weights {dict(weights)}, expected numbers above 0 that sum to 1")
+
+
+def member_files(members: Mapping[str, Any]) -> dict[str, bytes]:
+    """Each member's files under `<name>/`."""
+    return {f"{name}/{path}": content for name, member in members.items() for path, content in member.save().items()}
+
+
+def members_of(files: Mapping[str, bytes], names: Iterable[str], candidates: Mapping[str, Any]) -> dict[str, Any]:
+    """The members of these names from what `member_files` gave; `candidates`: classes by name. CorruptError for a
+    member they lack."""
+    members = {}
+    for name in names:
+        if name not in candidates:
+            raise CorruptError(f"blend.json: got member {name!r}, expected one of {sorted(candidates)}")
+        start = f"{name}/"
+        own = {path.removeprefix(start): content for path, content in files.items() if path.startswith(start)}
+        members[name] = candidates[name].load(own)
+    return members

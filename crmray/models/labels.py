@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from crmray import log
 from crmray.errors import DataError, NotEnoughDataError, SchemaError
-from crmray.models.preprocess import numbers_of, texts_of
+from crmray.models.columns import numbers_of, texts_of
 
 LABEL = "label"
 GIB = 2**30
@@ -141,8 +141,8 @@ def check_imbalance(kind: Kind, imbalance: str, allowed: Sequence[str] = IMBALAN
 def labels_of(table: pa.Table, name: str = LABEL, *, part: str = "") -> np.ndarray:
     """Labels as int64 (N,) of 0 and 1, both with two rows or more.
 
-    DataError for a missing or other value, NotEnoughDataError for a class with fewer than two rows; both give counts.
-    `part` names the rows in messages ("validation").
+    DataError for a missing or other value, NotEnoughDataError for a class with fewer than two rows, both with counts;
+    SchemaError without the column. `part` names the rows in messages ("validation").
     """
     where = f"column {name!r} of the {part} rows" if part else f"column {name!r}"
     if name not in table.column_names:

@@ -18,7 +18,7 @@ from crmray.errors import TrainingError
 from crmray.models.labels import Kind, Target, check_imbalance, rebalanced, within_budget
 from crmray.models.preprocess import Tabular
 from crmray.models.selection import Preprocessing
-from crmray.models.tabular import check_positive, check_some_feature, file_of, needs_features, sigmoid, to_json
+from crmray.models.tabular import check_positive, check_some_feature, file_of, needs_features, sigmoid, softmax, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +134,3 @@ class LinearModel:
         state = {"tabular": self.tabular.state(), "target": self.target.state()}
         state |= {"coefficients": self.coefficients_KD.tolist(), "intercept": self.intercept_K.tolist()}
         return {"linear.json": to_json(state)}
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (N, K) from logits (N, K), without overflow."""
-    e = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    return e / e.sum(axis=1, keepdims=True)

@@ -23,12 +23,12 @@ from torch import nn
 
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models import events
+from crmray.models.columns import feature_columns
 from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
 from crmray.models.labels import LABEL, labels_of
-from crmray.models.network import Codes, Network, feature_arrays, load_network, network_files
-from crmray.models.preprocess import Tabular, feature_columns
-from crmray.models.tabular import check_positive
-from crmray.schema import KEYS
+from crmray.models.network import Codes, Network, feature_arrays, feature_batch, load_network, network_files
+from crmray.models.preprocess import Tabular
+from crmray.models.tabular import check_positive, needs_features
 
 PREDICT_ROWS = 1024
 FEW_ROWS = 8_000
@@ -74,8 +74,7 @@ class LSTM(Network):
     @classmethod
     def applies(cls, columns: Collection[str]) -> str | None:
         """Why it cannot run on examples with these columns, or None."""
-        rest = [c for c in columns if c not in KEYS and c != LABEL and not c.startswith("label_")]
-        return None if rest else "the examples have neither events nor feature columns"
+        return needs_features(columns) and "the examples have neither events nor feature columns"
 
     # -- what the training loop asks for ---------------------------------------------------------------------------
 
@@ -128,14 +127,7 @@ class LSTM(Network):
 
     def batch(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Rows as tensors; events right-padded to the longest row of the batch."""
-        out = {
-            **events.batch(arrays, rows),
-            "numbers_BF": torch.from_numpy(arrays["numbers"][rows]),
-            "codes_BA": torch.from_numpy(arrays["codes"][rows]),
-        }
-        if "label" in arrays:
-            out["label_B"] = torch.from_numpy(arrays["label"][rows])
-        return out
+        return {**events.batch(arrays, rows), **feature_batch(arrays, rows)}
 
     def loss(self, module: ChurnLSTM, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B,) loss; see `yes_no_loss`."""

@@ -110,6 +110,15 @@ def feature_arrays(tabular: Tabular | None, examples: pa.Table) -> dict[str, np.
     return {"numbers": numbers_NF, "codes": tabular.codes(examples)}
 
 
+def feature_batch(
+    arrays: Mapping[str, np.ndarray], rows: np.ndarray, labels: Sequence[str] = ("label",)
+) -> dict[str, torch.Tensor]:
+    """Rows (B,) of what `feature_arrays` gave as numbers_BF and codes_BA, and of those labels that there are as
+    <label>_B."""
+    names = {"numbers": "numbers_BF", "codes": "codes_BA", **{label: f"{label}_B" for label in labels}}
+    return {tensor: torch.from_numpy(arrays[name][rows]) for name, tensor in names.items() if name in arrays}
+
+
 class Codes(nn.ModuleList):
     """An embedding for each categorical column, the wider the more values it has."""
 

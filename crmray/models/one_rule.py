@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crmray.models.columns import feature_columns, numbers_of, texts_of
 from crmray.models.labels import Kind, Target, check_imbalance
-from crmray.models.preprocess import feature_columns, numbers_of, texts_of
 from crmray.models.tabular import file_of, needs_features, to_json
 
 NUM_GROUPS = 5

@@ -1,9 +1,7 @@
 """Learned preprocessing of the feature columns of an examples table.
 
 Everything is fitted on training rows, kept as JSON in the bundle and applied in memory: the same in training, batch
-scoring and serving. A column is numeric (integers, floats, booleans, decimals) or categorical (text, dictionaries of
-text) by its type. Keys (`entity_id`, `as_of`, `part`), labels (`label`, `label_*` and the names passed), free text
-(`text`, `text_*`) and list columns (sequences) are no features.
+scoring and serving. Which columns are features, numeric or categorical: crmray.models.columns.
 
 Shapes: N rows, F numeric columns kept, M of them with a missing flag, C categorical columns kept.
 """
@@ -19,13 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.errors import DataError, NotEnoughDataError, SchemaError
-from crmray.schema import KEYS
+from crmray.errors import DataError, NotEnoughDataError
+from crmray.models.columns import column_of, feature_columns, numbers_of, texts_of
 
 UNKNOWN, MISSING, FIRST_KNOWN = 0, 1, 2  # codes: unseen or rare, missing, then the vocabulary
 NUM_QUANTILES = 256
-NO_FEATURES, NO_FEATURE = ("label", "text", "customer_id"), ("label_", "text_")
-"""names, and beginnings of names, of labels, of whose row it is, and of free text, which has models of its own"""
 MAX_CORRELATED_ROWS = 50_000
 LARGEST_SQUARED = 1e150  # squares of larger numbers, or their sums, may overflow
 MAX_CATEGORIES = 200
@@ -100,67 +96,6 @@ class Categorical:
     def num_codes(self) -> int:
         """Codes in use: unknown, missing, and the vocabulary."""
         return len(self.values) + FIRST_KNOWN
-
-
-def feature_columns(schema: pa.Schema, labels: Collection[str] = ()) -> tuple[list[str], list[str]]:
-    """Names of the numeric and of the categorical feature columns, in table order.
-
-    SchemaError for a column that is neither, nor a list, key or label (a timestamp, a struct).
-    """
-    numeric, categorical = [], []
-    for field in schema:
-        if field.name in KEYS or field.name in labels or field.name in NO_FEATURES or field.name.startswith(NO_FEATURE):
-            continue
-        kind = _kind(field.type)
-        if kind == "numeric":
-            numeric.append(field.name)
-        elif kind == "categorical":
-            categorical.append(field.name)
-        elif kind is None:
-            raise SchemaError(
-                f"column {field.name!r}: got type {field.type}, expected a number, text or a list; "
-                "turn it into one in the task's examples()"
-            )
-    return numeric, categorical
-
-
-def _kind(type_: pa.DataType) -> str | None:
-    if pa.types.is_dictionary(type_):
-        return "categorical" if _kind(type_.value_type) == "categorical" else None
-    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
-        return "categorical"
-    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
-    if any(test(type_) for test in numbers):
-        return "numeric"
-    if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
-        return "sequence"
-    return None
-
-
-def numbers_of(table: pa.Table, name: str) -> np.ndarray:
-    """Column as float64 (N,), NaN where missing or not finite. SchemaError when absent or not a number."""
-    column = _column(table, name, "numeric")
-    values = np.array(pc.cast(column, pa.float64(), safe=False).to_numpy(), dtype=np.float64)
-    values[~np.isfinite(values)] = np.nan
-    return values
-
-
-def texts_of(table: pa.Table, name: str) -> pa.Array:
-    """Column as string array (N,), null where missing. SchemaError when absent or not text."""
-    column = _column(table, name, "categorical")
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-    return pc.cast(column, pa.string())
-
-
-def _column(table: pa.Table, name: str, expected: str) -> pa.ChunkedArray:
-    index = table.schema.get_field_index(name)
-    if index < 0:
-        raise SchemaError(f"column {name!r} is missing; expected it as a {expected} feature, as in training")
-    column = table.column(index)
-    if _kind(column.type) != expected and not pa.types.is_null(column.type):
-        raise SchemaError(f"column {name!r}: got type {column.type}, expected a {expected} feature, as in training")
-    return column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,13 +203,13 @@ class Tabular:
         Nulls are allowed. SchemaError or DataError names the column and the value.
         """
         for column in self.numeric:
-            values = pc.cast(_column(table, column.name, "numeric"), pa.float64(), safe=False)
+            values = pc.cast(column_of(table, column.name, "numeric"), pa.float64(), safe=False)
             wrong = ~np.isfinite(pc.fill_null(values, 0.0).to_numpy())
             if wrong.any():
                 value = values[int(wrong.argmax())].as_py()
                 raise DataError(f"column {column.name!r}: got {value}, expected a finite number, or null for none")
         for name in self.code_names:
-            _column(table, name, "categorical")
+            column_of(table, name, "categorical")
 
     def state(self) -> dict[str, Any]:
         """Everything as JSON; floats keep their bits."""

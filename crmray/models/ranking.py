@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray.data.product_facts import Facts
-from crmray.errors import CorruptError
 from crmray.models import histories
+from crmray.models.blend import check_weights, member_files, members_of
 from crmray.models.histories import Catalogue
 from crmray.models.rules import Rules
 from crmray.models.tabular import file_of, to_json
@@ -215,12 +215,7 @@ class RankingBlend(Ranked):
     rounds: ClassVar[int | None] = None
 
     def __post_init__(self):
-        if set(self.members) != set(self.weights) or not self.members:
-            raise ValueError(
-                f"got members {sorted(self.members)} and weights {dict(self.weights)}, expected one for each"
-            )
-        if min(self.weights.values()) <= 0 or abs(sum(self.weights.values()) - 1.0) > 1e-9:
-            raise ValueError(f"got weights {dict(self.weights)}, expected numbers above 0 that sum to 1")
+        check_weights(self.members, self.weights)
 
     @cached_property
     def joined(self) -> Joined:
@@ -243,23 +238,13 @@ class RankingBlend(Ranked):
 
     def save(self) -> dict[str, bytes]:
         """blend.json, and each member's files under `<name>/`."""
-        files = {"blend.json": to_json({"weights": dict(self.weights)})}
-        for name, member in self.members.items():
-            files |= {f"{name}/{path}": content for path, content in member.save().items()}
-        return files
+        return {"blend.json": to_json({"weights": dict(self.weights)}), **member_files(self.members)}
 
     @staticmethod
     def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> RankingBlend:
         """What `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
         weights = json.loads(file_of(files, "blend.json"))["weights"]
-        members = {}
-        for name in weights:
-            if name not in candidates:
-                raise CorruptError(f"blend.json: got member {name!r}, expected one of {sorted(candidates)}")
-            start = f"{name}/"
-            own = {path.removeprefix(start): content for path, content in files.items() if path.startswith(start)}
-            members[name] = candidates[name].load(own)
-        return RankingBlend(members=members, weights=weights)
+        return RankingBlend(members=members_of(files, weights, candidates), weights=weights)
 
 
 @dataclass(frozen=True, kw_only=True)

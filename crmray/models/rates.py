@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crmray.models.columns import texts_of
 from crmray.models.labels import labels_of
-from crmray.models.preprocess import texts_of
 from crmray.models.tabular import file_of, to_json
 
 

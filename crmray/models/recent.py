@@ -2,6 +2,8 @@
 
 What comes of a lead drifts with the market and with how sales people work. Old rows tell more of other rows and less of
 today's; which weighs more is for validation, out of time, to say.
+
+Recent and RecentModel are mixed with a family and its model, before them: whatever calls `super()` here is the family.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +21,8 @@ from crmray.models.linear import LinearModel, Logistic
 from crmray.models.tabular import to_json
 
 SHARE_FILE = "recent.json"
+SHARES = (1.0, 0.5)
+"""newest_share that a grid search tries"""
 
 
 def newest(train: pa.Table, share: float) -> pa.Table:
@@ -34,100 +38,72 @@ def newest(train: pa.Table, share: float) -> pa.Table:
     return train
 
 
-def check_share(share: float) -> None:
-    """ValueError for a share outside (0, 1]."""
-    if not 0 < share <= 1:
-        raise ValueError(f"got newest_share={share!r}, expected a share above 0, at most 1")
+@dataclass(frozen=True, kw_only=True)
+class RecentModel:
+    """A fitted model that knows which of the training rows it saw."""
+
+    newest_share: float = 1.0
+    """As the candidate's."""
+
+    def fitted_on(self, train: pa.Table) -> pa.Table:
+        """Those of the training rows that it was fitted on."""
+        return newest(train, self.newest_share)
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model; a model of all rows is what the plain family gives."""
+        own = {} if self.newest_share == 1 else {SHARE_FILE: to_json({"newest_share": self.newest_share})}
+        return {**super().save(), **own}  # type: ignore[misc]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecentLightGBM(LightGBM):
+class Recent:
+    """A candidate fitted on the newest rows."""
+
+    MODEL: ClassVar[type]
+    """what it becomes: RecentModel with the family's model"""
+
+    newest_share: float = 1.0
+    """Share of the training rows, of the newest dates, that it is fitted on."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.newest_share <= 1:
+            raise ValueError(f"got newest_share={self.newest_share!r}, expected a share above 0, at most 1")
+        super().__post_init__()  # type: ignore[misc]
+
+    def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> Any:
+        """As the family's `fit`, on the newest rows."""
+        rows = newest(train, self.newest_share)
+        model = super().fit(rows, validation, seed=seed, rounds=rounds)  # type: ignore[misc]
+        return self.MODEL(**vars(model), newest_share=self.newest_share)
+
+    @classmethod
+    def load(cls, files: Mapping[str, bytes]) -> Any:
+        """The model that `save` wrote."""
+        share = json.loads(files[SHARE_FILE])["newest_share"] if SHARE_FILE in files else 1.0
+        return cls.MODEL(**vars(super().load(files)), newest_share=share)  # type: ignore[misc]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecentLightGBMModel(RecentModel, LightGBMModel):
+    """Trees fitted on the newest rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecentLightGBM(Recent, LightGBM):
     """Gradient-boosted trees on the newest rows."""
 
-    GRID: ClassVar[dict[str, tuple]] = {**LightGBM.GRID, "newest_share": (1.0, 0.5)}
-
-    newest_share: float = 1.0
-    """Share of the training rows, of the newest dates, that it is fitted on."""
-
-    def __post_init__(self) -> None:
-        check_share(self.newest_share)
-        super().__post_init__()
-
-    def fit(
-        self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
-    ) -> RecentLightGBMModel:
-        """As LightGBM, on the newest rows."""
-        model = super().fit(newest(train, self.newest_share), validation, seed=seed, rounds=rounds)
-        return RecentLightGBMModel(**vars(model), newest_share=self.newest_share)
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> RecentLightGBMModel:
-        """The model that `save` wrote."""
-        return RecentLightGBMModel(**vars(LightGBM.load(files)), newest_share=_share_of(files))
+    MODEL = RecentLightGBMModel
+    GRID: ClassVar[dict[str, tuple]] = {**LightGBM.GRID, "newest_share": SHARES}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecentLogistic(Logistic):
+class RecentLogisticModel(RecentModel, LinearModel):
+    """A logistic regression fitted on the newest rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecentLogistic(Recent, Logistic):
     """Logistic regression on the newest rows."""
 
-    GRID: ClassVar[dict[str, tuple]] = {**Logistic.GRID, "newest_share": (1.0, 0.5)}
-
-    newest_share: float = 1.0
-    """Share of the training rows, of the newest dates, that it is fitted on."""
-
-    def __post_init__(self) -> None:
-        check_share(self.newest_share)
-        super().__post_init__()
-
-    def fit(
-        self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
-    ) -> RecentLogisticModel:
-        """As Logistic, on the newest rows."""
-        model = super().fit(newest(train, self.newest_share), validation, seed=seed, rounds=rounds)
-        return RecentLogisticModel(**vars(model), newest_share=self.newest_share)
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> RecentLogisticModel:
-        """The model that `save` wrote."""
-        return RecentLogisticModel(**vars(Logistic.load(files)), newest_share=_share_of(files))
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecentLightGBMModel(LightGBMModel):
-    """Fitted trees that know which of the training rows they saw."""
-
-    newest_share: float = 1.0
-    """As the candidate's."""
-
-    def fitted_on(self, train: pa.Table) -> pa.Table:
-        """Those of the training rows that it was fitted on."""
-        return newest(train, self.newest_share)
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model."""
-        return {**super().save(), **_share_file(self.newest_share)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecentLogisticModel(LinearModel):
-    """A fitted logistic regression that knows which of the training rows it saw."""
-
-    newest_share: float = 1.0
-    """As the candidate's."""
-
-    def fitted_on(self, train: pa.Table) -> pa.Table:
-        """Those of the training rows that it was fitted on."""
-        return newest(train, self.newest_share)
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model."""
-        return {**super().save(), **_share_file(self.newest_share)}
-
-
-def _share_file(share: float) -> dict[str, bytes]:
-    """None for a model of all rows: such a model is what the plain family gives."""
-    return {} if share == 1 else {SHARE_FILE: to_json({"newest_share": share})}
-
-
-def _share_of(files: Mapping[str, bytes]) -> float:
-    return json.loads(files[SHARE_FILE])["newest_share"] if SHARE_FILE in files else 1.0
+    MODEL = RecentLogisticModel
+    GRID: ClassVar[dict[str, tuple]] = {**Logistic.GRID, "newest_share": SHARES}

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import log
+from crmray.models.columns import feature_columns, numbers_of, texts_of
 from crmray.models.labels import Kind, Target, sampled
-from crmray.models.preprocess import Preparation, Tabular, feature_columns, numbers_of, texts_of
+from crmray.models.preprocess import Preparation, Tabular
 
 NUM_FOLDS = 5
 STEP = 0.2

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from crmray.errors import CorruptError, NotEnoughDataError
+from crmray.models.columns import numbers_of
 from crmray.models.labels import LABEL, labels_of
-from crmray.models.preprocess import Tabular, numbers_of
+from crmray.models.preprocess import Tabular
 from crmray.schema import KEYS
 
 
@@ -63,6 +64,12 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)) without overflow."""
     e = np.exp(-np.abs(logits))
     return np.where(logits >= 0, 1.0, e) / (1.0 + e)
+
+
+def softmax(logits_NK: np.ndarray) -> np.ndarray:
+    """Probabilities (N, K) from logits (N, K), without overflow."""
+    e = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True, initial=-np.inf))
+    return e / e.sum(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True, kw_only=True)

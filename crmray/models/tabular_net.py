@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from crmray.models.labels import CLASS_SCORE, LABEL, Kind, Target, check_imbalance
-from crmray.models.network import Codes, Network, feature_arrays, load_network, network_files
+from crmray.models.network import Codes, Network, feature_arrays, feature_batch, load_network, network_files
 from crmray.models.preprocess import Tabular
 from crmray.models.tabular import check_positive, check_some_feature, needs_features
 
@@ -115,13 +115,7 @@ class TabularNet(Network):
 
     def batch(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Rows as tensors."""
-        out = {
-            "numbers_BF": torch.from_numpy(arrays["numbers"][rows]),
-            "codes_BA": torch.from_numpy(arrays["codes"][rows]),
-        }
-        if "label" in arrays:
-            out["label_B"] = torch.from_numpy(arrays["label"][rows])
-        return out
+        return feature_batch(arrays, rows)
 
     def loss(self, module: ResidualNet, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B,) loss of the kind: squared error of standard scores, cross entropy, or that of `yes_no_loss`."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from crmray.evaluate import calibration
 from crmray.evaluate.metrics import logloss_rows
+from crmray.models.tabular import softmax
 
 LEAST_Z = 1.64
 """standard errors of log-loss that a calibration has to gain"""
@@ -21,12 +22,6 @@ NUM_FOLDS = 5
 """in which it is tried whether the curves gain"""
 ABOVE_TIE = 1e-9
 """by which the class said stays above the next"""
-
-
-def softmax(logits_NK: np.ndarray) -> np.ndarray:
-    """exp(x) / sum exp(x) over the last axis, without overflow."""
-    e = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
 
 
 def fit_temperature(label: np.ndarray, probability: np.ndarray) -> float:
@@ -103,7 +98,10 @@ def _log_loss(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
 
 
 def calibrated(probability: np.ndarray, fitted: Mapping[str, Any]) -> np.ndarray:
-    """Probabilities (N, K): of the class said, which stays the same, by its curve; of the others in proportion."""
+    """Probabilities (N, K): of the class said, which stays the same, by its curve; of the others in proportion.
+
+    probability (N, K) of the model; fitted: what `fit` gave.
+    """
     warm = tempered(probability, fitted["temperature"])
     said, rows = warm.argmax(1), np.arange(len(warm))
     rest = warm.copy()

@@ -1,4 +1,5 @@
-"""What models that put a text into a class share: their labels, the form of their answers, a rule of thumb, a blend.
+"""What models that put a text into a class share: their labels, the form of their answers, a rule of
+thumb, a blend, and the figures by which they are chosen.
 
 A model answers with one array per class, `p:<class>` float64 (N,): its probability. Rows of examples carry the text in
 `text` and the class in `label` (string).
@@ -7,7 +8,7 @@ A model answers with one array per class, `p:<class>` float64 (N,): its probabil
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import log
-from crmray.errors import CorruptError, NotEnoughDataError, SchemaError
+from crmray.errors import NotEnoughDataError, SchemaError
+from crmray.evaluate import metrics
+from crmray.models.blend import best_together, member_files, members_of
 from crmray.models.tabular import file_of, to_json
 
 TEXT, LABEL, EMBEDDING = "text", "label", "text_embedding"
@@ -96,7 +99,7 @@ class Majority:
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
     ) -> MajorityModel:
-        """Count the classes; validation, seed and rounds change nothing."""
+        """Count the classes; validation, seed and rounds change nothing. NotEnoughDataError as of `learnable`."""
         _, classes, code = learnable(train)
         share = np.bincount(code, minlength=len(classes)) / len(code)
         return MajorityModel(shares=dict(zip(classes, share.tolist(), strict=True)))
@@ -147,22 +150,13 @@ class ClassBlend:
 
     def save(self) -> dict[str, bytes]:
         """Files of the model: blend.json, and each member's under `<name>/`."""
-        files = {"blend.json": to_json({"members": list(self.members)})}
-        for name, member in self.members.items():
-            files |= {f"{name}/{path}": content for path, content in member.save().items()}
-        return files
+        return {"blend.json": to_json({"members": list(self.members)}), **member_files(self.members)}
 
     @staticmethod
     def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> ClassBlend:
         """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
-        members = {}
-        for name in json.loads(file_of(files, "blend.json"))["members"]:
-            if name not in candidates:
-                raise CorruptError(f"blend.json: got member {name!r}, expected one of {sorted(candidates)}")
-            start = f"{name}/"
-            own = {path.removeprefix(start): content for path, content in files.items() if path.startswith(start)}
-            members[name] = candidates[name].load(own)
-        return ClassBlend(members=members)
+        names = json.loads(file_of(files, "blend.json"))["members"]
+        return ClassBlend(members=members_of(files, names, candidates))
 
 
 def _mean(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -171,19 +165,22 @@ def _mean(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.mean([part.get(name, zero) for part in parts], axis=0) for name in names}
 
 
-def best_blend(
-    models: Mapping[str, Any], validation: pa.Table, figure: Callable[[Mapping[str, np.ndarray]], float], most: int = 3
-) -> ClassBlend | None:
-    """The average of the best two (… `most`) models, if validation prefers it to the best single one.
+def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """accuracy, macro_f1, macro_precision, macro_recall, logloss, ece of a candidate's probabilities."""
+    label, probability, _ = coded(examples, predictions)
+    return metrics.classes(label, probability)
 
-    models: the best of each family by name; figure: predictions on the validation rows -> what is to be large.
+
+def blend(models: Mapping[str, Any], validation: pa.Table) -> ClassBlend | None:
+    """The average of the best two or three models, if validation prefers its macro-F1 to the best single one's.
+
+    models: the best of each family by name.
     """
     predictions = {name: model.predict(validation) for name, model in models.items()}
-    figures = {name: figure(made) for name, made in predictions.items()}
-    ranked = sorted(figures, key=lambda name: (-figures[name], name))
-    best, found = figures[ranked[0]], None
-    for size in range(2, min(most, len(ranked)) + 1):
-        reached = figure(_mean([predictions[name] for name in ranked[:size]]))
-        if reached > best:
-            best, found = reached, ClassBlend(members={name: models[name] for name in ranked[:size]})
-    return found
+    figures = {name: score(validation, made)["macro_f1"] for name, made in predictions.items()}
+
+    def together(names: list[str]) -> float:
+        return score(validation, _mean([predictions[name] for name in names]))["macro_f1"]
+
+    names = best_together(figures, together)
+    return ClassBlend(members={name: models[name] for name in names}) if names else None

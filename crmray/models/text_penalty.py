@@ -17,7 +17,8 @@ import numpy as np
 from crmray import log
 from crmray.evaluate.metrics import macro_f1_figure
 from crmray.models import text_calibration
-from crmray.models.text_calibration import fit_temperature, softmax, tempered
+from crmray.models.tabular import softmax
+from crmray.models.text_calibration import fit_temperature, tempered
 
 NUM_FOLDS = 3
 CALIBRATION_FOLDS = 5

@@ -22,8 +22,8 @@ import pyarrow as pa
 from crmray.errors import DataError, NotEnoughDataError, SchemaError
 from crmray.models import text_penalty
 from crmray.models.labels import within_budget
-from crmray.models.tabular import check_choice, check_positive, file_of, to_json
-from crmray.models.text_calibration import calibrated, softmax
+from crmray.models.tabular import check_choice, check_positive, file_of, softmax, to_json
+from crmray.models.text_calibration import calibrated
 from crmray.models.text_classes import EMBEDDING, TEXT, answers, learnable, texts_of
 
 ANALYZERS: dict[str, dict[str, Any]] = {

@@ -79,13 +79,8 @@ def _shift(bought: np.ndarray, p: np.ndarray) -> float:
 
     if bought.min() == bought.max():
         return 0.0
-    odds = _log_odds(p)
+    odds = calibration.log_odds(p, EDGE)
     return float(brentq(lambda shift: (1.0 / (1.0 + np.exp(-odds - shift))).mean() - bought.mean(), -50.0, 50.0))
-
-
-def _log_odds(p: np.ndarray) -> np.ndarray:
-    p = np.clip(p, EDGE, 1.0 - EDGE)
-    return np.log(p) - np.log1p(-p)
 
 
 def apply(state: Mapping[str, Any], raw: Mapping[str, np.ndarray], rows: pa.Table) -> dict[str, np.ndarray]:
@@ -94,7 +89,7 @@ def apply(state: Mapping[str, Any], raw: Mapping[str, np.ndarray], rows: pa.Tabl
     speed = value_season.ratio_of(rows, state["season"], state["horizon_days"])
     some = raw["p_purchase"] > 0
     p = calibration.apply(state["calibration"], np.clip(raw["p_purchase"], 0.0, 1.0))
-    p = 1.0 / (1.0 + np.exp(-_log_odds(p) - state["shift"]))
+    p = 1.0 / (1.0 + np.exp(-calibration.log_odds(p, EDGE) - state["shift"]))
     p = np.where(some, -np.expm1(speed * np.log1p(-p)), 0.0)
     purchases, spend = (np.maximum(raw[name], 0.0) * state["scale"][name] * speed for name in OUTPUTS[1:])
     return {

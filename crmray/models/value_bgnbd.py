@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray.errors import NotEnoughDataError, SchemaError, TrainingError
-from crmray.models.preprocess import numbers_of
+from crmray.models.columns import numbers_of
 from crmray.models.tabular import check_positive, file_of, to_json
 from crmray.models.value_targets import targets_of
 

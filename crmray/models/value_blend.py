@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from crmray.errors import CorruptError
+from crmray.models.blend import best_together, member_files, members_of
 from crmray.models.tabular import file_of, to_json
 from crmray.models.value_targets import OUTPUTS, targets_of
 
@@ -53,23 +53,13 @@ class ValueBlend:
     def save(self) -> dict[str, bytes]:
         """Files of the model: blend.json, and each member's under `<name>/`."""
         about = {"members": list(self.members), "factors": {name: dict(own) for name, own in self.factors.items()}}
-        files = {"blend.json": to_json(about)}
-        for name, member in self.members.items():
-            files |= {f"{name}/{path}": content for path, content in member.save().items()}
-        return files
+        return {"blend.json": to_json(about), **member_files(self.members)}
 
     @staticmethod
     def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> ValueBlend:
         """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
         state = json.loads(file_of(files, "blend.json"))
-        members = {}
-        for name in state["members"]:
-            if name not in candidates:
-                raise CorruptError(f"blend.json: got member {name!r}, expected one of {sorted(candidates)}")
-            start = f"{name}/"
-            own = {path.removeprefix(start): content for path, content in files.items() if path.startswith(start)}
-            members[name] = candidates[name].load(own)
-        return ValueBlend(members=members, factors=state["factors"])
+        return ValueBlend(members=members_of(files, state["members"], candidates), factors=state["factors"])
 
 
 def average(
@@ -85,23 +75,19 @@ def average(
 def best_blend(models: Mapping[str, Any], validation: pa.Table, score: Score, *, most: int = 4) -> ValueBlend | None:
     """The average of the best two (or three, … `most`) models, if validation prefers it to the best single one.
 
-    `models` holds the best of each family by name. Weights are equal: weights fitted on the same rows that chose the
-    models gain nothing out of sample.
+    `models` holds the best of each family by name.
     """
     targets = targets_of(validation, part="validation")
     truth = {"purchases": targets.purchases.sum(), "spend": targets.spend.sum()}
     outputs = {name: model.predict(validation) for name, model in models.items()}
     totals = {name: {key: float(own[key].sum()) for key in truth} for name, own in outputs.items()}
     usable = [name for name in outputs if min(totals[name].values()) > 0]
-    figures = {name: score(outputs[name]) for name in usable}
-    ranked = sorted(figures, key=lambda name: (-figures[name], name))
-    best = figures[ranked[0]] if ranked else 0.0
-    found: ValueBlend | None = None
-    for size in range(2, min(most, len(ranked)) + 1):
-        names = ranked[:size]
-        factors = {name: {key: float(truth[key]) / totals[name][key] for key in truth} for name in names}
-        figure = score(average({name: outputs[name] for name in names}, factors))
-        if figure > best:
-            best = figure
-            found = ValueBlend(members={name: models[name] for name in names}, factors=factors)
-    return found
+    factors = {name: {key: float(truth[key]) / totals[name][key] for key in truth} for name in usable}
+
+    def together(names: list[str]) -> float:
+        return score(average({name: outputs[name] for name in names}, factors))
+
+    names = best_together({name: score(outputs[name]) for name in usable}, together, most)
+    if not names:
+        return None
+    return ValueBlend(members={name: models[name] for name in names}, factors={name: factors[name] for name in names})

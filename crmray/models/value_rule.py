@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from crmray.errors import NotEnoughDataError
-from crmray.models.preprocess import numbers_of
+from crmray.models.columns import numbers_of
 from crmray.models.tabular import check_positive, file_of, to_json
 from crmray.models.value_targets import longest_window, targets_of
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.models.preprocess import numbers_of
+from crmray.models.columns import numbers_of
 from crmray.models.value_targets import PURCHASES, SPEND
 
 BY_MONTH = "orders_by_month"

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from crmray.errors import DataError, NotEnoughDataError, SchemaError
-from crmray.models.preprocess import numbers_of
+from crmray.models.columns import numbers_of
 
 SPEND, PURCHASES = "label_spend", "label_purchases"
 LABELS = (SPEND, PURCHASES)

@@ -27,9 +27,10 @@ from crmray.data.sequences import COLUMNS, EVENT_KINDS
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models import events
 from crmray.models.attention import Block
+from crmray.models.columns import feature_columns
 from crmray.models.events import FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
-from crmray.models.network import Codes, Training, feature_arrays, load_network, network_files
-from crmray.models.preprocess import Preparation, Tabular, feature_columns
+from crmray.models.network import Codes, Training, feature_arrays, feature_batch, load_network, network_files
+from crmray.models.preprocess import Preparation, Tabular
 from crmray.models.tabular import check_positive
 from crmray.models.value_targets import LABELS, PURCHASES, SPEND, targets_of
 
@@ -126,9 +127,7 @@ class ValueTransformer(Training):
 
     def batch(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Rows as tensors; orders right-padded to the longest row of the batch."""
-        names = {"numbers": "numbers_BF", "codes": "codes_BA", "spend": "spend_B", "purchases": "purchases_B"}
-        own = {suffixed: torch.from_numpy(arrays[name][rows]) for name, suffixed in names.items() if name in arrays}
-        return {**events.batch(arrays, rows), **own}
+        return {**events.batch(arrays, rows), **feature_batch(arrays, rows, ("spend", "purchases"))}
 
     def loss(self, module: OrderEncoder, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B,) negative log-likelihood of buying, of the orders beyond the first, of log spend in standard units."""

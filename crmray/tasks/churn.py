@@ -19,11 +19,10 @@ from pydantic import BaseModel, Field
 
 from crmray import schema
 from crmray.data import asof, outcomes, splits
-from crmray.evaluate import decide, judge, metrics, reasons
+from crmray.evaluate import decide, judge, reasons
 from crmray.evaluate.decide import Decided
-from crmray.models.blend import Blend, best_blend
+from crmray.models.blend import Blend
 from crmray.models.boosting import LightGBM
-from crmray.models.labels import labels_of
 from crmray.models.linear import Logistic
 from crmray.models.lstm import LSTM
 from crmray.models.tabular import Recency
@@ -40,7 +39,6 @@ CANDIDATES = {
 }
 BLEND = Blend
 AFTER = ("sentiment",)
-BANDS = ("low", "medium", "high")
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "time since the last purchase, beside the usual gap": ("recency_", "gap_"),
@@ -96,16 +94,6 @@ class Response(BaseModel):
 
 def needs(settings: Settings) -> Needs:
     """What the label needs; everything else that is known of a customer helps."""
-    useful = {
-        "transactions": ("order_id", "product_id", "num_units", "net_amount", "channel"),
-        "products": ("category", "price_amount"),
-        "engagement": ("kind", "seconds"),
-        "interactions": ("channel", "direction", "rating", "text", "closed_at"),
-        "exposures": (),
-        "subscriptions": ("ended_at", "plan", "monthly_amount"),
-        "changes": (),
-        "customers": ("created_at",),
-    }
     required: dict[str, tuple[str, ...]]
     if settings.label == "no_purchase":
         required = {"transactions": ("entity_id", "occurred_at")}
@@ -113,7 +101,7 @@ def needs(settings: Settings) -> Needs:
         required = {"subscriptions": ("entity_id", "subscription_id", "started_at", "ended_at")}
     else:
         required = {"outcomes": ("entity_id", "name", "value")}
-    return Needs(required=required, useful=useful)
+    return Needs(required=required, useful=asof.USEFUL)
 
 
 def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings, *, labels: bool) -> pa.Table:
@@ -134,11 +122,8 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
         tables, as_of, lookback_days=settings.lookback_days, horizon_days=settings.horizon_days, entities=entities,
         events=as_of is not None,
     )  # fmt: skip
-    at = rows.schema.get_field_index("part")
-    if mapped is not None:
-        rows = rows.set_column(at, "part", splits.part(entities, mapped))
     values = pa.array(label.astype(np.int8)) if labels and label is not None else pa.nulls(len(entities), pa.int8())
-    return rows.add_column(at + 1, LABELS[0], values)
+    return splits.labelled(rows, {LABELS[0]: values}, mapped)
 
 
 _Population = tuple[pa.Array, np.ndarray | None, pa.Array | None]
@@ -168,23 +153,12 @@ def _subscribers(subscriptions: pa.Table, at: datetime) -> pa.Array:
     return asof.distinct(subscriptions["entity_id"].filter(pc.and_(begun, running)))
 
 
-def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """auc, ap, logloss, brier of a candidate's scores."""
-    return metrics.binary(labels_of(examples), predictions["score"])
-
-
-def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
-    """The average of the best few families, where validation prefers it to the best single one."""
-    label = labels_of(validation)
-    return best_blend(models, validation, lambda scores: metrics.auc(label, scores), mode=MODE)
+score, blend, shipped = decide.score, decide.blend, decide.shipped
 
 
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
     """Calibration, threshold and bands from validation rows; what reasons compare with, from training rows."""
     return {**decide.fit(model, train, validation, settings.threshold), **reasons.basis(train, GROUPS, LABELS)}
-
-
-shipped = decide.shipped
 
 
 def predict(
@@ -200,15 +174,6 @@ def predict(
 
 
 def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
-    """Test figures of the calibrated probabilities: as judge.binary, by band, and of young customers and segments."""
-    label = labels_of(test)
-    answers = predict(model, decision, test)
-    probability = answers["probability"].to_numpy()
-    band = answers["band"].to_numpy(zero_copy_only=False)
+    """Test figures of the calibrated probabilities: decide.judged, with the young customers and segments apart."""
     groups = {"younger than the lookback": test["is_young"].to_numpy(), **judge.segments(test, LABELS)}
-    figures = judge.binary(label, probability, decision["threshold"], groups=groups)
-    return {
-        **figures,
-        "auc_interval": figures["intervals"]["auc"],
-        "bands": judge.bands(label, probability, band, BANDS),
-    }
+    return decide.judged(decision, predict(model, decision, test), test, groups)

@@ -66,7 +66,7 @@ class Candidate(Protocol):
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> Fitted:
-        """The fitted model from what `save` gave."""
+        """The fitted model from what `save` gave; CorruptError for a file that is missing or no such model."""
 
 
 class Task(Protocol):

@@ -255,22 +255,14 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: D
     if settings.outcome.attribute:
         told = f"{settings.entity}_{settings.outcome.attribute}"
         rows = rows.drop_columns([name for name in (told,) if name in rows.column_names])
-    at = rows.schema.get_field_index("part")
     mapped = definitions.mapped_part(settings.outcome, tables["outcomes"], entities) if "outcomes" in tables else None
-    if mapped is not None:
-        rows = rows.set_column(at, "part", splits.part(entities, mapped))
-    return rows.add_column(at + 1, LABEL, label)
+    return splits.labelled(rows, {LABEL: label}, mapped)
 
 
 def _population(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Definition) -> pa.Array:
     """Entities (N,), sorted."""
     if settings.entity == "lead":
-        leads = tables["leads"]
-        entities = (
-            asof.distinct(leads["lead_id"])
-            if as_of is None
-            else asof_leads.open_leads(leads, as_of, settings.lookback_days)
-        )
+        entities = asof_leads.open_leads(tables["leads"], as_of, settings.lookback_days)
     else:
         entities = (asof if settings.entity == "customer" else asof_products).known(tables, as_of)
     inside = np.ones(len(entities), bool)

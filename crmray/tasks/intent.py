@@ -20,9 +20,9 @@ from pydantic import BaseModel, Field
 from crmray import log
 from crmray.data import asof_texts
 from crmray.data.asof_texts import TextSettings, dates
-from crmray.evaluate import judge, metrics
+from crmray.evaluate import judge
 from crmray.models import text_calibration, text_classes, text_encoder, text_replies
-from crmray.models.text_classes import ClassBlend, Majority, best_blend
+from crmray.models.text_classes import ClassBlend, Majority
 from crmray.models.text_cnn import TextCNN
 from crmray.models.text_tfidf import TfidfLogistic, TfidfSVC
 from crmray.tasks.contract import Fitted, Needs
@@ -112,15 +112,7 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
     return text_encoder.embedded(rows, settings.encoder)
 
 
-def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """accuracy, macro_f1, macro_precision, macro_recall, logloss, ece of a candidate's probabilities."""
-    label, probability, _ = text_classes.coded(examples, predictions)
-    return metrics.classes(label, probability)
-
-
-def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
-    """The average of the best few families, where validation prefers it to the best single one."""
-    return best_blend(models, validation, lambda predictions: score(validation, predictions)[METRIC])
+score, blend = text_classes.score, text_classes.blend
 
 
 def fixed(settings: Settings) -> dict[str, Any]:

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field, model_validator
 
-from crmray.data import asof, asof_leads, outcomes, splits
-from crmray.evaluate import decide, drift, judge, metrics, reasons
-from crmray.models.blend import Blend, best_blend
+from crmray.data import asof_leads, outcomes, splits
+from crmray.evaluate import decide, drift, judge, reasons
+from crmray.models.blend import Blend
 from crmray.models.labels import labels_of
 from crmray.models.rates import SourceRate
 from crmray.models.recent import RecentLightGBM, RecentLogistic
@@ -40,7 +40,6 @@ CANDIDATES = {
     for candidate in (TabularNet, RecentLogistic, DecisionTree, RandomForest, RecentLightGBM, SourceRate)
 }
 BLEND = Blend
-BANDS = ("low", "medium", "high")
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "age of the lead": ("lead_age_",),
@@ -155,11 +154,8 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
     rows = asof_leads.frame(
         tables, as_of, lookback_days=settings.lookback_days, horizon_days=settings.horizon_days, entities=entities
     )
-    at = rows.schema.get_field_index("part")
-    if mapped is not None:
-        rows = rows.set_column(at, "part", splits.part(entities, mapped))
     values = pa.array(label.astype(np.int8)) if label is not None else pa.nulls(len(entities), pa.int8())
-    return rows.add_column(at + 1, LABELS[0], values)
+    return splits.labelled(rows, {LABELS[0]: values}, mapped)
 
 
 def _population(
@@ -167,11 +163,7 @@ def _population(
 ) -> tuple[pa.Array, np.ndarray | None, pa.Array | None]:
     """Leads (sorted), their labels (N,) bool, their mapped part where given."""
     leads = tables["leads"]
-    entities = (
-        asof.distinct(leads["lead_id"])
-        if as_of is None
-        else asof_leads.open_leads(leads, as_of, settings.lookback_days)
-    )
+    entities = asof_leads.open_leads(leads, as_of, settings.lookback_days)
     if not labels:
         return entities, None, None
     if settings.label == "converted":
@@ -184,15 +176,7 @@ def _population(
     return given.filter(known), label[known.to_numpy(zero_copy_only=False)], part
 
 
-def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """auc, ap, logloss, brier of a candidate's scores."""
-    return metrics.binary(labels_of(examples), predictions["score"])
-
-
-def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
-    """The average of the best few families, where validation prefers it to the best single one."""
-    label = labels_of(validation)
-    return best_blend(models, validation, lambda scores: metrics.auc(label, scores), mode=MODE)
+score, blend, shipped = decide.score, decide.blend, decide.shipped
 
 
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
@@ -207,9 +191,6 @@ def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Set
             "validation": drift.summary(profile, validation),
         },
     }
-
-
-shipped = decide.shipped
 
 
 def predict(
@@ -228,19 +209,12 @@ def predict(
 
 
 def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
-    """Test figures of the calibrated probabilities: as judge.binary, by band and segment, and how far rows drifted."""
-    label = labels_of(test)
-    answers = predict(model, decision, test)
-    probability = answers["probability"].to_numpy()
-    band = answers["band"].to_numpy(zero_copy_only=False)
+    """Test figures of the calibrated probabilities: decide.judged, by segment too, and how far rows drifted."""
     before = decision["drift"]
-    figures = judge.binary(label, probability, decision["threshold"], groups=judge.segments(test, LABELS))
     return {
-        **figures,
-        "auc_interval": figures["intervals"]["auc"],
-        "bands": judge.bands(label, probability, band, BANDS),
+        **decide.judged(decision, predict(model, decision, test), test, judge.segments(test, LABELS)),
         "drift": {
-            "rate": {**before["rate"], "test": float(label.mean())},
+            "rate": {**before["rate"], "test": float(labels_of(test).mean())},
             "validation": before["validation"],
             "test": drift.summary(before["profile"], test),
         },

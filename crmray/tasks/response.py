@@ -133,15 +133,7 @@ def needs(settings: Settings) -> Needs:
         required["engagement"] = ("entity_id", "occurred_at", "kind")
     else:
         required["outcomes"] = ("entity_id", "name", "value")
-    useful = {
-        "transactions": ("order_id", "product_id", "num_units", "net_amount", "channel"),
-        "products": ("category", "price_amount"),
-        "engagement": ("kind", "seconds"),
-        "interactions": ("channel", "direction", "rating", "text", "closed_at"),
-        "subscriptions": ("ended_at", "plan", "monthly_amount"),
-        "changes": (),
-        "customers": ("created_at",),
-    }
+    useful = {name: columns for name, columns in asof.USEFUL.items() if name != "exposures"}
     return Needs(required=required, useful=useful)
 
 
@@ -157,13 +149,11 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
     rows = asof.frame(
         tables, as_of, lookback_days=settings.lookback_days, horizon_days=settings.horizon_days, entities=entities
     )
-    at = rows.schema.get_field_index("part")
-    if mapped is not None:
-        rows = rows.set_column(at, "part", splits.part(entities, mapped))
-    for place, (name, values) in enumerate(zip(LABELS, (label, treated), strict=True), start=at + 1):
-        column = pa.nulls(len(entities), pa.int8()) if values is None else pa.array(values.astype(np.int8))
-        rows = rows.add_column(place, name, column)
-    return rows
+    columns = {
+        name: pa.nulls(len(entities), pa.int8()) if values is None else pa.array(values.astype(np.int8))
+        for name, values in zip(LABELS, (label, treated), strict=True)
+    }
+    return splits.labelled(rows, columns, mapped)
 
 
 def _experiment(

@@ -25,9 +25,9 @@ from pydantic import BaseModel, Field, model_validator
 from crmray.data import asof_texts
 from crmray.data.asof_texts import TextSettings, dates
 from crmray.errors import DataError
-from crmray.evaluate import aspects, judge, metrics
+from crmray.evaluate import aspects, judge
 from crmray.models import text_calibration, text_classes, text_encoder
-from crmray.models.text_classes import ClassBlend, Majority, best_blend
+from crmray.models.text_classes import ClassBlend, Majority
 from crmray.models.text_cnn import TextCNN
 from crmray.models.text_tfidf import TfidfLogistic, TfidfSVC
 from crmray.tasks.contract import Fitted, Needs
@@ -151,15 +151,7 @@ def _named(values: pa.Array, name: str) -> pa.Array:
     return values
 
 
-def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """accuracy, macro_f1, macro_precision, macro_recall, logloss, ece of a candidate's probabilities."""
-    label, probability, _ = text_classes.coded(examples, predictions)
-    return metrics.classes(label, probability)
-
-
-def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
-    """The average of the best few families, where validation prefers it to the best single one."""
-    return best_blend(models, validation, lambda predictions: score(validation, predictions)[METRIC])
+score, blend = text_classes.score, text_classes.blend
 
 
 def fixed(settings: Settings) -> dict[str, Any]:

@@ -105,16 +105,7 @@ class Response(BaseModel):
 
 def needs(settings: Settings) -> Needs:
     """Transactions with amounts; everything else that is known of a customer helps."""
-    useful = {
-        "transactions": ("order_id", "product_id", "num_units", "channel"),
-        "products": ("category", "price_amount"),
-        "engagement": ("kind", "seconds"),
-        "interactions": ("channel", "direction", "rating", "text", "closed_at"),
-        "exposures": (),
-        "subscriptions": ("ended_at", "plan", "monthly_amount"),
-        "changes": (),
-        "customers": ("created_at",),
-    }
+    useful = {**asof.USEFUL, "transactions": ("order_id", "product_id", "num_units", "channel")}
     return Needs(required={"transactions": ("entity_id", "occurred_at", "net_amount")}, useful=useful)
 
 
@@ -136,16 +127,13 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
         events=True,
     )  # fmt: skip
     rows = rows.append_column(BY_MONTH, _by_month(tables, entities, as_of))
-    at = rows.schema.get_field_index("part") + 1
     found: list[pa.Array] = [pa.nulls(len(entities), pa.float64())] * 2
     if labels:
         owner, _ = _orders(tables, entities, as_of, as_of + timedelta(days=settings.horizon_days))
         purchases = np.bincount(owner, minlength=len(entities)).astype(np.float64)
         net = asof.later_amount(tables, entities, as_of, settings.horizon_days).to_numpy()
         found = [pa.array(np.where(purchases > 0, np.maximum(net, 0.0), 0.0)), pa.array(purchases)]
-    for name, values in zip(reversed((SPEND, PURCHASES)), reversed(found), strict=True):
-        rows = rows.add_column(at, name, values)
-    return rows
+    return splits.labelled(rows, dict(zip((SPEND, PURCHASES), found, strict=True)))
 
 
 def _orders(

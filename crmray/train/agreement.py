@@ -51,7 +51,7 @@ def of(lake: Lake, bundle: Bundle, test: pa.Table) -> dict[str, Any]:
 def _answers(lake: Lake, name: str, version: str, examples: Run) -> tuple[Bundle, pa.Table]:
     """A version of a task, and its answers on the test rows of these examples."""
     rows.check_consent(examples, lake)
-    bundle = load_bundle(lake, lake.run("bundles", name, version), tasks.task(name))
+    bundle = load_bundle(lake.run("bundles", name, version), tasks.task(name))
     return bundle, bundle.predict(bundle.check(rows.test(examples)))
 
 

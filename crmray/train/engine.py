@@ -74,29 +74,9 @@ def choose(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """DeepSpeed's config, and why each choice was made. Pure.
 
-    The lowest ZeRO stage whose share of weights, gradients and optimizer fits in MODEL_SHARE of `memory_bytes` (of one
-    device): each stage more costs communication. `batch_size` is global.
+    `memory_bytes` of one device; `batch_size` is global.
     """
-    per_worker = {
-        0: WEIGHT_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES,
-        1: WEIGHT_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES / num_workers,
-        2: WEIGHT_BYTES + (GRADIENT_BYTES + OPTIMIZER_BYTES) / num_workers,
-        3: (WEIGHT_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES) / num_workers,
-    }
-    room = MODEL_SHARE * memory_bytes
-    fitting = [stage for stage, size in per_worker.items() if size * num_parameters <= room]
-    gib = {stage: size * num_parameters / 2**30 for stage, size in per_worker.items()}
-    if settings.zero_stage is not None:
-        stage, why_stage = int(settings.zero_stage), "asked for"
-    else:
-        stage = fitting[0] if fitting else 3
-        why_stage = f"{gib[stage]:.3g} GiB of weights, gradients and optimizer beside {room / 2**30:.3g} GiB of room"
-    offload, why_offload = settings.offload_optimizer, "asked for"
-    if offload is None:
-        offload = not fitting and settings.zero_stage is None
-        why_offload = "fits on no stage" if offload else "fits on the device"
-    if offload and stage == 0:
-        stage, why_stage = 1, "offload needs a sharded optimizer"
+    (stage, why_stage), (offload, why_offload) = _sharding(settings, num_parameters, num_workers, memory_bytes)
     precision, why_precision = settings.precision, "asked for"
     if precision is None:
         precision = "bf16" if device == "cuda" and has_bf16 else "fp32"
@@ -132,6 +112,37 @@ def choose(
         "micro_batch_size": f"{micro}: {batch_size} / ({num_workers} workers x {settings.accumulation} accumulated)",
     }
     return config, why
+
+
+def _sharding(
+    settings: EngineSettings, num_parameters: int, num_workers: int, memory_bytes: int
+) -> tuple[tuple[int, str], tuple[bool, str]]:
+    """ZeRO stage, and whether the optimizer goes to the host's memory, each with why.
+
+    The lowest stage whose share of weights, gradients and optimizer fits in MODEL_SHARE of the memory of one device:
+    each stage more costs communication.
+    """
+    per_worker = {
+        0: WEIGHT_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES,
+        1: WEIGHT_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES / num_workers,
+        2: WEIGHT_BYTES + (GRADIENT_BYTES + OPTIMIZER_BYTES) / num_workers,
+        3: (WEIGHT_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES) / num_workers,
+    }
+    room = MODEL_SHARE * memory_bytes
+    fitting = [stage for stage, size in per_worker.items() if size * num_parameters <= room]
+    gib = {stage: size * num_parameters / 2**30 for stage, size in per_worker.items()}
+    if settings.zero_stage is not None:
+        stage, why_stage = int(settings.zero_stage), "asked for"
+    else:
+        stage = fitting[0] if fitting else 3
+        why_stage = f"{gib[stage]:.3g} GiB of weights, gradients and optimizer beside {room / 2**30:.3g} GiB of room"
+    offload, why_offload = settings.offload_optimizer, "asked for"
+    if offload is None:
+        offload = not fitting and settings.zero_stage is None
+        why_offload = "fits on no stage" if offload else "fits on the device"
+    if offload and stage == 0:
+        stage, why_stage = 1, "offload needs a sharded optimizer"
+    return (stage, why_stage), (offload, why_offload)
 
 
 def device_memory_bytes(device: str) -> int:

@@ -57,7 +57,7 @@ def evaluate(org: Org, lake: Lake, task: Task, *, version: str | None = None) ->
     run = lake.run("evaluations", task.NAME, number)
     with run.claim("evaluate") as mine:
         if mine:
-            bundle = load_bundle(lake, lake.run("bundles", task.NAME, which), task)
+            bundle = load_bundle(lake.run("bundles", task.NAME, which), task)
             found = _measured(lake, bundle, examples, which == champion)
             run.write_bytes("report.html", pages.bundle_page(found, _pictures(lake.run("bundles", task.NAME, which))))
             run.write_bytes("card.md", card.render(_for_card(found)).encode())

@@ -38,7 +38,7 @@ def test_every_now_row_is_scored_once_as_the_endpoint_would(tmp_path):
     assert rows["entity_id"].to_pylist() == now["entity_id"].to_pylist()
     assert set(rows["version"].to_pylist()) == {"a" * 16}
     assert set(rows["as_of"].to_pylist()) == {toy.NOW}
-    bundle = load_bundle(lake, lake.run("bundles", "toy", "a" * 16), toy.module())
+    bundle = load_bundle(lake.run("bundles", "toy", "a" * 16), toy.module())
     single = bundle.predict(now.slice(7, 1))["probability"][0].as_py()
     assert rows["probability"][7].as_py() == pytest.approx(single, abs=1e-12)
     assert run.manifest()["rows"] == 1_001

@@ -39,7 +39,7 @@ def test_fit_writes_a_bundle_and_a_rerun_finds_it(tmp_path, monkeypatch):
     mini_task.write_examples(lake)
     options = {"grid": True, "overrides": {"hidden": 8}}
     run = fit(org_of(lake), lake, mini_task, mini_task.Settings(), **options)
-    bundle = load_bundle(lake, run, mini_task)
+    bundle = load_bundle(run, mini_task)
     about = bundle.about
     assert about["candidate"] == "net"
     assert about["metrics"]["net"]["auc"] == max(t["auc"] for t in about["trials"] if t["auc"] is not None)

@@ -68,7 +68,7 @@ def trained(lake: Lake, table: pa.Table, mark: str) -> Run:
     run.commit()
     ledger = Ledger(lake, "intent")
     ledger.append(len(ledger.refresh()), version=run.run_id, previous=None, action="promote", why="test")
-    said = load_bundle(lake, run).predict(rows)
+    said = load_bundle(run).predict(rows)
     told.write_table("part-00000.parquet", said.append_column("customer_id", rows["customer_id"]))
     told.commit(rows=said.num_rows, version=run.run_id, inputs={"examples": examples.run_id})
     return run
@@ -99,7 +99,7 @@ def test_no_answer_to_somebody_who_was_erased_is_suggested_again(tmp_path: Path,
     org = config.load(tmp_path / "org.yaml")
     lake = Lake.of(org)
     run = trained(lake, interactions(ingest(org, lake)["interactions-0"].read_table()), "a")
-    before = suggestions(load_bundle(lake, run))
+    before = suggestions(load_bundle(run))
     assert all(one and one.startswith("The answer to case") for one in before)
 
     receipt = forget.forget(org, lake, ["C-0", "C-1"])
@@ -115,4 +115,4 @@ def test_no_answer_to_somebody_who_was_erased_is_suggested_again(tmp_path: Path,
     assert not lake.has("predictions", "intent")
 
     again = trained(lake, interactions(lake.latest("raw", "interactions-0").read_table()), "b")
-    assert suggestions(load_bundle(lake, again)) == ["The answer to case 2", "The answer to case 3"]
+    assert suggestions(load_bundle(again)) == ["The answer to case 2", "The answer to case 3"]

@@ -12,7 +12,7 @@ from by_hand import AS_OF, at, table
 from conformance import fit, rows_of, settings_of, small
 
 from crmray import schema
-from crmray.evaluate import metrics
+from crmray.evaluate import calibration, metrics
 from crmray.tasks import churn
 
 
@@ -99,7 +99,7 @@ def test_bands_rise_with_probability_and_the_threshold_can_be_chosen(model_and_d
     everyone = churn.predict(model, decision, rows, threshold=0.0)
     assert pc.all(everyone["will_churn"]).as_py()
     figures = churn.evaluate(model, decision, rows, settings_of(churn))
-    assert sum(figures["bands"][name]["rows"] for name in churn.BANDS) == rows.num_rows
+    assert sum(figures["bands"][name]["rows"] for name in calibration.BANDS) == rows.num_rows
     assert figures["bands"]["high"]["rate"] > figures["bands"]["low"]["rate"]
     assert figures["auc_interval"][0] < figures["auc"] < figures["auc_interval"][1]
 

@@ -25,13 +25,17 @@ from conformance import (
 from crmray import schema
 from crmray.errors import CrmrayError
 from crmray.evaluate.words import is_figure, meaning_of
-from crmray.models.preprocess import feature_columns
+from crmray.models.columns import feature_columns
 from crmray.tasks import TASKS
 from crmray.tasks.contract import EntityRequest
 
 EVERY_TASK = pytest.mark.parametrize("task", list(TASKS.values()), ids=list(TASKS))
 PAIRS = [(task, name) for task in TASKS.values() for name in task.CANDIDATES]
 EVERY_CANDIDATE = pytest.mark.parametrize(("task", "name"), PAIRS, ids=[f"{task.NAME}-{name}" for task, name in PAIRS])
+
+EVERY_BLEND = pytest.mark.parametrize(
+    "task", [task for task in TASKS.values() if hasattr(task, "blend")], ids=lambda task: task.NAME
+)
 
 
 @cache
@@ -40,9 +44,26 @@ def fitted(task, name: str):
     return fit(small(task.CANDIDATES[name]), rows["train"], rows["validation"])
 
 
+def blended(task):
+    """All the task's candidates together, whether or not validation prefers that."""
+    names = list(task.CANDIDATES)
+    weights = np.arange(1.0, len(names) + 1) / sum(range(len(names) + 1))
+    parts = {
+        "weights": dict(zip(names, weights.tolist(), strict=True)),
+        "factors": {name: {"purchases": 0.9, "spend": 1.1} for name in names},
+        "of_level": {"product": names[:2]},
+    }
+    own = {part: values for part, values in parts.items() if part in task.BLEND.__dataclass_fields__}
+    return task.BLEND(members={name: fitted(task, name) for name in names}, **own)
+
+
 def figure(task, name: str) -> float:
+    return figure_of(task, fitted(task, name))
+
+
+def figure_of(task, model) -> float:
     rows = rows_of(task)["validation"]
-    value = task.score(rows, fitted(task, name).predict(rows))[task.METRIC]
+    value = task.score(rows, model.predict(rows))[task.METRIC]
     return value if task.MODE == "max" else -value
 
 
@@ -226,17 +247,32 @@ def test_a_task_decides_predicts_and_reports(task, neural):
     assert not [name for name, value in figures.items() if is_figure(value) and not meaning_of(name)]
 
 
-@pytest.mark.parametrize(
-    "task", [task for task in TASKS.values() if hasattr(task, "blend")], ids=lambda task: task.NAME
-)
+@EVERY_BLEND
 def test_a_blend_is_taken_back_with_the_same_bits(task):
-    rows = rows_of(task)
-    models = {name: fitted(task, name) for name in task.CANDIDATES}
-    found = task.blend(models, rows["validation"])
-    if found is None:
-        pytest.skip("no blend is better than the best single model here")
-    again = task.BLEND.load(found.save(), task.CANDIDATES)
-    assert same(found.predict(rows["now"]), again.predict(rows["now"]))
+    rows, blend = rows_of(task)["now"], blended(task)
+    files = blend.save()
+    assert all(isinstance(content, bytes) for content in files.values())
+    again = task.BLEND.load(files, task.CANDIDATES)
+    assert same(blend.predict(rows), again.predict(rows))
+    assert again.save()["blend.json"] == files["blend.json"]
+
+
+@EVERY_BLEND
+def test_a_blend_answers_one_row_as_in_a_batch(task):
+    rows, blend = rows_of(task)["now"].slice(0, 40), blended(task)
+    together = blend.predict(rows)
+    for i in (0, 7, rows.num_rows - 1):
+        alone = blend.predict(rows.slice(i, 1))
+        assert same({key: values[i : i + 1] for key, values in together.items()}, alone, within=1e-5)
+
+
+@EVERY_BLEND
+def test_a_blend_is_made_only_where_validation_prefers_it(task):
+    models, rows = {name: fitted(task, name) for name in task.CANDIDATES}, rows_of(task)["validation"]
+    found = task.blend(models, rows)
+    assert found is None or figure_of(task, found) > max(figure(task, name) for name in models)
+    one = models[baseline_of(task)]
+    assert task.blend({"one": one, "the same": one}, rows) is None
 
 
 @EVERY_TASK

@@ -19,7 +19,7 @@ from crmray.data.history import Field
 from crmray.data.profile import Profile
 from crmray.data.splits import Snapshots, micros
 from crmray.errors import ConfigError, DataError, NotEnoughDataError
-from crmray.evaluate import drift
+from crmray.evaluate import calibration, drift
 from crmray.models.rates import SourceRate
 from crmray.models.recent import RecentLightGBM, newest
 from crmray.models.tabular_net import TabularNet
@@ -196,7 +196,7 @@ def test_the_report_has_gains_lift_bands_and_drift(decided):
     assert {"gains", "lift", "roc", "calibration"} <= set(figures["curves"])
     assert set(figures["drift"]["rate"]) == {"train", "validation", "test"}
     assert figures["drift"]["test"]["psi"]
-    assert sum(figures["bands"][name]["rows"] for name in leads.BANDS) == figures["rows"]
+    assert sum(figures["bands"][name]["rows"] for name in calibration.BANDS) == figures["rows"]
 
 
 def test_a_threshold_and_the_reasons_of_the_source(decided):

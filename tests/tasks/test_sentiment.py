@@ -17,6 +17,7 @@ from crmray.data import asof_texts
 from crmray.errors import ConfigError, DataError, NotEnoughDataError
 from crmray.evaluate import aspects
 from crmray.models import text_calibration, text_classes, text_encoder, text_tokens
+from crmray.models.tabular import softmax
 from crmray.models.text_cnn import TextCNN
 from crmray.models.text_tfidf import TfidfLogistic, TfidfSVC
 from crmray.tasks import sentiment
@@ -177,9 +178,9 @@ def test_rare_classes_are_not_learned_and_one_class_is_refused():
 
 def test_temperature_undoes_overconfidence():
     rng = np.random.default_rng(0)
-    true = text_calibration.softmax(rng.normal(0, 2, (20_000, 3)))
+    true = softmax(rng.normal(0, 2, (20_000, 3)))
     label = (rng.random((20_000, 1)) > true.cumsum(1)[:, :2]).sum(1)
-    sharp = text_calibration.softmax(2 * np.log(true))
+    sharp = softmax(2 * np.log(true))
     assert text_calibration.fit_temperature(label, sharp) == pytest.approx(2.0, abs=0.05)
     assert np.allclose(text_calibration.tempered(sharp, 2.0), true)
 
@@ -215,7 +216,7 @@ def _unsure() -> tuple[np.ndarray, np.ndarray]:
 
 def test_what_is_calibrated_is_left_as_it_is():
     rng = np.random.default_rng(0)
-    true = text_calibration.softmax(rng.normal(0, 2, (3_000, 3)))
+    true = softmax(rng.normal(0, 2, (3_000, 3)))
     label = (rng.random((3_000, 1)) > true.cumsum(1)[:, :2]).sum(1)
     assert text_calibration.fit(label, true) == {"temperature": 1.0, "curves": []}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -48,6 +49,7 @@ MAY_IMPORT_RAY = ("crmray.cluster", "crmray.data.shard", "crmray.train", "crmray
 LAZY_EXPORT = {("crmray", "crmray.org")}
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     paths = [path for folder in ("crmray", "jobs", "serve") for path in (ROOT / folder).rglob("*.py")]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from crmray.errors import DataError, NotEnoughDataError, SchemaError
-from crmray.models.preprocess import Preparation, Tabular, feature_columns
+from crmray.models.columns import feature_columns
+from crmray.models.preprocess import Preparation, Tabular
 
 NONE = None
 

@@ -39,7 +39,7 @@ def lake(tmp_path):
 
 
 def test_a_bundle_comes_back_as_it_was_written(lake):
-    bundle = load_bundle(lake, toy.write_bundle(lake, "a" * 16, **RIGHT), TASK)
+    bundle = load_bundle(toy.write_bundle(lake, "a" * 16, **RIGHT), TASK)
     rows = lake.latest("examples", "toy").read_table("test/*.parquet")
     answer = bundle.predict(rows, explain=True)
     assert answer.column_names[0] == "entity_id"
@@ -55,12 +55,12 @@ def test_changed_bytes_and_other_features_are_refused(lake, monkeypatch):
     good = path.read_bytes()
     path.write_bytes(good.replace(b"2.5", b"9.5"))
     with pytest.raises(CorruptError, match=r"weights.json differs from its SHA-256"):
-        load_bundle(lake, run, TASK)
+        load_bundle(run, TASK)
     path.write_bytes(good)
-    bundle = load_bundle(lake, run, TASK)
+    bundle = load_bundle(run, TASK)
     monkeypatch.setattr(toy, "FEATURES_VERSION", "2")
     with pytest.raises(BundleError, match="features_version '1', this code makes '2'"):
-        load_bundle(lake, run, TASK)
+        load_bundle(run, TASK)
     newer = lake.run("examples", "toy", "f" * 16)
     newer.write_bytes("now.arrow", b"")
     newer.commit(features_version="2")
@@ -74,7 +74,7 @@ def test_a_bundle_of_another_format_is_refused_wherever_it_is_opened(lake, monke
         run = toy.write_bundle(lake, "a" * 16, **HALF)
         registry.publish(lake, TASK)
     told = f"bundle {'a' * 16}: got format 2, expected 1: another version of crmray wrote it; train again and publish"
-    for read in (lambda: load_bundle(lake, run, TASK), lambda: bundles.about_of(run)):
+    for read in (lambda: load_bundle(run, TASK), lambda: bundles.about_of(run)):
         with pytest.raises(BundleError, match=told):
             read()
     monkeypatch.setitem(tasks.TASKS, "toy", TASK)
@@ -103,13 +103,13 @@ def test_a_draw_of_one_class_says_nothing_of_the_comparison(lake, monkeypatch):
     for run_id, numbers in (("a" * 16, HALF), ("b" * 16, RIGHT)):
         toy.write_bundle(lake, run_id, **numbers)
     monkeypatch.setattr(toy, "score", score)
-    before, after = (load_bundle(lake, lake.run("bundles", "toy", key * 16), TASK) for key in "ab")
+    before, after = (load_bundle(lake.run("bundles", "toy", key * 16), TASK) for key in "ab")
     rows = lake.latest("examples", "toy").read_table("test/*.parquet").take([2, 3, 4, 7])  # two of four leave
     assert registry.decide(after, before, rows).figures["gain"] == 0.5
 
 
 def test_a_row_that_does_not_fit_names_the_column(lake):
-    bundle = load_bundle(lake, toy.write_bundle(lake, "a" * 16, **RIGHT), TASK)
+    bundle = load_bundle(toy.write_bundle(lake, "a" * 16, **RIGHT), TASK)
     rows = lake.latest("examples", "toy").read_table("test/*.parquet").slice(0, 2)
     with pytest.raises(BundleError, match="column 'num_orders' is missing, expected a numeric column"):
         bundle.predict(rows.drop_columns(["num_orders"]))
