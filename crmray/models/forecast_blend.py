@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from crmray.errors import CorruptError
+from crmray.models.blend import member_files, members_of
 from crmray.models.forecast_panel import COLUMNS
 from crmray.models.tabular import file_of, to_json
 
@@ -60,20 +60,14 @@ class ForecastBlend:
     def save(self) -> dict[str, bytes]:
         """Files of the model: blend.json, and each member's under `<name>/`."""
         of_level = {level: list(names) for level, names in self.of_level.items()}
-        files = {"blend.json": to_json({"members": list(self.members), "of_level": of_level})}
-        for name, member in self.members.items():
-            files |= {f"{name}/{path}": content for path, content in member.save().items()}
-        return files
+        state = {"members": list(self.members), "of_level": of_level}
+        return {"blend.json": to_json(state), **member_files(self.members)}
 
     @staticmethod
     def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> ForecastBlend:
         """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
-        state, members = json.loads(file_of(files, "blend.json")), {}
-        for name in state["members"]:
-            if name not in candidates:
-                raise CorruptError(f"blend.json: got member {name!r}, expected one of {sorted(candidates)}")
-            own = {path.removeprefix(f"{name}/"): data for path, data in files.items() if path.startswith(f"{name}/")}
-            members[name] = candidates[name].load(own)
+        state = json.loads(file_of(files, "blend.json"))
+        members = members_of(files, state["members"], candidates)
         return ForecastBlend(members=members, of_level=state["of_level"])
 
 
