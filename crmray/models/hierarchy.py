@@ -15,13 +15,14 @@ import pyarrow as pa
 
 from crmray.models.kmeans import (
     NUM_SEGMENTS,
+    Cut,
     Segments,
     check_dormant_weeks,
     check_num_segments,
     features,
     mean_and_scale,
     nearest,
-    quality,
+    simplest,
     stability,
     standardise,
     sums,
@@ -37,7 +38,7 @@ class Ward:
     """Ward's hierarchy, cut where the segments are best."""
 
     num_segments: int | None = None
-    """K; None: the best of NUM_SEGMENTS by silhouette and stability"""
+    """K; None: the simplest of NUM_SEGMENTS by silhouette and stability"""
     dormant_weeks: int | None = None
     """weeks without activity from which on a customer is dormant, see Lifecycle; None: the examples' features alone"""
 
@@ -60,18 +61,18 @@ class Ward:
         columns, values_ND, lifecycle = features(train, self.num_segments, self.dormant_weeks, seed)
         mean_D, scale_D = mean_and_scale(sums(values_ND))
         sample_ND = sample(standardise(values_ND, mean_D, scale_D), SAMPLE_ROWS, seed)
-        found = [self._cut(sample_ND, k, seed) for k in ((self.num_segments,) if self.num_segments else NUM_SEGMENTS)]
-        _, centers_KD, steady = max(found, key=lambda entry: entry[0])
+        numbers = (self.num_segments,) if self.num_segments else NUM_SEGMENTS
+        best = simplest([self._cut(sample_ND, k, seed) for k in numbers])
         return Segments.of(
-            columns, mean_D, scale_D, centers_KD, steady, rows_ND=sample_ND, seed=seed, lifecycle=lifecycle
-        )
+            columns, mean_D, scale_D, best.centers_KD, best.stability, rows_ND=sample_ND, seed=seed,
+            lifecycle=lifecycle,
+        )  # fmt: skip
 
-    def _cut(self, sample_ND: np.ndarray, k: int, seed: int) -> tuple[float, np.ndarray, float]:
-        """Quality, centres and stability of k segments."""
+    def _cut(self, sample_ND: np.ndarray, k: int, seed: int) -> Cut:
         part_ND = sample_ND[:STABILITY_ROWS]
         steady = stability(part_ND, lambda rows: nearest(part_ND, centers(part_ND[rows], k))[0], seed)
         centers_KD = centers(sample_ND, k)
-        return quality(sample_ND, nearest(sample_ND, centers_KD)[0], steady), centers_KD, steady
+        return Cut.of(sample_ND, nearest(sample_ND, centers_KD)[0], centers_KD, steady)
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> Segments:

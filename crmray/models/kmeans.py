@@ -1,8 +1,10 @@
 """k-means over shards.
 
 N rows, D features, K segments. Lloyd's algorithm needs only sums per segment from each shard, so memory is bounded by a
-shard (Lloyd 1982; k-means++ seeding of Arthur & Vassilvitskii 2007 on a sample). Features are signed log1p, then
-standardised with the population standard deviation, because spend and counts are heavy-tailed.
+shard (Lloyd 1982; k-means++ seeding of Arthur & Vassilvitskii 2007 on a sample). Features are signed log1p, because
+spend and counts are heavy-tailed, then standardised with the population standard deviation.
+
+Of the numbers of segments whose silhouette x stability is within one standard error of the best the smallest is taken.
 
 Stability is the mean adjusted Rand index of assignments by models fitted on pairs of bootstrap samples (Hennig 2007).
 """
@@ -22,7 +24,7 @@ from safetensors.numpy import save as save_tensors
 
 from crmray.errors import DataError, NotEnoughDataError
 from crmray.models.anomalies import Anomalies
-from crmray.models.lifecycle import NUM_WEEKS, Lifecycle
+from crmray.models.lifecycle import DORMANT, NUM_WEEKS, Lifecycle
 from crmray.models.tabular import check_positive, file_of
 
 NUM_SEGMENTS = (3, 4, 5, 6, 7, 8)
@@ -40,7 +42,8 @@ MAX_PASSES = 100
 
 
 def matrix(examples: pa.Table, columns: Sequence[str]) -> np.ndarray:
-    """Signed log1p of the columns, float64 (N, D); null becomes NaN. DataError for a missing or infinite column."""
+    """Signed log1p of the columns, the probability as it is, float64 (N, D); null becomes NaN. DataError for a missing
+    or infinite column."""
     values_ND = np.empty((examples.num_rows, len(columns)))
     for d, column in enumerate(columns):
         if column not in examples.column_names:
@@ -48,7 +51,8 @@ def matrix(examples: pa.Table, columns: Sequence[str]) -> np.ndarray:
         values = pc.cast(examples[column], pa.float64()).to_numpy()
         if np.isinf(values).any():
             raise DataError(f"segmentation: column {column!r} holds an infinite value, expected finite numbers")
-        values_ND[:, d] = np.sign(values) * np.log1p(np.abs(values))
+        heavy_tailed = not column.endswith(DORMANT)
+        values_ND[:, d] = np.sign(values) * np.log1p(np.abs(values)) if heavy_tailed else values
     return values_ND
 
 
@@ -73,16 +77,13 @@ def standardise(values_ND: np.ndarray, mean_D: np.ndarray, scale_D: np.ndarray) 
     return np.nan_to_num((values_ND - mean_D) / scale_D)
 
 
-def silhouette(rows_ND: np.ndarray, segment: np.ndarray) -> float:
-    """Mean silhouette (Rousseeuw 1987) of at most SILHOUETTE_ROWS rows."""
-    from sklearn.metrics import silhouette_score
+def silhouette(rows_ND: np.ndarray, segment: np.ndarray) -> tuple[float, float]:
+    """Mean silhouette (Rousseeuw 1987) of at most SILHOUETTE_ROWS rows, and its standard error."""
+    from sklearn.metrics import silhouette_samples
 
-    return float(silhouette_score(rows_ND, segment, sample_size=min(len(segment), SILHOUETTE_ROWS), random_state=0))
-
-
-def quality(rows_ND: np.ndarray, segment: np.ndarray, steady: float) -> float:
-    """What the number of segments is chosen by: the silhouette times the stability."""
-    return silhouette(rows_ND, segment) * steady
+    rows = np.random.default_rng(0).permutation(len(segment))[:SILHOUETTE_ROWS]
+    values = silhouette_samples(rows_ND[rows], segment[rows])
+    return float(values.mean()), float(values.std() / np.sqrt(len(values)))
 
 
 def stability(rows_ND: np.ndarray, assign: Callable[[np.ndarray], np.ndarray], seed: int) -> float:
@@ -96,6 +97,33 @@ def stability(rows_ND: np.ndarray, assign: Callable[[np.ndarray], np.ndarray], s
     n = len(rows_ND)
     fits = [assign(rng.integers(0, n, n)) for _ in range(2 * STABILITY_PAIRS)]
     return float(np.mean([adjusted_rand_score(fits[2 * i], fits[2 * i + 1]) for i in range(STABILITY_PAIRS)]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A number of segments that is tried on a sample."""
+
+    centers_KD: np.ndarray
+    """standardised centres"""
+    stability: float
+    """mean adjusted Rand index over pairs of bootstrap fits"""
+    quality: float
+    """silhouette times stability"""
+    error: float
+    """standard error of the silhouette times stability"""
+
+    @classmethod
+    def of(cls, rows_ND: np.ndarray, segment: np.ndarray, centers_KD: np.ndarray, stability: float) -> Cut:
+        """Of the segments that these rows fall into."""
+        mean, error = silhouette(rows_ND, segment)
+        return cls(centers_KD=centers_KD, stability=stability, quality=mean * stability, error=error * stability)
+
+
+def simplest(cuts: Sequence[Cut]) -> Cut:
+    """Of those as good as the best within its standard error the one with the fewest segments (Breiman et al. 1984)."""
+    best = max(cuts, key=lambda cut: cut.quality)
+    enough = [cut for cut in cuts if cut.quality >= best.quality - best.error]
+    return min(enough, key=lambda cut: len(cut.centers_KD))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +143,7 @@ class Segments:
     anomalies: Anomalies
     """who is unlike all others"""
     lifecycle: Lifecycle | None = None
-    """who is dormant, and how often customers buy who are not; None: the examples' features alone"""
+    """who is dormant, and how much customers buy who are not; None: the examples' features alone"""
     rounds: int | None = None
     """passes over the shards until the centres stood still"""
 
@@ -252,7 +280,7 @@ class KMeans:
     """k-means; unless it is given, the number of segments is chosen on the sample."""
 
     num_segments: int | None = None
-    """K; None: the best of NUM_SEGMENTS by silhouette and stability"""
+    """K; None: the simplest of NUM_SEGMENTS by silhouette and stability"""
     num_starts: int = 10
     """k-means++ starts on the sample; the best one goes over all shards"""
     dormant_weeks: int | None = None
@@ -298,9 +326,9 @@ class KMeans:
             mean_D, scale_D = mean_and_scale(total)
             sample_ND = standardise(state["sample"], mean_D, scale_D)
             rest = {key: value for key, value in state.items() if key != "sample"}
-            centers_KD, steady = self._best(sample_ND, state["seed"])
+            best = self._best(sample_ND, state["seed"])
             unlike = Anomalies.fit(sample_ND, state["seed"])
-            learned = {"mean": mean_D, "scale": scale_D, "centers": centers_KD, "stability": steady}
+            learned = {"mean": mean_D, "scale": scale_D, "centers": best.centers_KD, "stability": best.stability}
             return {**rest, **learned, "anomalies": unlike}, False
         empty_K = total["n"] == 0  # keeps its old centre
         centers_KD = np.where(empty_K[:, None], state["centers"], total["sum"] / np.maximum(total["n"], 1)[:, None])
@@ -320,15 +348,14 @@ class KMeans:
         """The fitted segmentation from what `save` gave."""
         return Segments.from_files(files)
 
-    def _best(self, sample_ND: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
-        """Centres and stability for the given number of segments, or for the number with the best quality."""
-        found = []
+    def _best(self, sample_ND: np.ndarray, seed: int) -> Cut:
+        """The given number of segments, or the simplest."""
+        cuts = []
         for k in (self.num_segments,) if self.num_segments else NUM_SEGMENTS:
-            steady = self._stability(sample_ND[:STABILITY_ROWS], k, seed)
             local = self._local(sample_ND, k, seed)
-            found.append((quality(sample_ND, local.labels_, steady), local.cluster_centers_, steady))
-        _, centers_KD, steady = max(found, key=lambda entry: entry[0])
-        return centers_KD, steady
+            steady = self._stability(sample_ND[:STABILITY_ROWS], k, seed)
+            cuts.append(Cut.of(sample_ND, local.labels_, local.cluster_centers_, steady))
+        return simplest(cuts)
 
     def _local(self, rows_ND: np.ndarray, k: int, seed: int) -> Any:
         from sklearn.cluster import KMeans as LocalKMeans

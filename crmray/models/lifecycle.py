@@ -29,10 +29,11 @@ from crmray.errors import SchemaError
 EVENT_LISTS = pa.schema([("event_kind", pa.list_(pa.int16())), ("event_days_before", pa.list_(pa.float32()))])
 ACTS = ("purchase", "visit")
 """what customers do of their own accord; what is sent to them, and the service they ask for, follow other rhythms"""
-FREQUENCY, DORMANT = "frequency_orders_per_active_30d", "dormant_probability"
+SPEND, DORMANT = "spend_amount_per_active_30d", "dormant_probability"
 """columns that `with_traits` gives"""
-REPLACED = "frequency_orders"
-"""orders per 30 days or in the lookback, whether the customer was active or not"""
+BASKET = "basket_amount_mean"
+REPLACED = ("frequency_orders", BASKET)
+"""columns that SPEND stands for: how often, whether active or not, and how much at a time"""
 WEEK_DAYS, NUM_WEEKS = 7, 104
 NUM_PACES, FIRST_LEVELS, FIRST_MOVE = 6, (1.0, 0.5, 0.1), 0.02
 """paces, and where the fit begins: states and how often they change"""
@@ -122,16 +123,22 @@ class Lifecycle:
         return replace(model, prior=_prior(orders_N, weeks_N), some_dormant=some)
 
     def with_traits(self, examples: pa.Table, prefixes: Sequence[str]) -> pa.Table:
-        """The rows with two more columns per prefix (null for who has no event list there): FREQUENCY, expected
-        orders per 30 days of activity, in place of REPLACED, and DORMANT, P(dormant in all of dormant_weeks)."""
+        """The rows with two more columns per prefix (null for who has no event list there): SPEND, expected orders per
+        30 days of activity times BASKET, in place of REPLACED, and DORMANT, P(dormant in all of dormant_weeks).
+        SchemaError for a missing column."""
         about = self.to_json()
         for prefix in prefixes:
             lists = _lists(examples, prefix)
             chunks = [lists.slice(i, FIT_ROWS) for i in range(0, max(1, lists.num_rows), FIT_ROWS)]
             parts = [_TRAITS.of(chunk, about, partial(self._traits, chunk)) for chunk in chunks]
+            frequency_N, dormant_N = np.concatenate(parts, axis=1)
+            if prefix + BASKET not in examples.column_names:
+                raise SchemaError(f"column {prefix + BASKET!r} is missing; expected the mean amount of an order")
+            basket_N = pc.cast(examples[prefix + BASKET], pa.float64()).to_numpy()
             unknown = pc.is_null(lists["event_kind"]).to_numpy()
-            examples = examples.select([name for name in examples.column_names if name != prefix + REPLACED])
-            for name, values in zip((FREQUENCY, DORMANT), np.concatenate(parts, axis=1), strict=True):
+            replaced = [prefix + name for name in REPLACED]
+            examples = examples.select([name for name in examples.column_names if name not in replaced])
+            for name, values in ((SPEND, frequency_N * basket_N), (DORMANT, dormant_N)):
                 examples = examples.append_column(prefix + name, pa.array(values, mask=unknown))
         return examples
 

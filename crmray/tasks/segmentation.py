@@ -25,15 +25,15 @@ from crmray.errors import DataError, NotEnoughDataError
 from crmray.evaluate.plots import bar_chart, dendrogram
 from crmray.models.events import EVENT_COLUMNS
 from crmray.models.hierarchy import Ward, centers, linkage, sample
-from crmray.models.kmeans import BEFORE, KMeans, nearest, quality, silhouette
-from crmray.models.lifecycle import DORMANT, FREQUENCY, NUM_WEEKS, WEEK_DAYS
+from crmray.models.kmeans import BEFORE, KMeans, nearest, silhouette
+from crmray.models.lifecycle import DORMANT, NUM_WEEKS, SPEND, WEEK_DAYS
 from crmray.models.rfm import RFMRules
 from crmray.models.segment_transformer import SegmentTransformer
 from crmray.schema import KEYS
 from crmray.tasks.contract import EntityRequest, Needs
 
 NAME, ROUTE, ENTITY = "segmentation", "/v1/segment", "customer"
-FEATURES_VERSION = f"3.{asof.FEATURES_VERSION}"
+FEATURES_VERSION = f"4.{asof.FEATURES_VERSION}"
 LABELS = ("later_amount",)
 METRIC: str = "stable_silhouette"
 MODE: Literal["max", "min"] = "max"
@@ -51,9 +51,10 @@ NEW, STAYS, CLIMBS, FALLS = "new", "stays", "climbs", "falls"
 WORDS: dict[str, tuple[str, str]] = {
     "spend_amount": ("high value", "low value"),
     "frequency_orders": ("buys often", "buys rarely"),
-    FREQUENCY: ("buys often", "buys rarely"),
+    SPEND: ("heavy buyer", "light buyer"),
     "recency_days": ("lapsing", "bought lately"),
     "basket_amount_mean": ("large baskets", "small baskets"),
+    "basket_units_mean": ("many units a basket", "few units a basket"),
     "price_discount_mean": ("buys at a discount", "pays full price"),
     "visit_num_90d": ("visits often", "visits rarely"),
     DORMANT: ("dormant", "active"),
@@ -167,11 +168,11 @@ def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str
         raise NotEnoughDataError(
             f"segmentation: all {len(segment)} customers fell into one segment, expected at least 2"
         )
-    steady = float(predictions["stability"][0])
+    (clear, _), steady = silhouette(position, segment), float(predictions["stability"][0])
     agreement = _agreement(examples, predictions) if "teacher" in predictions else {}
     return agreement | {
-        "stable_silhouette": quality(position, segment, steady),
-        "silhouette": silhouette(position, segment),
+        "stable_silhouette": clear * steady,
+        "silhouette": clear,
         "stability": steady,
         "calinski_harabasz": float(calinski_harabasz_score(position, segment)),
         "num_segments": float(len(np.unique(segment))),

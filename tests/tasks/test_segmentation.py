@@ -14,7 +14,7 @@ from crmray import schema
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models.events import EVENT_COLUMNS
 from crmray.models.hierarchy import Ward
-from crmray.models.kmeans import KMeans, Segments, quality
+from crmray.models.kmeans import Cut, KMeans, Segments, silhouette, simplest
 from crmray.models.rfm import RFMRules
 from crmray.models.segment_transformer import SegmentTransformer
 from crmray.tasks import segmentation
@@ -82,9 +82,28 @@ def test_the_right_number_scores_best():
 def test_of_equally_clear_segments_the_steadier_ones_score_better():
     table, group = planted()
     rows_ND = np.log1p(np.column_stack([table["spend_amount"], table["frequency_orders"], table["recency_days"]]))
-    silhouette = quality(rows_ND, group, 1.0)
-    assert quality(rows_ND, group, 0.9) == pytest.approx(0.9 * silhouette)
-    assert 0.5 < silhouette < 1
+    centers_KD = np.zeros((3, 3))
+    clear, error = silhouette(rows_ND, group)
+    steadier, other = (Cut.of(rows_ND, group, centers_KD, stability) for stability in (1.0, 0.9))
+    assert (steadier.quality, other.quality) == pytest.approx((clear, 0.9 * clear))
+    assert (steadier.error, other.error) == pytest.approx((error, 0.9 * error))
+    assert 0.5 < clear < 1
+
+
+def test_the_silhouette_and_its_error_by_hand():
+    """0, 1 | 3, 5: 1 - 1/4, 1 - 1/3, 1 - 2/2.5, 1 - 2/4.5."""
+    values = np.array([1 - 1 / 4, 1 - 1 / 3, 1 - 2 / 2.5, 1 - 2 / 4.5])
+    found = silhouette(np.array([[0.0], [1.0], [3.0], [5.0]]), np.array([0, 0, 1, 1]))
+    assert found == pytest.approx((values.mean(), values.std() / 2))
+
+
+def test_more_segments_have_to_be_better_by_more_than_chance():
+    def cut(k, quality):
+        return Cut(centers_KD=np.zeros((k, 2)), stability=1.0, quality=quality, error=0.01)
+
+    assert len(simplest([cut(3, 0.40), cut(5, 0.495), cut(6, 0.5)]).centers_KD) == 5
+    assert len(simplest([cut(3, 0.40), cut(5, 0.485), cut(6, 0.5)]).centers_KD) == 6
+    assert len(simplest([cut(3, 0.50), cut(5, 0.495)]).centers_KD) == 3
 
 
 def test_round_trip_and_batch_equals_single():
@@ -201,6 +220,7 @@ def test_what_stood_one_horizon_earlier_is_what_the_rows_of_that_date_say():
     assert then["event_days_before"].to_pylist() == [[90.0, 60.0, 10.0], [71.0, 5.0]]
     names = [name for name in now.column_names if name.startswith("before_")]
     assert {"before_event_kind", "before_spend_amount"} <= set(names)
+    assert {"basket_amount_mean", "basket_units_mean"} <= set(now.column_names)
     for name in names:
         here, told = now[name].to_pylist(), then[name.removeprefix("before_")].to_pylist()
         assert here == [told[0], None, told[1]], name

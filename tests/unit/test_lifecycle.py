@@ -12,8 +12,8 @@ from crmray.data.sequences import EVENT_KINDS, MAX_EVENTS
 from crmray.errors import SchemaError
 from crmray.models import lifecycle, segment_transformer
 from crmray.models.hierarchy import Ward
-from crmray.models.kmeans import BEFORE, KMeans
-from crmray.models.lifecycle import DORMANT, FREQUENCY, NUM_WEEKS, Lifecycle
+from crmray.models.kmeans import BEFORE, KMeans, matrix
+from crmray.models.lifecycle import BASKET, DORMANT, NUM_WEEKS, SPEND, Lifecycle
 from crmray.models.segment_transformer import SegmentTransformer
 from crmray.tasks import segmentation
 from crmray.tasks.segmentation import Settings
@@ -27,7 +27,7 @@ SMALL = Lifecycle(
 
 
 def lists(purchases_NW: np.ndarray, visits_NW: np.ndarray | None = None) -> pa.Table:
-    """Event lists with so many purchases and visits a week, in the middle of the week, oldest first."""
+    """Event lists with so many purchases, of 10 each, and visits a week, in the middle of the week, oldest first."""
     rows = []
     for customer in range(len(purchases_NW)):
         row = []
@@ -41,6 +41,7 @@ def lists(purchases_NW: np.ndarray, visits_NW: np.ndarray | None = None) -> pa.T
     return pa.table({
         "event_kind": pa.array(kinds, pa.list_(pa.int16())),
         "event_days_before": pa.array(days, pa.list_(pa.float32())),
+        BASKET: np.full(len(rows), 10.0),
     })  # fmt: skip
 
 
@@ -96,11 +97,13 @@ def test_a_flood_of_mail_does_not_hide_who_is_dormant():
     """Two that bought last half a year ago; one is sent so much that its list holds nothing but sends."""
     purchases_NW = np.zeros((2, NUM_WEEKS), int)
     purchases_NW[:, 20:70:3] = 1
-    days, kinds = (column.to_pylist() for column in lists(purchases_NW).columns[::-1])
+    kinds, days, _ = (column.to_pylist() for column in lists(purchases_NW).columns)
     days[1] = np.linspace(60, 1, MAX_EVENTS).tolist()
     kinds[1] = [EVENT_KINDS.index("send")] * MAX_EVENTS
     for cut, there in ((1, False), (0, True)):  # a list with room is that of a customer who came then
-        flood = pa.table({"event_kind": [kinds[0], kinds[1][cut:]], "event_days_before": [days[0], days[1][cut:]]})
+        flood = pa.table(
+            {"event_kind": [kinds[0], kinds[1][cut:]], "event_days_before": [days[0], days[1][cut:]], BASKET: [1.0] * 2}
+        )
         acts_NW, orders_N, there_NW = lifecycle.weekly(flood)
         assert there_NW[1].tolist() == [there] * 96 + [True] * 8
         assert np.isnan(acts_NW[1]).tolist() == [there] * 96 + [False] * 8
@@ -124,11 +127,11 @@ def test_planted_states_are_found_and_who_is_dormant():
     assert model.move_SS[2, 2] == pytest.approx(0.99, abs=0.01)
     fresh, state_NW, pace_N = planted(400, seed=1)
     told = model.with_traits(fresh.append_column("frequency_orders", pa.nulls(400, pa.float64())), ("",))
-    assert told.column_names[2:] == [FREQUENCY, DORMANT] == ["frequency_orders_per_active_30d", "dormant_probability"]
+    assert told.column_names[2:] == [SPEND, DORMANT] == ["spend_amount_per_active_30d", "dormant_probability"]
     dormant = (state_NW[:, -13:] == 2).all(1)
     assert 0.1 < dormant.mean() < 0.6
     assert ((told[DORMANT].to_numpy() > 0.5) == dormant).mean() > 0.95
-    pace = told[FREQUENCY].to_numpy() * 7 / 30  # whoever is dormant keeps the pace of its active days
+    pace = told[SPEND].to_numpy() / 10 * 7 / 30  # whoever is dormant keeps the pace of its active days
     for who in (dormant, ~dormant):
         assert np.median(pace[who & (pace_N == 1.0)]) == pytest.approx(1.0, abs=0.15)
         assert np.median(pace[who & (pace_N == 0.3)]) == pytest.approx(0.3, abs=0.1)
@@ -197,13 +200,35 @@ def test_memory_keeps_the_newest():
 
 
 def test_event_columns_without_a_list_tell_nothing():
-    table = pa.table({name: pa.nulls(3) for name in lifecycle.EVENT_LISTS.names})
+    table = pa.table({name: pa.nulls(3) for name in (*lifecycle.EVENT_LISTS.names, BASKET)})
     told = SMALL.with_traits(table, ("",))
-    for name in (FREQUENCY, DORMANT):
+    for name in (SPEND, DORMANT):
         assert told[name].to_pylist() == [None] * 3
         assert told[name].type == pa.float64()
     bare = pa.table({name: pa.array([[], None]) for name in lifecycle.EVENT_LISTS.names})  # as an endpoint reads them
-    assert SMALL.with_traits(bare, ("",))[FREQUENCY].is_null().to_pylist() == [False, True]
+    with pytest.raises(SchemaError, match="column 'basket_amount_mean' is missing"):
+        SMALL.with_traits(bare, ("",))
+    told = SMALL.with_traits(bare.append_column(BASKET, pa.array([5.0, 5.0])), ("",))
+    assert told[SPEND].is_null().to_pylist() == [False, True]
+
+
+def test_spend_while_active_by_hand():
+    """One active week each, with none and with one order, after a prior of two orders in two weeks."""
+    orders_NW = np.array([[0, 0, 2, 0], [0, 0, 0, 1]])
+    events = lists(orders_NW).set_column(2, BASKET, pa.array([5.0, 8.0]))
+    steady = Lifecycle(
+        pace_G=np.array([1.0]), share_G=np.array([1.0]), level_S=np.array([1.0, 1.0]), move_SS=np.full((2, 2), 0.5),
+        start_S=np.array([0.5, 0.5]), dormant_weeks=2, prior=(2.0, 2.0),
+    )  # fmt: skip
+    _, orders_N, there_NW = lifecycle.weekly(events)
+    assert (orders_N.tolist(), there_NW.sum(1).tolist()) == ([0, 1], [1, 1])  # two orders brought one in
+    told = steady.with_traits(events, ("",))[SPEND].to_pylist()
+    assert told == pytest.approx([30 / 7 * 2 / 3 * 5, 30 / 7 * 3 / 3 * 8])
+
+
+def test_a_probability_is_not_drawn_together_as_spend_is():
+    rows = pa.table({"spend_amount": [np.e - 1], DORMANT: [0.5], BEFORE + DORMANT: [0.25]})
+    assert matrix(rows, rows.column_names)[0] == pytest.approx([1.0, 0.5, 0.25])
 
 
 def test_round_trip_one_row_alone_and_nobody():
@@ -213,7 +238,7 @@ def test_round_trip_one_row_alone_and_nobody():
     whole = model.with_traits(table, ("",))
     assert whole.equals(again.with_traits(table, ("",)))
     one = again.with_traits(table.slice(7, 1), ("",))
-    for name in (FREQUENCY, DORMANT):
+    for name in (SPEND, DORMANT):
         assert one[name][0].as_py() == pytest.approx(whole[name][7].as_py(), rel=1e-9)
     assert model.with_traits(table.slice(0, 0), ("",)).num_rows == 0
     with pytest.raises(SchemaError, match="column 'before_event_kind' is missing"):
@@ -249,7 +274,7 @@ def test_segments_know_the_dormant():
     assert np.array_equal(again.predict(table)["distance"], found["distance"])
     decision = segmentation.finalize(again, table, table, Settings())
     assert sorted("dormant" in entry["name"] for entry in decision["segments"]) == [False, True]
-    assert decision["columns"] == ["spend_amount", FREQUENCY, DORMANT]
+    assert decision["columns"] == ["spend_amount", SPEND, DORMANT]
     assert sorted(round(entry["medians"][DORMANT]) for entry in decision["segments"]) == [0, 1]
 
 
