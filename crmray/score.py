@@ -31,8 +31,8 @@ from crmray.schema import TIME
 from crmray.storage import Lake, Run, run_id
 from crmray.tasks.contract import Task
 
-FORMAT = 2
-"""raised when the columns of predictions/ change"""
+FORMAT = 3
+"""raised when the columns of predictions/, or the words of their reasons, change"""
 PART_ROWS = 20_000
 PREDICT_ROWS = 2_000
 """rows of one call of the model; bounds its memory"""

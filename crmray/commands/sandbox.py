@@ -9,12 +9,13 @@ import importlib.util
 import os
 import queue
 import signal
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from crmray import config
+from crmray import config, disk
 from crmray.config import DemoSource
 from crmray.errors import ConfigError, StorageError
 from crmray.salesforce.sandbox.fault_settings import Settings, documented
@@ -117,24 +118,24 @@ def fill(path: Path, customers: int, months: int, end: str, seed: int) -> None:
     if path.exists():
         with contextlib.closing(Store(path)) as store:
             there = store.query("SELECT COUNT() FROM Account", all_rows=True).count
-        print(f"{path} is there already, with {there:,} accounts; nothing was added")
+        print(f"{path} is there already, with {there:,} accounts, and stays as it is; remove it to begin anew")
         return
-    draft = path.with_suffix(".draft")
-    wal = path.with_suffix(".draft.wal")
-    try:
-        for left in (draft, wal):  # of a load that was killed
-            left.unlink(missing_ok=True)
-        with contextlib.closing(Store(draft)) as store:
-            load_demo(store, customers=customers, months=months, end=end, seed=seed)
-        os.replace(draft, path)
-    except ValidationError as error:
-        raise ConfigError(f"the demo: {config.explain(error)}") from None
-    except (duckdb.OperationalError, duckdb.FatalException) as error:
-        why = str(error).splitlines()[0]
-        raise StorageError(f"the demo: {why}; nothing half-loaded is kept, free some space and start again") from None
-    finally:
-        for left in (draft, wal):
-            left.unlink(missing_ok=True)
+    advice = "nothing half-loaded is kept, free some space and start again"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".demo-") as folder:
+        draft = Path(folder) / path.name
+        try:
+            with contextlib.closing(Store(draft)) as store:
+                load_demo(store, customers=customers, months=months, end=end, seed=seed)
+        except ValidationError as error:
+            raise ConfigError(f"the demo: {config.explain(error)}") from None
+        except (duckdb.OperationalError, duckdb.FatalException) as error:
+            raise StorageError(f"the demo: {str(error).splitlines()[0]}; {advice}") from None
+        if len(list(Path(folder).iterdir())) > 1:  # closing says nothing when what was logged cannot be taken over
+            raise StorageError(f"the demo: {draft.name} could not be written whole; {advice}")
+        try:
+            os.link(draft, path)  # unlike a rename it fails if another sandbox was faster
+        except OSError as error:
+            raise disk.error_of(str(path), error) from None
 
 
 def how_to_connect(sandbox: Sandbox) -> str:

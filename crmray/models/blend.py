@@ -13,9 +13,6 @@ import pyarrow as pa
 from crmray.errors import CorruptError
 from crmray.models.tabular import file_of, to_json
 
-AVERAGED = {"scale": "probability", "reference": None}
-"""what is averaged, as blend.json has always said it"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Blend:
@@ -52,8 +49,8 @@ class Blend:
 
     def save(self) -> dict[str, bytes]:
         """Files of the model: blend.json, and each member's under `<name>/`."""
-        fields = {"members": list(self.members), "weights": dict(self.weights)}
-        return {"blend.json": to_json({**fields, **AVERAGED}), **member_files(self.members)}
+        state = {"members": list(self.members), "weights": dict(self.weights)}
+        return {"blend.json": to_json(state), **member_files(self.members)}
 
     @staticmethod
     def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> Blend:

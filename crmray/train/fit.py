@@ -25,7 +25,8 @@ from crmray.train import points, refit, report, rows, shards
 from crmray.train.points import Point, Result, Results
 from crmray.train.search import Search, search
 
-FORMAT = 3
+FORMAT = 4
+"""raised when the choice of a model, or what is written of it, changes"""
 
 
 def fit(
@@ -53,7 +54,9 @@ def fit(
     asked = {key: value for key, value in fixed.items() if not candidates or key.split(".")[0] in candidates}
     overrides = {**asked, **(overrides or {})}
     how = {"grid": grid, "scheduler": scheduler, "search": search, "memory_gib": org.memory_gib}
+    families = {name: {"defaults": vars(family()), "grid": family.GRID} for name, family in task.CANDIDATES.items()}
     plan = {**how, "candidates": candidates, "overrides": overrides, "task": settings.model_dump(mode="json")}
+    plan["families"] = families  # what is fitted where nothing is asked for: other defaults give another bundle
     stage = "tune" if grid else "train"
     run_id = storage.run_id(stage, inputs={"examples": examples.run_id}, settings=plan, seed=org.seed, format=FORMAT)
     run = lake.run("bundles", task.NAME, run_id)

@@ -17,7 +17,7 @@ import requests
 from crmray import config
 from crmray.cli import build_parser
 from crmray.commands.sandbox import command, fill
-from crmray.errors import ConfigError
+from crmray.errors import ConfigError, StorageError
 from crmray.salesforce.sandbox.store import Store
 
 FAULTS = ["--error-503-every", "1000", "--lock-rows", "0.01"]
@@ -98,12 +98,22 @@ def test_a_demo_that_does_not_fit_on_the_disk_leaves_no_half_of_it(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_load_left_is_not_taken_for_an_org(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_org_whose_log_was_not_taken_over_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(store: Store, **settings: object) -> None:
+        store._connection.execute("SET checkpoint_threshold = '1TB'; PRAGMA disable_checkpoint_on_shutdown")
+        store._connection.execute("CREATE TABLE rows AS SELECT range FROM range(1000)")
+
+    monkeypatch.setattr("crmray.salesforce.sandbox.load.load_demo", load)
+    with pytest.raises(StorageError, match="could not be written whole"):
+        fill(tmp_path / "org.duckdb", 100, 24, "2026-10-01", 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_org_that_is_there_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "org.duckdb"
-    path.with_suffix(".draft").write_bytes(b"half an org")
     fill(path, 100, 24, "2026-10-01", 0)
     with contextlib.closing(Store(path)) as store:
         assert store.query("SELECT COUNT() FROM Account").count == 100
     assert [one.name for one in tmp_path.iterdir()] == ["org.duckdb"]
     fill(path, 200, 24, "2026-10-01", 0)
-    assert "with 100 accounts; nothing was added" in capsys.readouterr().out
+    assert "with 100 accounts, and stays as it is" in capsys.readouterr().out
