@@ -25,8 +25,8 @@ _SPARE_BYTES = 32 << 20
 
 @contextlib.contextmanager
 def frugal() -> Iterator[None]:
-    """Arrow takes its memory from jemalloc meanwhile, and Python's collector leaves alone what was there before: to look
-    through all that was imported costs a few percent of a pull. The settings of malloc stay for the process."""
+    """Arrow takes its memory from jemalloc meanwhile, and Python's collector leaves alone what was there before, since
+    to look at all that was imported costs a few percent of a pull. The settings of malloc stay for the process."""
     libc = _glibc()
     if libc is not None:
         libc.mallopt(_ARENA_MAX, 1)
