@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+
+from crmray.data.asof_contacts import CHANNELS
 
 Noun = str | tuple[str, str]
 """words for an amount; one and many of what can be counted"""
@@ -29,9 +32,8 @@ ABOUT: dict[str, Noun] = {
     "visit": ("visit", "visits"), "visits": ("visit", "visits"),
     "mail_send": ("mail sent", "mails sent"), "mail_open": ("mail opened", "mails opened"),
     "mail_click": ("mail clicked", "mails clicked"),
-    "contact": ("contact", "contacts"), "contacts": ("contact", "contacts"), "contact_case": ("case", "cases"),
-    "contact_email": ("e-mail", "e-mails"), "contact_call": ("call", "calls"), "contact_chat": ("chat", "chats"),
-    "contact_review": ("review", "reviews"), "contact_task": ("task", "tasks"),
+    "contact": ("contact", "contacts"), "contacts": ("contact", "contacts"),
+    **{f"contact_{channel}": (channel, f"{channel}s") for channel in CHANNELS}, "contact_email": ("e-mail", "e-mails"),
     "contact_inbound": ("inbound contact", "inbound contacts"), "contact_urgent": ("urgent contact", "urgent contacts"),
     "contact_open": ("open case", "open cases"), "contact_days_to_close": "number of days until a case is closed",
     "contact_text": "length of a text", "rating": ("rating", "ratings"),
@@ -45,26 +47,12 @@ ABOUT: dict[str, Noun] = {
     "subscription_ever": ("subscription so far", "subscriptions so far"),
     "subscription_oldest_active": "age of the oldest active subscription",
     "subscription_newest_active": "age of the newest active subscription",
-    "subscription_first": "time since the first subscription", "subscription_monthly": "subscriptions per month",
-    "lead_age": "age of the lead",
+    "subscription_first": "time since the first subscription",
+    "subscription_monthly": "monthly amount of subscriptions", "lead_age": "age of the lead",
     "sold": "sales amount", "sold_amount": "sales amount", "sold_lines": ("sale", "sales"),
     "sold_units": ("unit sold", "units sold"), "sold_first": "time since the first sale",
 }  # fmt: skip
 """what a feature is about, with the measure where the words differ by it"""
-IRREGULAR = {
-    "is_young": ("less history than looked back on", ""),
-    "frequency_purchase_days": ("number of days with a purchase", ""),
-    "gap_last_per_mean": ("latest time between purchases", "times the usual"),
-    "gap_recency_per_mean": ("time since the last purchase", "times the usual gap"),
-    "gap_recency_excess": ("delay of the next purchase", "times the spread of the usual gap"),
-    "basket_last_per_mean": ("amount of the latest order", "times the usual"),
-    "price_discount_mean": ("average discount", "%"),
-    "price_discount_last": ("latest discount", "%"),
-    "return_share_of_units": ("units returned", "%"),
-    "return_share_of_spend": ("spend returned", "%"),
-    "subscription_amount_change": ("amount of the newest subscription", "times that of the oldest"),
-}
-"""feature -> its words, and what stands after the number"""
 OF_ONE = {"mean": "average ", "std": "spread of the ", "last": "latest ", "min": "lowest "}
 MEASURES = {
     "": "", **dict.fromkeys(("num", "all", "per", "rate", "share", "top", "trend", "recency"), ""),
@@ -74,6 +62,7 @@ MEASURES = {
 UNITS = {"": "", "amount": "", "days": "day", "months": "month", "s": "second", "chars": "character"}
 _DAYS = re.compile(r"(\d+)d")
 _OWNER = re.compile(r"^(customer|lead|product)_")
+_DATE = re.compile(r"(__c|_at|_date|Date)$")  # before _days: the name of a date; a number's own __c would stand last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,27 +71,58 @@ class Words:
 
     label: str = ""
     """what the value is; empty where it counts its unit"""
-    unit: tuple[str, str] = ("", "")
-    """one and many of what stands after a number; % for a fraction"""
+    unit: Noun = ""
+    """what stands after a number; % for a fraction"""
+    below: Noun = ""
+    """a number below zero, {} for it without its sign; empty: told like any other"""
     window: str = ""
     """over which days"""
     is_log2: bool = False
     """whether the value is the log2 of what is told"""
 
     def told(self, value: Any, typical: Any, mark: str) -> str:
-        """The value beside the typical one, whose unit is not told again. mark: after a label."""
+        """The value beside the typical one, whose unit is told only if it is another. mark: after a label."""
         number = _is_number(value)
-        label = self.label or ("" if number else self.unit[1])
+        if isinstance(value, bool) and _is_number(typical):
+            typical = typical > 0.5  # the median of a bool is stored as a number
+        label = self.label or ("" if number else _forms(self.unit)[1])
         shown = " ".join(filter(None, (label and label + mark, self._shown(value), self.window)))
-        return f"{shown}, typically {self._shown(typical, brief=number)}"
+        brief = number and not (self.below and _is_number(typical) and (value < 0) != (typical < 0))
+        return f"{shown}, typically {self._shown(typical, brief=brief)}"
 
     def _shown(self, value: Any, *, brief: bool = False) -> str:
         if not _is_number(value):
             return _plain(value)
-        if self.unit == ("%", "%"):
+        if self.unit == "%":
             return f"{100 * value:.3g} %"
-        text = _plain(2.0**value if self.is_log2 else round(value) if "day" in self.unit[0] else value)
-        return text if brief else f"{text} {self.unit[text != '1']}".rstrip()
+        unit = _forms(self.unit)
+        value = 2.0**value if self.is_log2 else round(value) if unit[0].startswith("day") else value
+        is_below = bool(self.below) and value < 0
+        text = _plain(-value if is_below else value)
+        if brief:
+            return text
+        is_many = text != "1"
+        return _forms(self.below)[is_many].format(text) if is_below else f"{text} {unit[is_many]}".rstrip()
+
+
+IRREGULAR = {
+    "is_young": Words(label="less history than looked back on"),
+    "frequency_purchase_days": Words(label="number of days with a purchase"),
+    "gap_last_per_mean": Words(label="latest time between purchases", unit="times the usual"),
+    "gap_recency_per_mean": Words(label="time since the last purchase", unit="times the usual gap"),
+    "gap_recency_excess": Words(
+        label="time since the last purchase",
+        unit="times (spread + 7 days) over the usual gap",
+        below="{} times (spread + 7 days) under the usual gap",
+    ),
+    "basket_last_per_mean": Words(label="amount of the latest order", unit="times the usual"),
+    "price_discount_mean": Words(label="average discount", unit="%"),
+    "price_discount_last": Words(label="latest discount", unit="%"),
+    "return_share_of_units": Words(label="units returned", unit="%"),
+    "return_share_of_spend": Words(label="spend returned", unit="%"),
+    "subscription_amount_change": Words(label="amount of the newest subscription", unit="times that of the oldest"),
+}
+"""features whose words their parts do not make"""
 
 
 def told(column: str, value: Any, typical: Any, *, mark: str = "") -> str:
@@ -110,11 +130,11 @@ def told(column: str, value: Any, typical: Any, *, mark: str = "") -> str:
     return words_of(column).told(value, typical, mark)
 
 
+@cache
 def words_of(column: str) -> Words:
     """What the name of a column says."""
     if column in IRREGULAR:
-        label, unit = IRREGULAR[column]
-        return Words(label=label, unit=(unit, unit))
+        return IRREGULAR[column]
     parts = column.split("_")
     unit = parts[-1] if parts[-1] in UNITS else ""
     measure = next((part for part in parts if part in MEASURES), "")
@@ -126,16 +146,16 @@ def words_of(column: str) -> Words:
 
 def _feature(noun: Noun, measure: str, days: str, unit: str) -> Words:
     """What the parts of a name say together; days: of its window."""
-    one, many = (noun, noun) if isinstance(noun, str) else noun
+    one, many = _forms(noun)
     window = {"all": "in all", "per": f"per {days} days", "decayed": f"(half-life {days} days)"}.get(
         measure, f"in the last {days} days" if days else ""
     )
     if measure == "recency":
         return Words(label=f"last {one}", unit=("day ago", "days ago"))
     if measure == "trend":
-        return Words(label=many, unit=("times the earlier pace",) * 2, window=window, is_log2=True)
+        return Words(label=many, unit="times the earlier pace", window=window, is_log2=True)
     if measure in ("rate", "share"):
-        return Words(label=many, unit=("%", "%"), window=window)
+        return Words(label=many, unit="%", window=window)
     if isinstance(noun, tuple) and not unit and not MEASURES[measure]:
         return Words(unit=noun, window=window)
     label = MEASURES[measure] + (one if measure in OF_ONE else many)
@@ -143,14 +163,23 @@ def _feature(noun: Noun, measure: str, days: str, unit: str) -> Words:
 
 
 def _attribute(column: str) -> Words:
-    name = _OWNER.sub("", column).removesuffix("__c")  # of a custom field
-    if name.endswith("_at_days"):
-        return Words(label=_spaced(name.removesuffix("_at_days")), unit=("day ago", "days ago"))
-    return Words(label=_spaced(name.removesuffix("_amount")))
+    """The org's own name; of a date (_days, where the name tells a date from a number of days) how long ago it was."""
+    name = _OWNER.sub("", column)
+    field = name.removesuffix("_days")
+    if field == name:
+        return Words(label=_spaced(name.removesuffix("__c").removesuffix("_amount")))
+    label = _spaced(field.removesuffix("__c").removesuffix("_at"))
+    if _DATE.search(field):
+        return Words(label=label, unit=("day ago", "days ago"), below=("in {} day", "in {} days"))
+    return Words(label=label, unit=("day", "days"))
 
 
 def _spaced(name: str) -> str:
-    return name.replace("_", " ").strip()
+    return " ".join(name.replace("_", " ").split())
+
+
+def _forms(noun: Noun) -> tuple[str, str]:
+    return (noun, noun) if isinstance(noun, str) else noun
 
 
 def _is_number(value: Any) -> bool:

@@ -185,7 +185,7 @@ def _sentence(
     words: str, effect: float, examples: pa.Table, row: int, reference: Mapping[str, Any], columns: Sequence[str]
 ) -> str:
     """The group's words, its most unusual value, and the signed effect."""
-    best, most = words, -1.0
+    best, most = None, -1.0
     for column in columns:
         typical, spread = reference["values"][column], reference["spread"][column]
         value = examples[column][row].as_py()
@@ -196,7 +196,10 @@ def _sentence(
         else:
             distance = float(value != typical)
         if distance > most:
-            alone = len(columns) == 1 and _words(column) == words  # the group is named by its column
-            said = phrases.told(column, value, typical, mark=":" if alone else "")
-            best, most = said if alone or words in said else f"{words}: {said}", distance
-    return f"{best} ({effect:+.2f})"
+            best, most = column, distance
+    if best is None:
+        return f"{words} ({effect:+.2f})"
+    alone = len(columns) == 1 and _words(best) == words  # the group is named by its column
+    value, typical = examples[best][row].as_py(), reference["values"][best]
+    said = phrases.told(best, value, typical, mark=":" if alone else "")
+    return f"{said if alone or words in said else f'{words}: {said}'} ({effect:+.2f})"

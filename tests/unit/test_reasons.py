@@ -93,11 +93,33 @@ def test_effects_and_words_by_hand():
         ("rating_mean_90d", 3.25, 4.0, "average rating 3.25 in the last 90 days, typically 4"),
         ("gap_mean_days", 30.2, 45.0, "average time between purchases 30 days, typically 45"),
         ("gap_recency_per_mean", 2.0, 0.8, "time since the last purchase 2 times the usual gap, typically 0.8"),
+        (
+            "gap_recency_excess",
+            1.5,
+            -0.5,
+            "time since the last purchase 1.5 times (spread + 7 days) over the usual gap, "
+            "typically 0.5 times (spread + 7 days) under the usual gap",
+        ),
+        (
+            "gap_recency_excess",
+            -2.0,
+            -0.5,
+            "time since the last purchase 2 times (spread + 7 days) under the usual gap, typically 0.5",
+        ),
+        ("subscription_monthly_amount", 20.0, 9.5, "monthly amount of subscriptions 20, typically 9.5"),
+        ("contact_email_num_90d", 1.0, 0.0, "1 e-mail in the last 90 days, typically 0"),
         ("customer_industry", "Retail", None, "industry Retail, typically none"),
         ("customer_renewed_at_days", 12.0, 40.0, "renewed 12 days ago, typically 40"),
+        ("customer_Renewal_Date__c_days", 12.0, 40.0, "Renewal Date 12 days ago, typically 40"),
+        ("customer_Renewal_Date__c_days", -1.0, 40.0, "Renewal Date in 1 day, typically 40 days ago"),
+        ("lead_crm__Renewed_At__c_days", 12.0, -40.0, "crm Renewed At 12 days ago, typically in 40 days"),
+        ("customer_LastActivityDate_days", 1.0, None, "LastActivityDate 1 day ago, typically none"),
+        # a date or a number of days: the name does not tell
+        ("customer_birthday_days", 12.0, 40.0, "birthday 12 days, typically 40"),
+        ("customer_payment_days", 30.0, 14.0, "payment 30 days, typically 14"),
+        ("customer_Payment_Days__c", 30.0, 14.0, "Payment Days 30, typically 14"),
         ("product_category", "Tea", "Cups", "category Tea, typically Cups"),
         ("product_category_top", "Tea", "Cups", "main product category Tea, typically Cups"),
-        ("is_young", True, False, "less history than looked back on yes, typically no"),
     ],
 )
 def test_features_are_told_in_words(column, value, typical, said):
@@ -110,20 +132,69 @@ def test_an_attribute_is_told_by_its_name():
     assert phrases.told("customer_Mail_Opt_In__c", 1.0, 0.0, mark=":") == "Mail Opt In: 1, typically 0"
 
 
-def test_no_feature_is_told_by_the_name_of_its_column():
+ATTRIBUTES = {"Renewal_Date__c": schema.TIME, "birthday": schema.TIME, "Mail_Opt_In__c": pa.bool_(),
+              "Payment_Days__c": pa.int32(), "Floor_Area__c": pa.float64()}  # fmt: skip
+
+
+def features_of_an_org() -> set[str]:
+    """Names of all features, and of ATTRIBUTES of customers, leads and products."""
     as_of, days = datetime(2024, 1, 1, tzinfo=timezone.utc), {"lookback_days": 365, "horizon_days": 90}
     tables = {name: schema.empty(name) for name in schema.TABLES}
     tables["sold"] = asof_products.sold(tables["transactions"])
     tables["interactions"] = tables["interactions"].append_column(asof_sentiment.SCORE, pa.array([], pa.float64()))
+    for name, kind in ATTRIBUTES.items():
+        for table in ("customers", "leads", "products"):
+            tables[table] = tables[table].append_column(name, pa.array([], kind))
     columns = set()
     for family in (asof, asof_leads, asof_products):
         columns |= set(family.frame(tables, as_of, entities=pa.array(["new"]), **days).column_names)
-    features = columns - {*schema.KEYS, "subscription_plan"}
+    return columns - {*schema.KEYS, "subscription_plan"}
+
+
+def test_no_feature_is_told_by_the_name_of_its_column():
+    features = features_of_an_org()
     assert len(features) > 120
     for column in features:
         said = phrases.told(column, 2.0, 3.0)
-        assert not re.search(r"_|\b(num|std|decayed|recency|per mean|\d+d)\b", said), said
+        assert not re.search(r"_|  |\b(num|std|decayed|recency|per mean|c|\d+d)\b", said), said
+        assert not re.search(r"days \d.* days", said), said
         assert column.replace("_", " ") not in said, said
+
+
+@pytest.mark.parametrize("owner", ["customer", "lead", "product"])
+def test_attributes_of_an_org_are_told_by_what_they_are(owner):
+    told = {phrases.told(column, 2.0, 3.0) for column in features_of_an_org() if column.startswith(f"{owner}_")}
+    assert told >= {
+        "Renewal Date 2 days ago, typically 3",
+        "birthday 2 days, typically 3",
+        "Mail Opt In 2, typically 3",
+        "Payment Days 2, typically 3",
+        "Floor Area 2, typically 3",
+    }
+
+
+def test_the_typical_value_of_a_boolean_is_yes_or_no():
+    table = pa.table({"entity_id": ["a", "b", "c"], "is_young": [True, False, False], "plan": ["x", "x", "y"]})
+    groups = reasons.groups_of(table.schema, {"who they are": ("is_young", "plan")})
+    for group in (groups, reasons.groups_of(table.schema.remove(2), {})):
+        reference = reasons.reference(table, group)
+        assert reference["values"]["is_young"] == 0.0
+        said = reasons.explain(lambda rows: rows["is_young"].to_numpy() * 0.5, table, reference, group)
+        words, mark = ("who they are: ", "") if group is groups else ("", ":")
+        assert said == [[f"{words}less history than looked back on{mark} yes, typically no (+0.50)"], [], []]
+
+
+def test_only_the_most_unusual_value_of_a_group_is_put_in_words(monkeypatch):
+    values = {"visit_num_90d": [9.0], "visit_recency_days": [80.0], "mail_open_num_90d": [5.0]}
+    reference = {"values": dict.fromkeys(values, 1.0), "spread": {"visit_num_90d": 8.0, "visit_recency_days": 7.9,
+                 "mail_open_num_90d": 8.0}}  # fmt: skip
+    calls, told = [], phrases.told
+    monkeypatch.setattr(phrases, "told", lambda *a, **k: calls.append(a[0]) or told(*a, **k))
+    groups = {"engagement": tuple(values)}
+    said = reasons.explain(lambda rows: rows["visit_num_90d"].to_numpy(), pa.table(values), reference, groups)
+    assert said == [["engagement: last visit 80 days ago, typically 1 (+8.00)"]]
+    assert calls == ["visit_recency_days"]
+    assert phrases.words_of("visit_num_90d") is phrases.words_of("visit_num_90d")  # kept, not read again
 
 
 def test_few_rows_share_one_call_and_many_rows_give_the_same(monkeypatch):
