@@ -285,7 +285,7 @@ def test_a_blend_is_made_only_where_the_rows_that_it_is_chosen_on_prefer_it(task
 
 @dataclass(frozen=True)
 class Half:
-    """Knows the truth of every other row (of a forecast: of the total, or of all else) and the same of the rest."""
+    """Knows the truth of every other row (a forecast: of the total, or all else); says one thing of the rest."""
 
     names: tuple[str, ...]
     """what it answers: a score, the probability of each class, or quantiles"""
