@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from crmray.models.forecast_panel import COLUMNS
 from crmray.models.tabular import file_of, to_json
 
 Metric = Callable[[pa.Table, Mapping[str, np.ndarray]], float]
-"""the selection figure of rows and their forecasts"""
+"""the selection figure of rows and their forecasts, less is better"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +71,21 @@ class ForecastBlend:
         return ForecastBlend(members=members, of_level=state["of_level"])
 
 
-def best_blend(
-    models: Mapping[str, Any], validation: pa.Table, metric: Metric, *, mode: Literal["max", "min"], most: int = 3
-) -> ForecastBlend | None:
+def best_blend(models: Mapping[str, Any], examples: pa.Table, metric: Metric, *, most: int = 3) -> ForecastBlend | None:
     """For each level the best forecaster, and up to `most` of those that better the average of what was chosen.
 
-    Forward selection (Caruana et al. 2004): what errs in another way than the best adds more than the second best.
-    Levels in which nothing can be measured (nothing was sold) take all members. None for one and the same forecaster
-    everywhere: that is no blend.
+    examples: rows with labels. Forward selection (Caruana et al. 2004): what errs in another way than the best adds
+    more than the second best. Levels in which nothing can be measured (nothing was sold) take all members. None for one
+    and the same forecaster everywhere: that is no blend.
     """
-    told = {name: model.predict(validation) for name, model in models.items()}
-    levels = np.array(validation["level"].to_pylist(), dtype=object)
-    sold = np.array([any(values) for values in validation["label"].to_pylist()], bool)
-    sign, of_level = 1.0 if mode == "max" else -1.0, {}
+    told = {name: model.predict(examples) for name, model in models.items()}
+    levels = np.array(examples["level"].to_pylist(), dtype=object)
+    sold = np.array([any(values) for values in examples["label"].to_pylist()], bool)
+    of_level = {}
     for level in sorted(set(levels[sold])):
         rows = np.flatnonzero(levels == level)
         own = {name: {column: values[rows] for column, values in one.items()} for name, one in told.items()}
-        of_level[level] = _best(own, partial(metric, validation.take(pa.array(rows))), sign, most)
+        of_level[level] = _best(own, partial(metric, examples.take(pa.array(rows))), most)
     used = sorted({name for names in of_level.values() for name in names})
     if len(used) < 2:
         return None
@@ -95,20 +93,19 @@ def best_blend(
 
 
 def _best(
-    told: Mapping[str, Mapping[str, np.ndarray]], metric: Callable[[Mapping[str, np.ndarray]], float], sign: float,
-    most: int,
-) -> list[str]:  # fmt: skip
+    told: Mapping[str, Mapping[str, np.ndarray]], metric: Callable[[Mapping[str, np.ndarray]], float], most: int
+) -> list[str]:
     """The forecasters chosen one after another, each the one with which the average is best, while it gets better."""
     chosen: list[str] = []
-    best = -np.inf
+    best = np.inf
     while len(chosen) < min(most, len(told)):
         figures = {}
         for name in sorted(set(told) - set(chosen)):
             names = [*chosen, name]
             average = {column: np.mean([told[one][column] for one in names], axis=0) for column in COLUMNS}
-            figures[name] = sign * metric(average)
-        name = max(figures, key=lambda one: figures[one])
-        if figures[name] <= best:
+            figures[name] = metric(average)
+        name = min(figures, key=lambda one: figures[one])
+        if figures[name] >= best:
             break
         chosen, best = [*chosen, name], figures[name]
     return chosen

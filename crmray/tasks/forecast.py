@@ -50,7 +50,7 @@ BY_LEVEL = ("wql", "wape", "mase")
 BACKTESTS = 4
 """origins within the validation window on which the margins are measured"""
 BACKTEST_SERIES = 1_000
-"""series of each backtest; beyond it they are sampled"""
+"""series of each level in each backtest; of more than that a sample"""
 OWN_MARGINS = 10
 """series that a level needs for margins of its own"""
 
@@ -256,15 +256,19 @@ def _matrix(examples: pa.Table, name: str) -> np.ndarray:
 
 
 def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
-    """For each level the best forecaster, or the average of the best few, from the rolling origins of the margins."""
+    """For each level the best forecaster, or the average of the best few, from the rolling origins of the margins.
+
+    Whether that or a single family wins is told by the one validation window, as for all tasks: see train.fit.
+    """
     origins = pa.concat_tables(_origins(validation))
-    return best_blend(models, origins, lambda rows, told: score(rows, told)[METRIC], mode=MODE)
+    return best_blend(models, origins, lambda rows, told: score(rows, told)[METRIC])
 
 
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
     """{"margins": level -> conformal margins by horizon}, "" for levels with few series; from rolling origins.
 
-    The origins lie in the validation window, of which the model saw nothing; each knows what came before it.
+    The origins lie in the validation window, of which the model saw nothing; each knows what came before it. But a
+    blend's members are chosen on them too, so the intervals' cover there is slightly optimistic of later weeks.
     """
     parts = [
         (rows["level"].to_pylist(), labelled(rows)[1], stacked(model.predict(rows))) for rows in _origins(validation)
@@ -280,14 +284,12 @@ def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Set
 
 
 def _origins(validation: pa.Table) -> list[pa.Table]:
-    """The rows as they stand at each backtest; beyond BACKTEST_SERIES a sample of them."""
-    parts = []
+    """The rows as they stand at each backtest; of a level with more than BACKTEST_SERIES, a sample."""
+    level, parts = np.array(validation["level"].to_pylist(), dtype=object), []
     for back in _backtests(_matrix(validation, "label").shape[1]):
-        rows = _rolled(validation, back)
-        if rows.num_rows > BACKTEST_SERIES:
-            chosen = np.random.default_rng(back).choice(rows.num_rows, BACKTEST_SERIES, replace=False)
-            rows = rows.take(pa.array(np.sort(chosen)))
-        parts.append(rows)
+        order = np.random.default_rng(back).permutation(len(level))
+        kept = [order[level[order] == name][:BACKTEST_SERIES] for name in sorted(set(level))]
+        parts.append(_rolled(validation.take(pa.array(np.sort(np.concatenate(kept)))), back))
     return parts
 
 

@@ -2,7 +2,7 @@
 
 rows       selection (labels known at the validation date), validation, refit (labels known at the test date), test
 search     every point of every candidate is fitted on `selection` and compared on `validation`
-winner     the best family, or the task's blend of several
+winner     the best family, or the task's blend of several; by their figures on `validation`
 refit      the winner, and the best neural family beside it, on `refit`; the winner on the hash-train customers too
 report     the decision from the selection models, all figures, the test rows read once
 """
@@ -148,7 +148,10 @@ class _Work:
     def _winner(
         self, best: Mapping[str, Result], models: Mapping[str, Fitted], validation: pa.Table
     ) -> tuple[str, Any]:
-        """Name and selection model of the winner: the best family, or the task's blend if that is better."""
+        """Name and selection model of the winner: the best family, or the task's blend if validation prefers it.
+
+        The blend's members are chosen on these rows too; those of a forecast on rolling origins within their window.
+        """
         task = self.task
         sign = 1 if task.MODE == "max" else -1
         winner = max(best, key=lambda name: _rank(task, best[name]))

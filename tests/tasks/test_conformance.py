@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import cache
 from typing import get_args
 
@@ -26,7 +27,7 @@ from crmray import schema
 from crmray.errors import CrmrayError
 from crmray.evaluate.words import is_figure, meaning_of
 from crmray.models.columns import feature_columns
-from crmray.tasks import TASKS
+from crmray.tasks import TASKS, forecast
 from crmray.tasks.contract import EntityRequest
 
 EVERY_TASK = pytest.mark.parametrize("task", list(TASKS.values()), ids=list(TASKS))
@@ -61,8 +62,9 @@ def figure(task, name: str) -> float:
     return figure_of(task, fitted(task, name))
 
 
-def figure_of(task, model) -> float:
-    rows = rows_of(task)["validation"]
+def figure_of(task, model, rows: pa.Table | None = None) -> float:
+    """More is better; on validation, or on these rows."""
+    rows = rows_of(task)["validation"] if rows is None else rows
     value = task.score(rows, model.predict(rows))[task.METRIC]
     return value if task.MODE == "max" else -value
 
@@ -266,13 +268,53 @@ def test_a_blend_answers_one_row_as_in_a_batch(task):
         assert same({key: values[i : i + 1] for key, values in together.items()}, alone, within=1e-5)
 
 
+def choosing_rows(task) -> pa.Table:
+    """The rows on which the task chooses its blend: validation, of a forecast the rolling origins within it."""
+    rows = rows_of(task)["validation"]
+    return pa.concat_tables(task._origins(rows)) if task is forecast else rows
+
+
 @EVERY_BLEND
-def test_a_blend_is_made_only_where_validation_prefers_it(task):
+def test_a_blend_is_made_only_where_the_rows_that_it_is_chosen_on_prefer_it(task):
     models, rows = {name: fitted(task, name) for name in task.CANDIDATES}, rows_of(task)["validation"]
-    found = task.blend(models, rows)
-    assert found is None or figure_of(task, found) > max(figure(task, name) for name in models)
+    found, seen = task.blend(models, rows), choosing_rows(task)
+    assert found is None or figure_of(task, found, seen) > max(figure_of(task, one, seen) for one in models.values())
     one = models[baseline_of(task)]
     assert task.blend({"one": one, "the same": one}, rows) is None
+
+
+@dataclass(frozen=True)
+class Half:
+    """Knows the truth of every other row (a forecast: of the total, or all else); says one thing of the rest."""
+
+    names: tuple[str, ...]
+    """what it answers: a score, the probability of each class, or quantiles"""
+    first: bool
+    """which half it knows"""
+
+    def predict(self, rows: pa.Table) -> dict[str, np.ndarray]:
+        if "level" in rows.column_names:
+            half = np.array(rows["level"].to_pylist(), object) == "total"
+            label = np.array(rows["label"].to_pylist(), float)
+            return {name: np.where((half == self.first)[:, None], np.nan_to_num(label), 0.0) for name in self.names}
+        label, half = np.array(rows["label"].to_pylist()), np.arange(rows.num_rows) % 2 == 0
+        truth = {name: label if name == "score" else label == name.removeprefix("p:") for name in self.names}
+        return {name: np.where(half == self.first, values, 1 / max(2, len(truth))) for name, values in truth.items()}
+
+
+@pytest.mark.parametrize(
+    "task",
+    # those of recommendation and value have members of a kind of their own: see test_neighbours and test_value
+    [task for name, task in TASKS.items() if hasattr(task, "blend") and name not in ("recommendation", "value")],
+    ids=lambda task: task.NAME,
+)
+def test_a_blend_is_made_of_two_that_know_one_half_each(task):
+    rows, seen = rows_of(task)["validation"], choosing_rows(task)
+    names = tuple(fitted(task, baseline_of(task)).predict(rows))
+    halves = {"one": Half(names, True), "other": Half(names, False)}
+    found = task.blend(halves, rows)
+    assert set(found.members) == set(halves)
+    assert figure_of(task, found, seen) > max(figure_of(task, half, seen) for half in halves.values())
 
 
 @EVERY_TASK

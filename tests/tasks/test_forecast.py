@@ -203,6 +203,33 @@ def test_a_blend_is_chosen_on_more_than_the_weeks_after_one_date():
     assert found.of_level == {"product": ["lucky"], "total": ["steady"]}
 
 
+def test_a_level_of_few_series_is_whole_in_every_backtest(monkeypatch):
+    class Fixed:
+        """Says one thing of the total and another of products."""
+
+        def __init__(self, total: float, product: float):
+            self.total, self.product = total, product
+
+        def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
+            said = [self.total if level == "total" else self.product for level in examples["level"].to_pylist()]
+            return {name: np.tile(np.array(said)[:, None], 8) for name in COLUMNS}
+
+    names = "abcdefghijklmnopqrstuvwxyz"
+    sales = sold(*[("c", 7 * week, name, 10.0) for week in range(14) for name in names])
+    rows = rows_of(sales, 6, horizon_weeks=8, levels=["total", "category", "product"])
+    assert rows.num_rows == 29
+    monkeypatch.setattr(forecast, "BACKTEST_SERIES", 3)
+    parts = forecast._origins(rows)
+    for part in parts:
+        levels = part["level"].to_pylist()
+        assert {name: levels.count(name) for name in set(levels)} == {"total": 1, "category": 2, "product": 3}
+    assert len({tuple(part["entity_id"].to_pylist()) for part in parts}) > 1  # other products each time
+    assert all(one.equals(other) for one, other in zip(parts, forecast._origins(rows), strict=True))
+    found = forecast.blend({"large": Fixed(260.0, 0.0), "small": Fixed(0.0, 10.0)}, rows)
+    assert found.of_level["total"] == ["large"]
+    assert found.of_level["product"] == ["small"]
+
+
 def test_the_truth_of_the_demo_org_is_calibrated_and_adds_up(monkeypatch):
     monkeypatch.setattr(demo_truth_forecast, "NUM_DRAWS", 40)
     monkeypatch.setattr(demo_truth_forecast, "CUSTOMERS", (1, 2_000))

@@ -162,12 +162,12 @@ def test_each_level_has_the_forecasters_that_are_best_for_it():
     def error(part: pa.Table, told) -> float:
         return float(np.abs(np.array(part["label"].to_pylist()) - told["q50"]).sum())
 
-    found = best_blend({"a": Fixed(3.0), "b": Fixed(5.0), "c": Fixed(10.0)}, rows, error, mode="min")
+    found = best_blend({"a": Fixed(3.0), "b": Fixed(5.0), "c": Fixed(10.0)}, rows, error)
     assert found.of_level == {"product": ["a", "b"], "total": ["c"]}
     assert found.predict(rows)["q50"].tolist() == [[4.0, 4.0], [10.0, 10.0]]
-    assert best_blend({"a": Fixed(3.0), "c": Fixed(99.0)}, rows, error, mode="min") is None
+    assert best_blend({"a": Fixed(3.0), "c": Fixed(99.0)}, rows, error) is None
     too_low = {"a": Fixed(3.4), "b": Fixed(3.0)}  # the second best errs as the best does; c, the worst, does not
-    other = best_blend({**too_low, "c": Fixed(5.2)}, rows.slice(0, 1), error, mode="min", most=2)
+    other = best_blend({**too_low, "c": Fixed(5.2)}, rows.slice(0, 1), error, most=2)
     assert other.of_level == {"product": ["a", "c"]}
 
 
