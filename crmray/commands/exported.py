@@ -18,6 +18,9 @@ from crmray.sources import TableSource
 
 KEYS = {"id", "systemmodstamp"}
 """columns that every object of an export has, in small letters"""
+HISTORIES = {part.object for part in mapping.every("changes")}
+HISTORY_KEYS = {"id", "field", "newvalue"}
+"""columns of a history, which is never written to again and so has no SystemModstamp"""
 TABLES = tuple(table for table in {**mapping.STANDARD, **mapping.FURTHER} if table != "changes")
 """a history is of Salesforce's fields, not of a file's columns"""
 SALES = {
@@ -60,18 +63,18 @@ NO_ROWS, UNUSED, JOINED, TWICE = (
 def guesses(path: str) -> list[Guess]:
     """What the standard mapping makes of an object's file, at least one; none for a file of another kind.
 
-    A file is an object's by its name and KEYS; columns are compared without case. DataError when it cannot be read.
+    A file is an object's by its name and keys; columns are compared without case. DataError when it cannot be read.
     """
     source, bare = look(path)
-    if not {name.lower() for name in bare.seen} >= KEYS:
+    name = Path(path).stem.split(".")[0]
+    if not {column.lower() for column in bare.seen} >= (HISTORY_KEYS if name in HISTORIES else KEYS):
         return []
     if next(files.batches(source, bare.seen[:1]), None) is None:
         return [replace(bare, why=NO_ROWS)]
-    name = Path(path).stem.split(".")[0]
     parts = [(table, part) for table in TABLES for part in mapping.every(table) if part.object == name]
     parts += [("transactions", SALES[name])] if name in SALES else []
     if not parts:
-        return [replace(bare, why=UNUSED)] if name in UNREAD else []
+        return [replace(bare, why=UNUSED)] if name in UNREAD | HISTORIES else []
     parts = [(table, _as_written(part, bare.seen)) for table, part in parts]
     fits = [(table, fit) for table, part in parts if (fit := mapping.fit(table, part, {name: bare.seen}))]
     if not fits:

@@ -100,6 +100,7 @@ def inline(fn, items, *, label, **_options):
 
 
 EXPORT = {
+    "AccountHistory": "Id,IsDeleted,AccountId,CreatedDate,Field,OldValue,NewValue",
     "Account": "Id,IsDeleted,Name,Phone,Industry,NumberOfEmployees,CreatedDate,LastModifiedDate,SystemModstamp",
     "Contact": "Id,IsDeleted,AccountId,LastName,Email,CreatedDate,SystemModstamp",
     "Order": "Id,IsDeleted,AccountId,EffectiveDate,Status,TotalAmount,CreatedDate,SystemModstamp",
@@ -130,7 +131,7 @@ def test_init_reads_a_salesforce_export_by_the_standard_mapping(
 ) -> None:
     assert cli.main(["init", *export(*EXPORT, empty="Case"), "--out", str(tmp_path / "org.yaml")]) == 0
     told = capsys.readouterr().out.replace(f"{tmp_path}/", "")
-    assert "left out Contact.csv: nothing of these objects is read\n" in told
+    assert "left out AccountHistory.csv, Contact.csv: nothing of these objects is read\n" in told
     assert "left out OrderItem.csv, CampaignMember.csv: reach their customer through another object" in told
     assert "left out Opportunity.csv: a deal won and its order are the same sale\n" in told
     assert "left out Case.csv: no rows\n" in told
