@@ -46,6 +46,10 @@ class NoAnswer(ClusterError):
     """The dashboard does not answer, or answers that it cannot just now (5xx): the one that is worth another try."""
 
 
+class NoCluster(ClusterError):
+    """Nothing says which cluster is meant, and no local head runs."""
+
+
 class _Once:
     """Passes on each character of a text that is given several times from its beginning."""
 
@@ -77,7 +81,7 @@ class Dashboard:
         here = local_head()
         self.head = here if here and address in (None, here.dashboard) else None
         if not address and not self.head:
-            raise ClusterError("no cluster: none was given and no local head runs; do `crmray up` or give its address")
+            raise NoCluster("no cluster: none was given and no local head runs; do `crmray up` or give its address")
         self.address = (address or self.head.dashboard).rstrip("/")  # type: ignore[union-attr]
         if not self.address.startswith(("http://", "https://")):
             raise ClusterError(

@@ -121,18 +121,21 @@ class Guess:
     """that it is left out"""
 
 
+def look(path: str) -> tuple[files.Source, Guess]:
+    """A file as it has to be read, and its settings and columns without a guess. DataError when it cannot be read."""
+    settings = csv_settings(path)
+    source = files.find([path], ".", **settings)
+    return source, Guess(path=path, settings=settings, seen=list(files.schema(source).names))
+
+
 def guess(path: str) -> Guess:
     """Look at the first rows of a file. DataError when it cannot be read."""
-    settings = {} if path.lower().endswith((".parquet", ".pq")) else csv_settings(path)
-    source = files.find(
-        [path], ".", encoding=settings.get("encoding", "utf-8"), delimiter=settings.get("delimiter", ",")
-    )
-    seen = list(files.schema(source).names)
+    source, found = look(path)
+    seen = found.seen
     first = next(files.batches(source, seen, rows=SAMPLE_ROWS), None)
     if first is None or not first.num_rows:
         raise DataError(f"file {path}: got a header and no rows, expected rows to guess from")
     rows = pa.Table.from_batches([first])
-    found = Guess(path=path, settings=settings, seen=seen)
     names = {_plain(name): name for name in reversed(seen)}
     best = 0.0
     for table, synonyms in SYNONYMS.items():
@@ -163,7 +166,9 @@ def _first(options: Sequence[str], names: dict[str, str]) -> str | None:
 
 
 def csv_settings(path: str) -> dict[str, str]:
-    """Delimiter and encoding of a CSV file, from its first line and its first bytes, where they are not the default."""
+    """Delimiter and encoding from the first line and the first bytes, where they are not the default; of CSV alone."""
+    if path.lower().endswith((".parquet", ".pq")):
+        return {}
     settings = {}
     try:
         with files.open_file(path) as file:

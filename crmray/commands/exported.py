@@ -8,15 +8,19 @@ opportunities that were won.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from crmray.commands.draft import Guess, csv_settings
+from crmray.commands.draft import Guess, look
 from crmray.data import files
 from crmray.salesforce import mapping
 from crmray.sources import TableSource
 
-KEYS = {"Id", "SystemModstamp"}
-"""columns that every object of an export has"""
+KEYS = {"id", "systemmodstamp"}
+"""columns that every object of an export has, in small letters"""
+HISTORIES = {part.object for part in mapping.every("changes")}
+HISTORY_KEYS = {"id", "field", "newvalue"}
+"""columns of a history, which is never written to again and so has no SystemModstamp"""
 TABLES = tuple(table for table in {**mapping.STANDARD, **mapping.FURTHER} if table != "changes")
 """a history is of Salesforce's fields, not of a file's columns"""
 SALES = {
@@ -35,6 +39,20 @@ SALES = {
 }  # fmt: skip
 """object -> whole sales, in place of their lines"""
 NOTE = "a Salesforce export: order lines, campaign members, history and consent are read with `kind: salesforce` alone"
+UNREAD = {
+    "AccountContactRelation", "AccountContactRole", "AccountTeamMember", "AssetRelationship", "Attachment",
+    "BusinessHours", "CampaignMemberStatus", "CaseComment", "CaseContactRole", "CaseSolution", "Contact",
+    "ContactPointAddress", "ContactPointConsent", "ContactPointEmail", "ContactPointPhone", "ContactPointTypeConsent",
+    "ContactRequest", "ContentDocument", "ContentDocumentLink", "ContentVersion", "ContractContactRole",
+    "ContractLineItem", "Document", "EmailMessageRelation", "EmailTemplate", "Entitlement", "EventRelation",
+    "FeedComment", "FeedItem", "Folder", "Group", "GroupMember", "Individual", "LiveChatTranscript", "MessagingSession",
+    "Note", "OpportunityCompetitor", "OpportunityContactRole", "OpportunityLineItemSchedule", "OpportunityPartner",
+    "OpportunitySplit", "OpportunityTeamMember", "Organization", "Partner", "Pricebook2", "PricebookEntry",
+    "ProcessInstance", "Profile", "Quote", "QuoteDocument", "QuoteLineItem", "RecordType", "ReturnOrder",
+    "ReturnOrderLineItem", "ServiceAppointment", "ServiceContract", "ServiceResource", "Solution", "TaskRelation",
+    "Territory2", "User", "UserRole", "WorkOrder", "WorkOrderLineItem",
+}  # fmt: skip
+"""standard objects that fill no canonical table; by its Id and Name alone one would look like products"""
 NO_ROWS, UNUSED, JOINED, TWICE = (
     "no rows", "nothing of these objects is read", "reach their customer through another object; files are not joined",
     "a deal won and its order are the same sale",
@@ -45,27 +63,47 @@ NO_ROWS, UNUSED, JOINED, TWICE = (
 def guesses(path: str) -> list[Guess]:
     """What the standard mapping makes of an object's file, at least one; none for a file of another kind.
 
-    DataError when it cannot be read.
+    A file is an object's by its name and keys; columns are compared without case. DataError when it cannot be read.
     """
-    settings = csv_settings(path)
-    source = files.find(
-        [path], ".", encoding=settings.get("encoding", "utf-8"), delimiter=settings.get("delimiter", ",")
-    )
-    seen = list(files.schema(source).names)
-    if not set(seen) >= KEYS:
-        return []
+    source, bare = look(path)
     name = Path(path).stem.split(".")[0]
-    if next(files.batches(source, ["Id"]), None) is None:
-        return [Guess(path=path, seen=seen, why=NO_ROWS)]
+    if not {column.lower() for column in bare.seen} >= (HISTORY_KEYS if name in HISTORIES else KEYS):
+        return []
+    if next(files.batches(source, bare.seen[:1]), None) is None:
+        return [replace(bare, why=NO_ROWS)]
     parts = [(table, part) for table in TABLES for part in mapping.every(table) if part.object == name]
     parts += [("transactions", SALES[name])] if name in SALES else []
-    fits = [(table, fit) for table, part in parts if (fit := mapping.fit(table, part, {name: seen}))]
+    if not parts:
+        return [replace(bare, why=UNUSED)] if name in UNREAD | HISTORIES else []
+    parts = [(table, _as_written(part, bare.seen)) for table, part in parts]
+    fits = [(table, fit) for table, part in parts if (fit := mapping.fit(table, part, {name: bare.seen}))]
     if not fits:
-        return [Guess(path=path, seen=seen, why=JOINED if parts else UNUSED)]
-    return [
-        Guess(path=path, seen=seen, settings=settings, table=table, columns=dict(fit.columns), standard=fit)
-        for table, fit in fits
-    ]
+        return [replace(bare, why=_lacking(*parts[0], bare.seen))]
+    return [replace(bare, table=table, columns=dict(fit.columns), standard=fit) for table, fit in fits]
+
+
+def _as_written(part: TableSource, seen: Iterable[str]) -> TableSource:
+    """The source with the columns as this file writes them: the Data Loader may give ID, ACCOUNTID."""
+    written = {name.lower(): name for name in seen}
+
+    def own(column: str) -> str:
+        return written.get(column.lower(), column)
+
+    return part.model_copy(
+        update={
+            "columns": {name: own(column) for name, column in part.columns.items()},
+            "drop": [{own(column): condition for column, condition in entry.items()} for entry in part.drop],
+            "attributes": [own(column) for column in part.attributes],
+        }
+    )
+
+
+def _lacking(table: str, part: TableSource, seen: Iterable[str]) -> str:
+    """Why a file does not fit the source of its object."""
+    required, asked = mapping.lacks(table, part, set(seen))
+    if any("." in column for column in required):
+        return JOINED
+    return f"got no column {', '.join(required + asked)}, expected what the standard mapping needs; export it too"
 
 
 def one_sale(found: Iterable[Guess]) -> list[Guess]:

@@ -14,6 +14,7 @@ from crmray import schema
 from crmray.commands import draft, exported
 from crmray.commands.text import table
 from crmray.data.clean import ASKED_FOR
+from crmray.data.partition import REPEATED
 from crmray.errors import ClusterError, ConfigError, CrmrayError
 from crmray.org import OpenOrg
 from crmray.sources import TableSource
@@ -110,8 +111,12 @@ def _counted(count: int) -> str:
 
 
 def _mostly_lost(org: crmray.config.Org, name: str, manifest: Mapping[str, Any]) -> str:
-    """A warning where most rows of a table were set aside, with the reason of most of them; else nothing."""
-    reasons = {reason: count for reason, count in manifest.get("rejected", {}).items() if reason != ASKED_FOR}
+    """A warning where most rows of a table were set aside, with the reason of most of them; else nothing.
+
+    A row that a later one takes the place of is not lost: a source of daily snapshots has many.
+    """
+    rejected = manifest.get("rejected", {})
+    reasons = {why: count for why, count in rejected.items() if why != ASKED_FOR and not why.endswith(REPEATED)}
     lost, left = sum(reasons.values()), _rows(manifest)
     if lost <= left:
         return ""

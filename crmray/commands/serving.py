@@ -19,9 +19,9 @@ import yaml
 from crmray import config, disk
 from crmray.commands.head import free_port
 from crmray.config import Org
-from crmray.dashboard import Dashboard, with_headers
+from crmray.dashboard import Dashboard, NoCluster, with_headers
 from crmray.errors import AuthError, ClusterError, ConfigError, CrmrayError, NotFoundError
-from crmray.head import home, local_head
+from crmray.head import home
 from crmray.keys import KeyFile
 from crmray.storage import Lake
 
@@ -29,7 +29,9 @@ PORT = 8000
 DEPLOY_TIMEOUT_S = 300.0
 CLI_KEY_NAME = "crmray-cli"
 START = "do `crmray up`, then `crmray deploy ORG.yaml` (what was published stays in the lake)"
-"""how endpoints come back"""
+"""how endpoints of this machine come back"""
+HERE = ("http://127.0.0.1", "http://localhost", "http://[::1]")
+"""how URLs of endpoints on this machine begin"""
 PRINTED = """\
 # For `serve deploy FILE`, or as serveConfigV2 of a RayService (cluster/rayservice.yaml).
 # host 127.0.0.1 answers on the nodes themselves only; on Kubernetes, or behind a load balancer, set it to 0.0.0.0.
@@ -220,9 +222,12 @@ def predict_command(arguments: argparse.Namespace) -> int:
         body["explain"] = True
     path, url = route(arguments.task), arguments.url
     if not url:
-        if local_head() is None and not os.environ.get("RAY_API_SERVER_ADDRESS"):
-            raise ClusterError(f"the endpoints are down: no head runs on this machine; {START}, or give their --url")
-        url = base_url(Dashboard())
+        try:
+            url = base_url(Dashboard())
+        except NoCluster:
+            raise ClusterError(
+                f"the endpoints are down: no head runs on this machine; {START}, or give their --url"
+            ) from None
     answer = ask(url.rstrip("/") + path, body)
     print(json.dumps(answer, indent=1, ensure_ascii=False))
     return 0
@@ -237,7 +242,8 @@ def ask(url: str, body: dict[str, Any]) -> Any:
                 url, json=body, auth=with_headers({"Authorization": f"Bearer {cli_key()}"}), timeout=30
             )
     except requests.RequestException as error:
-        raise ClusterError(f"{url} does not answer ({type(error).__name__}); is it up? If not, {START}") from None
+        advice = f"is it up? If not, {START}" if url.startswith(HERE) else "is it up there, and reachable from here?"
+        raise ClusterError(f"{url} does not answer ({type(error).__name__}); {advice}") from None
     if answer.status_code == 200:
         with contextlib.suppress(ValueError):  # what else answers there is told below
             return answer.json()

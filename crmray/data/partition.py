@@ -17,6 +17,8 @@ from crmray import schema
 from crmray.data.clean import REJECTED
 
 _SEED = np.uint64(0x9E3779B97F4A7C15)
+REPEATED = "repeated (the last row stays)"
+"""after the name of the row key: the reason of a row that a later one takes the place of"""
 # Rows that are one fact told twice although the table has no row key.
 _IDENTITY = {"outcomes": ("entity_id", "name", "as_of")}
 
@@ -98,7 +100,7 @@ def merge(table: str, batches: list[pa.RecordBatch], schema_: pa.Schema) -> Merg
         if not keep.all():
             gone = rows[spec.entity].filter(pa.array(~keep))
             reason = pa.DictionaryArray.from_arrays(
-                pa.array(np.zeros(len(gone), np.int16)), [f"{identity[-1]}: repeated (the last row stays)"]
+                pa.array(np.zeros(len(gone), np.int16)), [f"{identity[-1]}: {REPEATED}"]
             )
             repeats = pa.table([gone, reason], schema=REJECTED)
             rows = rows.filter(pa.array(keep)).combine_chunks()

@@ -284,13 +284,20 @@ def fit(table: str, source: TableSource, objects: Objects) -> TableSource | None
     if source.object not in objects:
         return None
     there = set(objects[source.object])
+    if any(lacks(table, source, there)):
+        return None
     columns = {name: column for name, column in source.columns.items() if column in there}
-    required = set(schema.table(table).required)
-    if required - set(columns) - set(source.values):
-        return None
-    absent = {column for entry in source.drop for column in entry} - there
-    if any(not column.endswith("__c") and column != "IsDeleted" for column in absent):
-        return None
-    drop = [entry for entry in source.drop if not set(entry) & absent]
+    drop = [entry for entry in source.drop if set(entry) <= there]
     attributes = [name for name in source.attributes if name in there]
     return source.model_copy(update={"columns": columns, "drop": drop, "attributes": attributes})
+
+
+def lacks(table: str, source: TableSource, there: Collection[str]) -> tuple[list[str], list[str]]:
+    """What an object with these columns lacks to be read: columns that the table requires, and standard fields beside
+    them that the source's conditions look at."""
+    required = [name for name in schema.table(table).required if name not in source.values]
+    wanted = [source.columns.get(name, name) for name in required]
+    asked = dict.fromkeys(column for entry in source.drop for column in entry)
+    standard = [column for column in asked if not column.endswith("__c") and column != "IsDeleted"]
+    missing = [name for name in wanted if name not in there]
+    return missing, [name for name in standard if name not in {*there, *missing}]

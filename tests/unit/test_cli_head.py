@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 from crmray import cli
 from crmray import dashboard as dashboard_module
@@ -152,6 +153,9 @@ def test_the_demo_says_that_it_goes_on_with_what_an_earlier_one_left(
 def test_a_question_to_endpoints_that_are_down_says_how_to_start_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise requests.ConnectionError
+
     monkeypatch.setenv("CRMRAY_HOME", str(tmp_path))
     monkeypatch.setenv("CRMRAY_KEY", "k")
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
@@ -159,7 +163,16 @@ def test_a_question_to_endpoints_that_are_down_says_how_to_start_them(
     told = capsys.readouterr().err
     assert told.startswith("crmray: the endpoints are down: no head runs on this machine; do `crmray up`, then `crmray")
     assert cli.main(["predict", "churn", "C1", "--url", "http://127.0.0.1:9"]) == 2
-    assert "http://127.0.0.1:9/v1/churn does not answer (ConnectionError)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "http://127.0.0.1:9/v1/churn does not answer (ConnectionError); is it up? If not, do `crmray up`" in told
+    monkeypatch.setattr(requests.Session, "post", refused)
+    assert cli.main(["predict", "churn", "C1", "--url", "http://crmray.invalid:9"]) == 2
+    told = capsys.readouterr().err
+    assert "http://crmray.invalid:9/v1/churn does not answer (ConnectionError); is it up there" in told
+    assert "crmray up" not in told
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "127.0.0.1:9")
+    assert cli.main(["predict", "churn", "C1"]) == 2
+    assert "got address '127.0.0.1:9', expected the dashboard's URL" in capsys.readouterr().err
 
 
 def test_down_ends_the_salesforce_org_that_a_kept_demo_left(

@@ -6,13 +6,18 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from crmray import cli, config, tasks
-from crmray.commands import draft
+from crmray.commands import draft, exported
 from crmray.data import examples
+from crmray.data.ingest import ingest
+from crmray.data.shard import shard
 from crmray.errors import CapacityError, CorruptError, CrmrayError, PrivacyError
 from crmray.org import OpenOrg
+from crmray.storage import Lake
 
 
 def test_init_drafts_an_org_file_for_a_sales_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +94,13 @@ def test_init_knows_a_shops_headers_and_leaves_out_who_somebody_is(tmp_path: Pat
     assert "# personal, left out: E-Mail, Last Name" in text_of
 
 
+def inline(fn, items, *, label, **_options):
+    """Maps over shards in this process."""
+    return ((item, fn(item)) for item in items)
+
+
 EXPORT = {
+    "AccountHistory": "Id,IsDeleted,AccountId,CreatedDate,Field,OldValue,NewValue",
     "Account": "Id,IsDeleted,Name,Phone,Industry,NumberOfEmployees,CreatedDate,LastModifiedDate,SystemModstamp",
     "Contact": "Id,IsDeleted,AccountId,LastName,Email,CreatedDate,SystemModstamp",
     "Order": "Id,IsDeleted,AccountId,EffectiveDate,Status,TotalAmount,CreatedDate,SystemModstamp",
@@ -120,7 +131,7 @@ def test_init_reads_a_salesforce_export_by_the_standard_mapping(
 ) -> None:
     assert cli.main(["init", *export(*EXPORT, empty="Case"), "--out", str(tmp_path / "org.yaml")]) == 0
     told = capsys.readouterr().out.replace(f"{tmp_path}/", "")
-    assert "left out Contact.csv: nothing of these objects is read\n" in told
+    assert "left out AccountHistory.csv, Contact.csv: nothing of these objects is read\n" in told
     assert "left out OrderItem.csv, CampaignMember.csv: reach their customer through another object" in told
     assert "left out Opportunity.csv: a deal won and its order are the same sale\n" in told
     assert "left out Case.csv: no rows\n" in told
@@ -142,6 +153,74 @@ def test_init_takes_won_deals_for_the_sales_of_an_export_without_orders(export, 
     assert org.source.kind == "files"
     (deals,) = org.source.tables["transactions"]
     assert (deals.columns["occurred_at"], {"IsWon": False} in deals.drop) == ("CloseDate", True)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "table", "entity"),
+    [
+        ("orders_2024.csv", "Id,SystemModstamp,customer_id,date,amount\n1,2,3,2024-01-01,5\n", "transactions",
+         "customer_id"),
+        ("Invoice__c.csv", "Id,SystemModstamp,Account,Date,Amount\n1,2,3,2024-01-01,5\n", "transactions", "Account"),
+    ],
+)  # fmt: skip
+def test_init_guesses_at_what_is_no_file_of_an_object_that_it_knows(
+    file: str, content: str, table: str, entity: str, tmp_path: Path
+) -> None:
+    (tmp_path / file).write_text(content)
+    assert cli.main(["init", str(tmp_path / file), "--out", str(tmp_path / "org.yaml")]) == 0
+    org = config.load(tmp_path / "org.yaml")
+    assert org.source.kind == "files"
+    assert org.source.tables[table][0].columns["entity_id"] == entity
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "why"),
+    [
+        ("Order", {"Status"}, "got no column Status, expected what the standard mapping needs; export it too"),
+        ("Order", {"Status", "AccountId"}, "got no column AccountId, Status, expected"),
+        ("OrderItem", {"Quantity"}, "reach their customer through another object"),
+        ("Contact", {"Email"}, "nothing of these objects is read"),
+    ],
+)
+def test_init_names_the_columns_that_an_objects_file_lacks(
+    name: str, without: set[str], why: str, tmp_path: Path
+) -> None:
+    columns = [column for column in EXPORT[name].split(",") if column not in without]
+    (tmp_path / f"{name}.csv").write_text(f"{','.join(columns)}\n{','.join('1' for _ in columns)}\n")
+    (told,) = draft.left_out(exported.guesses(str(tmp_path / f"{name}.csv")))
+    assert told.startswith(f"{tmp_path / name}.csv: {why}")
+
+
+def test_init_guesses_no_csv_settings_of_parquet(tmp_path: Path) -> None:
+    noise = bytes(range(128, 256)) + b";" * 1000  # lies in the file as it is: no UTF-8, and many delimiters
+    rows = pa.table({name: [noise] for name in EXPORT["Account"].split(",")})
+    pq.write_table(rows, tmp_path / "Account.parquet", compression="none")
+    (guess,) = exported.guesses(str(tmp_path / "Account.parquet"))
+    assert (guess.table, guess.settings) == ("customers", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("Order", ["o1,0,a1,2024-01-02,Activated,10", "o2,0,a1,2024-01-03,Draft,20", "o3,1,a2,2024-01-04,Activated,30",
+                   "o4,0,,2024-01-05,Activated,40"]),
+        ("Opportunity", ["o1,0,a1,10,2024-01-02,1", "o2,0,a1,20,2024-01-03,0", "o3,1,a2,30,2024-01-04,1",
+                         "o4,0,,40,2024-01-05,1"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("written", [str, str.upper])
+def test_the_sales_of_a_drafted_export_are_neither_drafts_nor_lost_nor_deleted(
+    name: str, rows: list[str], written: Callable[[str], str], tmp_path: Path
+) -> None:
+    """The Data Export writes AccountId, the Data Loader may write ACCOUNTID."""
+    path, stamp = tmp_path / f"{name}.csv", "2024-02-01T00:00:00.000Z"
+    path.write_text("".join(f"{row}\n" for row in [written(EXPORT[name]), *(f"{row},{stamp},{stamp}" for row in rows)]))
+    assert cli.main(["init", str(path), "--out", str(tmp_path / "org.yaml")]) == 0
+    org = config.load(tmp_path / "org.yaml")
+    lake = Lake.of(org)
+    ingest(org, lake)
+    sales = shard(org, lake, inline)["transactions"].read_table(columns=["entity_id", "order_id", "net_amount"])
+    assert sales.to_pylist() == [{"entity_id": "a1", "order_id": "o1", "net_amount": 10.0}]
 
 
 def test_init_does_not_look_into_an_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,10 +282,6 @@ def test_init_says_what_it_leaves_out_and_reads_back_what_it_wrote(
 @pytest.fixture
 def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """`crmray check` with its shards made in this process: (tables, task settings) -> (exit code, what it says)."""
-    from crmray.data.shard import shard
-
-    def inline(fn, items, *, label, **_options):
-        return ((item, fn(item)) for item in items)
 
     def try_out(self: OpenOrg, name: str) -> tuple[int, int]:
         return examples.trial(self.config, self.lake, tasks.task(name), tasks.settings(self.config, name))
@@ -280,6 +355,23 @@ def test_check_does_not_pass_what_lost_most_of_its_rows(
     warning = f"WARNING: transactions: {sum(',21' in row for row in rows):,} rows of {len(rows):,} (67%) were set aside"
     reason = "occurred_at: later than the source can know (column 'when' of the source)"
     assert (warning in told, reason in told) == (code == 2, code == 2)
+
+
+@pytest.mark.parametrize(("unread", "code"), [(0, 0), (2, 2)])
+def test_check_does_not_count_the_rows_of_earlier_snapshots_as_lost(
+    unread: int, code: int, tmp_path: Path, sales, checked, monkeypatch
+) -> None:
+    """Each customer in ten snapshots; of the 30 that stay and those with no time to be read the more decide."""
+    sales(30)
+    rows = "".join(f"c{n},200{day}-01-01\n" for day in range(10) for n in range(30))
+    (tmp_path / "people.csv").write_text("who,since\n" + rows + "x,never\n" * 20 * unread)
+    monkeypatch.setattr(OpenOrg, "trial", lambda self, name: (1, 1))
+    people = "customers: {files: [people.csv], columns: {entity_id: who, created_at: since}}"
+    found, told = checked(f"{{{people}, {SALES[1:]}", "")
+    assert "customers: 270 rows set aside: entity_id: repeated (the last row stays)" in told
+    assert (found, "WARNING: customers: 40 rows of 70 (57%) were set aside, most for created_at" in told) == (
+        code, code == 2,
+    )  # fmt: skip
 
 
 def test_check_needs_no_table_that_no_task_asks_for(tmp_path: Path, sales, checked, monkeypatch) -> None:
