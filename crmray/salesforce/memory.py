@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -24,7 +25,8 @@ _SPARE_BYTES = 32 << 20
 
 @contextlib.contextmanager
 def frugal() -> Iterator[None]:
-    """Arrow takes its memory from jemalloc meanwhile. The settings of malloc stay as they are for the process."""
+    """Arrow takes its memory from jemalloc meanwhile, and Python's collector leaves alone what was there before, since
+    to look at all that was imported costs a few percent of a pull. The settings of malloc stay for the process."""
     libc = _glibc()
     if libc is not None:
         libc.mallopt(_ARENA_MAX, 1)
@@ -33,9 +35,14 @@ def frugal() -> Iterator[None]:
     before = pa.default_memory_pool()
     if "jemalloc" in pa.supported_memory_backends():
         pa.set_memory_pool(pa.jemalloc_memory_pool())
+    frozen = gc.get_freeze_count() > 0  # by the caller, whose it stays
+    if not frozen:
+        gc.freeze()
     try:
         yield
     finally:
+        if not frozen:
+            gc.unfreeze()
         pa.set_memory_pool(before)
 
 
