@@ -26,7 +26,7 @@ _SPARE_BYTES = 32 << 20
 @contextlib.contextmanager
 def frugal() -> Iterator[None]:
     """Arrow takes its memory from jemalloc meanwhile, and Python's collector leaves alone what was there before, since
-    to look at all that was imported costs a few percent of a pull. The settings of malloc stay for the process."""
+    what was imported is no garbage. The settings of malloc stay as they are for the process."""
     libc = _glibc()
     if libc is not None:
         libc.mallopt(_ARENA_MAX, 1)
