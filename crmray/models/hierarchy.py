@@ -13,20 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from crmray.models.kmeans import (
-    NUM_SEGMENTS,
-    Cut,
-    Segments,
-    check_dormant_weeks,
-    check_num_segments,
-    features,
-    mean_and_scale,
-    nearest,
-    simplest,
-    stability,
-    standardise,
-    sums,
-)
+from crmray.models.kmeans import Cut, check_dormant_weeks, check_num_segments, simplest, stability
+from crmray.models.segments import NUM_SEGMENTS, Segments, features, mean_and_scale, nearest, standardise, sums
 
 SAMPLE_ROWS = 2_000
 """rows of the hierarchy"""
@@ -70,9 +58,8 @@ class Ward:
 
     def _cut(self, sample_ND: np.ndarray, k: int, seed: int) -> Cut:
         part_ND = sample_ND[:STABILITY_ROWS]
-        steady = stability(part_ND, lambda rows: nearest(part_ND, centers(part_ND[rows], k))[0], seed)
-        centers_KD = centers(sample_ND, k)
-        return Cut.of(sample_ND, nearest(sample_ND, centers_KD)[0], centers_KD, steady)
+        steady = stability(part_ND, lambda rows: nearest(part_ND, centers(part_ND[rows], k)), seed)
+        return Cut.of(sample_ND, centers(sample_ND, k), steady)
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> Segments:

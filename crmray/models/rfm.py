@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from crmray.models.kmeans import STABILITY_ROWS, before, matrix, stability
+from crmray.models.kmeans import STABILITY_ROWS, stability
+from crmray.models.segments import before, matrix
 from crmray.models.tabular import file_of
 
 

@@ -24,8 +24,9 @@ from crmray.data.splits import PARTS
 from crmray.errors import SchemaError
 from crmray.models import events
 from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
-from crmray.models.kmeans import BEFORE, KMeans, Segments, check_dormant_weeks, check_num_segments
+from crmray.models.kmeans import KMeans, check_dormant_weeks, check_num_segments
 from crmray.models.network import Training
+from crmray.models.segments import BEFORE, Segments
 from crmray.models.tabular import check_positive, file_of, to_json
 
 TRAIN, VALIDATION = PARTS.index("train"), PARTS.index("validation")
@@ -45,6 +46,8 @@ class SegmentTransformer(Training):
     num_segments: int | None = None
     """K of the teacher; None: as k-means chooses it"""
     dormant_weeks: int | None = None
+    """as k-means has it, of the teacher"""
+    adaptive: bool = False
     """as k-means has it, of the teacher"""
     dim: int = 32
     """width"""
@@ -82,7 +85,8 @@ class SegmentTransformer(Training):
     def prepare(self, train: pa.Table) -> dict[str, Any]:
         """The teacher, fitted on all rows, and the vocabulary of the training part's events."""
         mine = train.filter(pa.array(_parts(train) == TRAIN))
-        return {"teacher": _teacher(train, self.num_segments, self.dormant_weeks), **events.vocabulary(mine)}
+        teacher = KMeans(num_segments=self.num_segments, dormant_weeks=self.dormant_weeks, adaptive=self.adaptive)
+        return {"teacher": _fitted(teacher, train), **events.vocabulary(mine)}
 
     def encode(self, state: Mapping[str, Any], examples: pa.Table) -> dict[str, np.ndarray]:
         """Arrays of the rows: those of `events.encode`, the teacher's segment (N,), and the part of the customer (N,).
@@ -138,9 +142,8 @@ def _parts(examples: pa.Table) -> np.ndarray:
     return np.array([place.get(part, -1) for part in examples["part"].to_pylist()], np.int64)
 
 
-def _teacher(rows: pa.Table, num_segments: int | None, dormant_weeks: int | None) -> Segments:
+def _fitted(candidate: KMeans, rows: pa.Table) -> Segments:
     """k-means on these rows, as on one shard."""
-    candidate = KMeans(num_segments=num_segments, dormant_weeks=dormant_weeks)
     state, done = candidate.start(rows, 0), False
     while not done:
         state, done = candidate.reduce(state, [candidate.map(state, rows)])
@@ -212,7 +215,7 @@ class FittedTransformer:
         there = np.flatnonzero(previous >= 0)
         if len(there):
             previous[there] = self._told(_earlier(examples.take(pa.array(there))))
-        distance = np.sqrt(((known["position"] - teacher.centers_KD[segment]) ** 2).sum(axis=1))
+        distance = teacher.distance(known["position"], segment)
         return {**known, "segment": segment, "previous": previous, "distance": distance, "teacher": known["segment"]}
 
     def _told(self, rows: pa.Table) -> np.ndarray:

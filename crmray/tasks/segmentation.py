@@ -25,10 +25,11 @@ from crmray.errors import DataError, NotEnoughDataError
 from crmray.evaluate.plots import bar_chart, dendrogram
 from crmray.models.events import EVENT_COLUMNS
 from crmray.models.hierarchy import Ward, centers, linkage, sample
-from crmray.models.kmeans import BEFORE, KMeans, nearest, silhouette
+from crmray.models.kmeans import KMeans, silhouette
 from crmray.models.lifecycle import DORMANT, NUM_WEEKS, SPEND, WEEK_DAYS
 from crmray.models.rfm import RFMRules
 from crmray.models.segment_transformer import SegmentTransformer
+from crmray.models.segments import BEFORE, nearest
 from crmray.schema import KEYS
 from crmray.tasks.contract import EntityRequest, Needs
 
@@ -271,7 +272,7 @@ def predict(
     for k, entry in entries.items():
         inside = segment == k
         if inside.any():
-            subsegment[inside], _ = nearest(position[inside], np.array([sub["center"] for sub in entry["subsegments"]]))
+            subsegment[inside] = nearest(position[inside], np.array([sub["center"] for sub in entry["subsegments"]]))
     columns = {
         "entity_id": examples["entity_id"],
         "as_of": examples["as_of"],
@@ -360,12 +361,17 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def fixed(settings: Settings) -> dict[str, Any]:
-    """Hyper-parameters that the org file sets: with behaviour, who did nothing for a horizon is dormant."""
+    """Hyper-parameters that the org file sets.
+
+    With behaviour, who did nothing for a horizon is dormant; features tell the same twice, so distances are adaptive.
+    """
     given: dict[str, Any] = {} if settings.num_segments is None else {"num_segments": settings.num_segments}
+    adaptive: dict[str, Any] = {}
     if settings.features == "behaviour":
         given["dormant_weeks"] = min(max(1, round(settings.horizon_days / WEEK_DAYS)), NUM_WEEKS)
-    families = (KMeans, Ward, SegmentTransformer)
-    return {f"{family.NAME}.{name}": value for family in families for name, value in given.items()}
+        adaptive["adaptive"] = True
+    families = {KMeans.NAME: given | adaptive, SegmentTransformer.NAME: given | adaptive, Ward.NAME: given}
+    return {f"{family}.{name}": value for family, values in families.items() for name, value in values.items()}
 
 
 def files(decision: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, bytes]:

@@ -14,9 +14,10 @@ from crmray import schema
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models.events import EVENT_COLUMNS
 from crmray.models.hierarchy import Ward
-from crmray.models.kmeans import Cut, KMeans, Segments, silhouette, simplest
+from crmray.models.kmeans import Cut, KMeans, silhouette, simplest
 from crmray.models.rfm import RFMRules
 from crmray.models.segment_transformer import SegmentTransformer
+from crmray.models.segments import Segments, nearest
 from crmray.tasks import segmentation
 from crmray.tasks.segmentation import Settings
 
@@ -79,12 +80,36 @@ def test_the_right_number_scores_best():
     assert len(fit(table, KMeans()).centers_KD) == 3
 
 
+def stretched(n=900, seed=0):
+    """Three groups of one shape, long in the direction in which they do not differ."""
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, 3, n)
+    along, across = rng.normal(0, 1.0, n), rng.normal(0, 0.12, n) + group
+    table = planted(n)[0]
+    logs = {"spend_amount": 6 + along + across, "frequency_orders": 6 + along - across, "recency_days": np.full(n, 2.0)}
+    for place, (name, values) in enumerate(logs.items(), start=3):
+        table = table.set_column(place, name, pa.array(np.expm1(values)))
+    return table, group
+
+
+def test_adaptive_distances_find_groups_whatever_their_shape_and_the_shards():
+    table, group = stretched()
+    plain, one = fit(table, KMeans(num_segments=3)), fit(table, KMeans(num_segments=3, adaptive=True))
+    many = fit(table, KMeans(num_segments=3, adaptive=True), shards=7)
+    found = [adjusted_rand_score(group, model.predict(table)["segment"]) for model in (plain, one)]
+    assert found[0] < 0.9 < 0.99 < found[1]
+    within_ND = one.position(table) - one.centers_KD[one.predict(table)["segment"]]
+    np.testing.assert_allclose(np.cov((within_ND @ one.whitening_DD)[:, :2].T), np.eye(2), atol=0.1)  # the ridge
+    np.testing.assert_allclose(many.centers_KD, one.centers_KD, atol=1e-9)
+    np.testing.assert_allclose(many.whitening_DD, one.whitening_DD, rtol=1e-6)
+
+
 def test_of_equally_clear_segments_the_steadier_ones_score_better():
     table, group = planted()
     rows_ND = np.log1p(np.column_stack([table["spend_amount"], table["frequency_orders"], table["recency_days"]]))
-    centers_KD = np.zeros((3, 3))
-    clear, error = silhouette(rows_ND, group)
-    steadier, other = (Cut.of(rows_ND, group, centers_KD, stability) for stability in (1.0, 0.9))
+    centers_KD = np.array([rows_ND[group == one].mean(axis=0) for one in range(3)])
+    clear, error = silhouette(rows_ND, nearest(rows_ND, centers_KD))
+    steadier, other = (Cut.of(rows_ND, centers_KD, stability) for stability in (1.0, 0.9))
     assert (steadier.quality, other.quality) == pytest.approx((clear, 0.9 * clear))
     assert (steadier.error, other.error) == pytest.approx((error, 0.9 * error))
     assert 0.5 < clear < 1
@@ -106,9 +131,10 @@ def test_more_segments_have_to_be_better_by_more_than_chance():
     assert len(simplest([cut(3, 0.50), cut(5, 0.495)]).centers_KD) == 3
 
 
-def test_round_trip_and_batch_equals_single():
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_round_trip_and_batch_equals_single(adaptive):
     table, _ = planted()
-    model = fit(table, KMeans(num_segments=3))
+    model = fit(table, KMeans(num_segments=3, adaptive=adaptive))
     again = KMeans.load(model.save())
     assert isinstance(again, Segments)
     whole = again.predict(table)

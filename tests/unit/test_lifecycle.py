@@ -12,9 +12,10 @@ from crmray.data.sequences import EVENT_KINDS, MAX_EVENTS
 from crmray.errors import SchemaError
 from crmray.models import lifecycle, segment_transformer
 from crmray.models.hierarchy import Ward
-from crmray.models.kmeans import BEFORE, KMeans, matrix
+from crmray.models.kmeans import KMeans
 from crmray.models.lifecycle import BASKET, DORMANT, NUM_WEEKS, SPEND, Lifecycle
 from crmray.models.segment_transformer import SegmentTransformer
+from crmray.models.segments import BEFORE, matrix
 from crmray.tasks import segmentation
 from crmray.tasks.segmentation import Settings
 
@@ -180,7 +181,7 @@ def test_shards_and_samples_are_looked_at_once_for_all_passes_and_trials(monkeyp
     first = sums()
     assert len(first) >= 2 * 2 * 3  # trials, passes, shards
     assert (len(looks), len(passes)) == (1 + 3, lifecycle.NUM_PASSES)
-    segment_transformer._teacher(table, 2, 13)  # the rows and the sample are the same
+    segment_transformer._fitted(KMeans(num_segments=2, dormant_weeks=13), table)  # the rows and the sample are the same
     assert (len(looks), len(passes)) == (1 + 3, lifecycle.NUM_PASSES)
     for name in ("_FITS", "_TRAITS"):
         monkeypatch.setattr(lifecycle, name, lifecycle._Memory(9))
@@ -279,7 +280,10 @@ def test_segments_know_the_dormant():
 
 
 def test_a_horizon_makes_dormant_where_behaviour_counts():
-    assert segmentation.fixed(Settings(horizon_days=90))["kmeans.dormant_weeks"] == 13
+    assert segmentation.fixed(Settings(horizon_days=90)) == {
+        "kmeans.dormant_weeks": 13, "kmeans.adaptive": True, "transformer.dormant_weeks": 13,
+        "transformer.adaptive": True, "ward.dormant_weeks": 13,
+    }  # fmt: skip
     assert segmentation.fixed(Settings(horizon_days=1))["ward.dormant_weeks"] == 1
     assert segmentation.fixed(Settings(features="rfm", num_segments=4)) == {
         "kmeans.num_segments": 4, "ward.num_segments": 4, "transformer.num_segments": 4,
