@@ -14,7 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from crmray.models.kmeans import Cut, check_dormant_weeks, check_num_segments, simplest, stability
-from crmray.models.segments import NUM_SEGMENTS, Segments, features, mean_and_scale, nearest, standardise, sums
+from crmray.models.segments import (
+    NUM_SEGMENTS,
+    Segments,
+    features,
+    mean_and_scale,
+    nearest,
+    standardise,
+    sums,
+    whitening,
+)
 
 SAMPLE_ROWS = 2_000
 """rows of the hierarchy"""
@@ -27,6 +36,8 @@ class Ward:
 
     num_segments: int | None = None
     """K; None: the simplest of NUM_SEGMENTS by silhouette and stability"""
+    adaptive: bool = False
+    """whether everybody else is assigned by distances of the pooled covariance within the segments"""
     dormant_weeks: int | None = None
     """weeks without activity from which on a customer is dormant, see Lifecycle; None: the examples' features alone"""
 
@@ -53,13 +64,22 @@ class Ward:
         best = simplest([self._cut(sample_ND, k, seed) for k in numbers])
         return Segments.of(
             columns, mean_D, scale_D, best.centers_KD, best.stability, rows_ND=sample_ND, seed=seed,
-            lifecycle=lifecycle,
+            lifecycle=lifecycle, whitening_DD=best.whitening_DD,
         )  # fmt: skip
 
     def _cut(self, sample_ND: np.ndarray, k: int, seed: int) -> Cut:
         part_ND = sample_ND[:STABILITY_ROWS]
-        steady = stability(part_ND, lambda rows: nearest(part_ND, centers(part_ND[rows], k)), seed)
-        return Cut.of(sample_ND, centers(sample_ND, k), steady)
+        steady = stability(part_ND, lambda rows: nearest(part_ND, *self._split(part_ND[rows], k)), seed)
+        centers_KD, whitening_DD = self._split(sample_ND, k)
+        return Cut.of(sample_ND, centers_KD, steady, whitening_DD)
+
+    def _split(self, rows_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Centres, and whitening, of k clusters."""
+        segment = _clusters(rows_ND, k)
+        centers_KD = _means(rows_ND, segment)
+        if not self.adaptive:
+            return centers_KD, None
+        return centers_KD, whitening(rows_ND.T @ rows_ND, np.bincount(segment), centers_KD)
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> Segments:
@@ -74,10 +94,17 @@ def sample(rows_ND: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def centers(rows_ND: np.ndarray, k: int) -> np.ndarray:
     """(K, D) means of the k clusters of Ward's hierarchy of all rows."""
+    return _means(rows_ND, _clusters(rows_ND, k))
+
+
+def _clusters(rows_ND: np.ndarray, k: int) -> np.ndarray:
     from sklearn.cluster import AgglomerativeClustering
 
-    found = AgglomerativeClustering(k, linkage="ward").fit_predict(rows_ND)
-    return np.array([rows_ND[found == one].mean(axis=0) for one in range(k)])
+    return AgglomerativeClustering(k, linkage="ward").fit_predict(rows_ND)
+
+
+def _means(rows_ND: np.ndarray, segment: np.ndarray) -> np.ndarray:
+    return np.array([rows_ND[segment == one].mean(axis=0) for one in np.unique(segment)])
 
 
 def linkage(rows_ND: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ from crmray.models.segments import (
     nearest,
     standardise,
     sums,
+    whitening,
     with_lifecycle,
 )
 from crmray.models.tabular import check_positive
@@ -43,8 +44,6 @@ SILHOUETTE_ROWS = 10_000
 TOLERANCE = 1e-4
 """distance that all centres together may still move when the passes end"""
 MAX_PASSES = 100
-RIDGE = 1e-3
-"""variance within segments, in those of the features, that every direction has at least"""
 
 
 def silhouette(rows_ND: np.ndarray, segment: np.ndarray) -> tuple[float, float]:
@@ -210,9 +209,9 @@ class KMeans:
 
     def _moved(self, total: Mapping[str, np.ndarray], before_KD: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Centres, and whitening, of the segments with these sums; an empty one keeps its centre."""
-        n_K1 = total["n"][:, None]
-        centers_KD = np.where(n_K1 > 0, total["sum"] / np.maximum(n_K1, 1), before_KD)
-        return centers_KD, _whitening(total["squares"], n_K1, centers_KD) if self.adaptive else None
+        n_K = total["n"]
+        centers_KD = np.where(n_K[:, None] > 0, total["sum"] / np.maximum(n_K, 1)[:, None], before_KD)
+        return centers_KD, whitening(total["squares"], n_K, centers_KD) if self.adaptive else None
 
     def _stability(self, rows_ND: np.ndarray, k: int, seed: int) -> float:
         return stability(rows_ND, lambda rows: nearest(rows_ND, *self._local(rows_ND[rows], k, seed)), seed)
@@ -224,12 +223,6 @@ def _sums_of(rows_ND: np.ndarray, centers_KD: np.ndarray, whitening_DD: np.ndarr
     sums_KD = np.zeros_like(centers_KD)
     np.add.at(sums_KD, segment, rows_ND)
     return {"n": np.bincount(segment, minlength=len(sums_KD)), "sum": sums_KD, "squares": rows_ND.T @ rows_ND}
-
-
-def _whitening(squares_DD: np.ndarray, n_K1: np.ndarray, centers_KD: np.ndarray) -> np.ndarray:
-    """(D, D) by which rows have unit covariance within the segments."""
-    within_DD = (squares_DD - (n_K1 * centers_KD).T @ centers_KD) / n_K1.sum() + RIDGE * np.eye(len(squares_DD))
-    return np.linalg.cholesky(np.linalg.inv(within_DD))
 
 
 def _stand_still(centers_KD: np.ndarray, before_KD: np.ndarray) -> bool:

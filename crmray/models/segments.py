@@ -21,6 +21,8 @@ from crmray.models.anomalies import Anomalies
 from crmray.models.lifecycle import DORMANT, Lifecycle
 from crmray.models.tabular import file_of
 
+RIDGE = 1e-3
+"""variance within segments, in those of the features, that every direction has at least"""
 NUM_SEGMENTS = (3, 4, 5, 6, 7, 8)
 """numbers of segments that are tried"""
 NOT_FEATURES = ("entity_id", "as_of", "part", "later_amount")
@@ -216,3 +218,12 @@ def nearest(rows_ND: np.ndarray, centers_KD: np.ndarray, whitening_DD: np.ndarra
 def _turned(values_ND: np.ndarray, whitening_DD: np.ndarray) -> np.ndarray:
     """The matrix product, in sums whose order does not hang on the number of rows."""
     return np.sum([values_ND[:, [d]] * axis_D for d, axis_D in enumerate(whitening_DD)], axis=0)
+
+
+def whitening(squares_DD: np.ndarray, n_K: np.ndarray, centers_KD: np.ndarray) -> np.ndarray:
+    """(D, D) by which rows have unit covariance within segments of n_K rows, the pooled one.
+
+    squares_DD: products of all pairs of features, summed over all rows.
+    """
+    within_DD = (squares_DD - (n_K[:, None] * centers_KD).T @ centers_KD) / n_K.sum() + RIDGE * np.eye(len(squares_DD))
+    return np.linalg.cholesky(np.linalg.inv(within_DD))

@@ -366,12 +366,10 @@ def fixed(settings: Settings) -> dict[str, Any]:
     With behaviour, who did nothing for a horizon is dormant; features tell the same twice, so distances are adaptive.
     """
     given: dict[str, Any] = {} if settings.num_segments is None else {"num_segments": settings.num_segments}
-    adaptive: dict[str, Any] = {}
     if settings.features == "behaviour":
-        given["dormant_weeks"] = min(max(1, round(settings.horizon_days / WEEK_DAYS)), NUM_WEEKS)
-        adaptive["adaptive"] = True
-    families = {KMeans.NAME: given | adaptive, SegmentTransformer.NAME: given | adaptive, Ward.NAME: given}
-    return {f"{family}.{name}": value for family, values in families.items() for name, value in values.items()}
+        given |= {"adaptive": True, "dormant_weeks": min(max(1, round(settings.horizon_days / WEEK_DAYS)), NUM_WEEKS)}
+    families = (KMeans, Ward, SegmentTransformer)
+    return {f"{family.NAME}.{name}": value for family in families for name, value in given.items()}
 
 
 def files(decision: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, bytes]:

@@ -104,6 +104,17 @@ def test_adaptive_distances_find_groups_whatever_their_shape_and_the_shards():
     np.testing.assert_allclose(many.whitening_DD, one.whitening_DD, rtol=1e-6)
 
 
+def test_who_is_not_in_the_hierarchy_is_assigned_by_the_shape_of_its_segments():
+    """Slanted segments, told apart across their slant: the distance alone leads one in twelve astray."""
+    rng = np.random.default_rng(0)
+    group = np.arange(3000) % 3
+    along = rng.normal(0, 0.5, 3000) + 0.5 * group
+    rows_ND = np.column_stack([along, group + rng.normal(0, 0.12, 3000) + along / 4])
+    found = [nearest(rows_ND, *Ward(adaptive=adaptive)._split(rows_ND[:150], 3)) for adaptive in (False, True)]
+    agreement = [adjusted_rand_score(group, segment) for segment in found]
+    assert agreement[0] < 0.9 < 0.99 < agreement[1]
+
+
 def test_of_equally_clear_segments_the_steadier_ones_score_better():
     table, group = planted()
     rows_ND = np.log1p(np.column_stack([table["spend_amount"], table["frequency_orders"], table["recency_days"]]))

@@ -281,8 +281,8 @@ def test_segments_know_the_dormant():
 
 def test_a_horizon_makes_dormant_where_behaviour_counts():
     assert segmentation.fixed(Settings(horizon_days=90)) == {
-        "kmeans.dormant_weeks": 13, "kmeans.adaptive": True, "transformer.dormant_weeks": 13,
-        "transformer.adaptive": True, "ward.dormant_weeks": 13,
+        f"{family}.{name}": value
+        for family in ("kmeans", "ward", "transformer") for name, value in (("adaptive", True), ("dormant_weeks", 13))
     }  # fmt: skip
     assert segmentation.fixed(Settings(horizon_days=1))["ward.dormant_weeks"] == 1
     assert segmentation.fixed(Settings(features="rfm", num_segments=4)) == {
