@@ -65,6 +65,7 @@ def command(arguments: argparse.Namespace) -> int:
     try:
         print(f"up: {head.dashboard} after {time.monotonic() - started:.1f} s", flush=True)
         dashboard = Dashboard()
+        serving.check_org(dashboard, asked)  # before an org is filled
         with _salesforce(asked, keep=arguments.keep) as org:
             if org is not asked:
                 print(f"Salesforce org: {_url(org)} after {time.monotonic() - started:.1f} s", flush=True)

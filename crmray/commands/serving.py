@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,6 +45,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "deploy",
         help="put the endpoints of an org on Serve",
         description="Deploy an application for each task of an org file, and one for /, all as serve/config.yaml says. "
+        "A head serves one org: endpoints of another one are not replaced. "
         "On another cluster the endpoints read <storage>/org.yaml; where storage is a URL (s3://…) they read the org "
         "file that CRMRAY_ORG names on its nodes, which has to be set there.",
         epilog="examples: crmray deploy org.yaml    crmray deploy org.yaml --print > serve.yaml",
@@ -114,10 +116,7 @@ def serve_config(org: Org, *, port: int = PORT, elsewhere: bool = False) -> dict
     an org file is not read from a URL, so with such a storage its path is left to CRMRAY_ORG of the nodes.
     """
     deployment = _template()
-    if not elsewhere:
-        own = {"org": org.path, "keys": str(KeyFile().path)}
-    else:
-        own = {} if "://" in org.root else {"org": f"{org.root}/org.yaml"}
+    own = _org_file(org, elsewhere) if elsewhere else {**_org_file(org, elsewhere), "keys": str(KeyFile().path)}
     by_task = {application["args"].get("task"): application for application in deployment["applications"]}
     usual = next(application for task, application in by_task.items() if task)
     # Named, so that a task more or less is a change: Serve leaves an application as it is where its args are the same.
@@ -132,12 +131,46 @@ def serve_config(org: Org, *, port: int = PORT, elsewhere: bool = False) -> dict
     }
 
 
+def _org_file(org: Org, elsewhere: bool) -> dict[str, str]:
+    """The org file that the applications read, as their args name it."""
+    if not elsewhere:
+        return {"org": org.path}
+    return {} if "://" in org.root else {"org": f"{org.root}/org.yaml"}
+
+
+def check_org(dashboard: Dashboard, org: Org, tasks: Collection[str] | None = None) -> None:
+    """ClusterError where the endpoint of one of these tasks (None: any) answers for another org.
+
+    The same lake is the same org, whatever its file is called. Applications of another tool, and of another cluster
+    those that read the org file of CRMRAY_ORG, do not say whose they are.
+    """
+    for name, application in dashboard.serve()["applications"].items():
+        path = ((application.get("deployed_app_config") or {}).get("args") or {}).get("org")
+        if path and (tasks is None or name in tasks) and (told := _another(dashboard, org, path)):
+            raise ClusterError(
+                f"{name}: the endpoint on {dashboard.address} answers for {told}; a head serves one org, so nothing "
+                f"was done for {org.name!r}: do `crmray down` first, or take another head"
+            )
+
+
+def _another(dashboard: Dashboard, org: Org, path: str) -> str:
+    """Whose the org file of an application is, in words; empty where it is this org's."""
+    if path == _org_file(org, elsewhere=not dashboard.head).get("org"):
+        return ""
+    if dashboard.head:
+        with contextlib.suppress(ConfigError):  # gone or wrong by now: told by its path
+            theirs = config.load(path)
+            return "" if theirs.root == org.root else f"org {theirs.name!r} ({path})"
+    return f"the org of {path}"
+
+
 def deploy(dashboard: Dashboard, org: Org, *, port: int = PORT) -> dict[str, str]:
-    """Deploy, wait until every application runs, and return task -> URL of its endpoint.
+    """Deploy, wait until every application runs, and return task -> URL of its endpoint. ClusterError as `check_org`.
 
     On another cluster the org file has to lie where its storage says: `<storage>/org.yaml`, a path that nodes share;
     where the storage is a URL, CRMRAY_ORG of the nodes names it.
     """
+    check_org(dashboard, org)
     if dashboard.head:
         if not dashboard.serve().get("proxies") and free_port(port) != port:
             raise ClusterError(f"port {port} is in use by another program; give another --port for the endpoints")

@@ -6,6 +6,7 @@ import re
 import stat
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -16,7 +17,7 @@ from crmray import cli, config, log
 from crmray.commands import doctor, serving, submit, text
 from crmray.commands import run as run_command
 from crmray.dashboard import _reason
-from crmray.errors import ConfigError, NotFoundError, did_you_mean
+from crmray.errors import ClusterError, ConfigError, NotFoundError, did_you_mean
 from crmray.head import home, token_file
 from crmray.keys import KeyFile
 from crmray.privacy import Pseudonyms, Vault
@@ -211,6 +212,14 @@ def test_closing_lines_and_messages_are_told_apart() -> None:
     )
 
 
+def _serving(org_file: str | None = None, head: bool = True) -> Any:
+    """A dashboard whose Serve runs churn for an org file, or nothing."""
+    applications = {"churn": {"deployed_app_config": {"args": {"task": "churn", "org": org_file}}}} if org_file else {}
+    return SimpleNamespace(
+        address="http://127.0.0.1:8265", head=head, serve=lambda: {"applications": applications}, deploy=pytest.fail
+    )
+
+
 def test_a_run_ends_with_the_pages_of_what_was_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,7 +233,7 @@ def test_a_run_ends_with_the_pages_of_what_was_published(
         return {"leads": "train: too few rows"} if name == "train" else {}
 
     monkeypatch.setattr(run_command, "_station", station)
-    assert run_command.run(None, org, tasks=None, tune=False, port=None) == 2  # type: ignore[arg-type]
+    assert run_command.run(_serving(), org, tasks=None, tune=False, port=None) == 2
     assert seen == [
         ("ingest", []), ("shard", []), ("examples", ["churn", "leads"]), ("train", ["churn", "leads"]),
         ("publish", ["churn"]), ("score", ["churn"]), ("evaluate", ["churn"]), ("evaluate", []),
@@ -248,7 +257,7 @@ def test_a_write_back_that_failed_costs_no_page(
         return {"churn": "writeback: the org is locked"} if name == "writeback" else {}
 
     monkeypatch.setattr(run_command, "_station", station)
-    assert run_command.run(None, org, tasks=None, tune=False, port=None) == 2  # type: ignore[arg-type]
+    assert run_command.run(_serving(), org, tasks=None, tune=False, port=None) == 2
     assert seen[-3:] == [("writeback", ["churn"]), ("evaluate", ["churn", "leads"]), ("evaluate", [])]
     told = capsys.readouterr().out.splitlines()
     pages = [f"{one}: {org.root}/evaluations/{one}/{'0' * 16}/report.html" for one in ("all", "churn", "leads")]
@@ -322,6 +331,30 @@ def test_another_cluster_reads_the_org_file_in_its_lake_or_its_own(tmp_path: Pat
         root, churn = serving.serve_config(config.load(path), elsewhere=True)["applications"]
         assert root["args"] == {"served": ["churn"], **args}  # another list makes Serve start the root anew
         assert churn["args"] == {"task": "churn", **args}
+
+
+@pytest.mark.parametrize("port", [8000, None])
+def test_endpoints_of_another_org_are_not_taken_over(port: int | None, org_file: Path, tmp_path: Path) -> None:
+    org, other = config.load(org_file), tmp_path / "other.yaml"
+    other.write_text("name: shop\nstorage: shop-lake\nsource: {kind: demo}\ntasks: {churn: {}}\n")
+    said = rf"churn: the endpoint on http://127.0.0.1:8265 answers for org 'shop' \({other}\); .* `crmray down` first"
+    with pytest.raises(ClusterError, match=said):
+        run_command.run(_serving(str(other)), org, tasks=None, tune=False, port=port)
+    if port:
+        with pytest.raises(ClusterError, match=said):
+            serving.deploy(_serving(str(other)), org, port=port)
+    with pytest.raises(ClusterError, match="answers for the org of /lake/shop/org.yaml; a head serves one org"):
+        serving.check_org(_serving("/lake/shop/org.yaml", head=False), org)
+
+
+def test_the_same_lake_is_the_same_org(org_file: Path, tmp_path: Path) -> None:
+    org, again = config.load(org_file), tmp_path / "again.yaml"
+    again.write_text(org_file.read_text())
+    serving.check_org(_serving(str(org_file)), org)
+    serving.check_org(_serving(str(again)), org)
+    serving.check_org(_serving(f"{org.root}/org.yaml", head=False), org)
+    serving.check_org(_serving(), org)
+    serving.check_org(_serving("gone.yaml"), org, ["leads"])  # asked about another endpoint
 
 
 def test_the_example_request_asks_by_the_orgs_own_id(tmp_path: Path) -> None:
