@@ -63,6 +63,18 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+ALONE = ("undo", "rollback")
+"""go with no other option"""
+
+
+def refuse_together(options: Iterable[str]) -> None:
+    """ConfigError where these options were given together and one of them goes alone."""
+    names = [FLAGS[option][0] for option in options]
+    for one in (FLAGS[option][0] for option in ALONE):
+        if one in names and len(names) > 1:
+            raise ConfigError(f"got {' with '.join(sorted(names, key=one.__ne__))}, expected {one} alone")
+
+
 def add_flags(parser: argparse.ArgumentParser, options: Iterable[str]) -> None:
     """Add the flags of these options."""
     for option in options:
@@ -104,6 +116,7 @@ def _one(name: str, call: Callable[..., Any], arguments: argparse.Namespace, tas
     started, start = time.monotonic(), datetime.now(timezone.utc)
     try:
         options = {option: value for option, value in options.items() if value}
+        refuse_together(options)
         if "overrides" in options:
             options["overrides"] = settings_of(options["overrides"])
         # The tasks' code is heavy; what runs before any task does without it.

@@ -23,6 +23,7 @@ from crmray.commands import head as head_commands
 from crmray.commands import lake as lake_commands
 from crmray.commands import serving
 from crmray.commands.run import run
+from crmray.commands.text import cut
 from crmray.config import DemoSource, Org, SalesforceSource
 from crmray.dashboard import Dashboard
 from crmray.errors import ClusterError, SalesforceError
@@ -202,7 +203,7 @@ def _read_back(org: Org) -> str:
             count = client.count(aim.object, f"{first} != null")
             rows = client.query(f"SELECT {', '.join(names)} FROM {aim.object} WHERE {first} != null LIMIT 1")
             sample = json.dumps(next(rows, {}), ensure_ascii=False)
-            lines.append(f"  {task}: {count:,} {aim.object} records; {sample[:400]}")
+            lines.append(f"  {task}: {count:,} {aim.object} records; {cut(sample, 400)}")
     return "\n".join(lines)
 
 

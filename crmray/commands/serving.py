@@ -19,6 +19,7 @@ import yaml
 
 from crmray import config, disk
 from crmray.commands.head import free_port
+from crmray.commands.text import cut
 from crmray.config import Org
 from crmray.dashboard import Dashboard, NoCluster, with_headers
 from crmray.errors import AuthError, ClusterError, ConfigError, CrmrayError, NotFoundError
@@ -33,6 +34,8 @@ START = "do `crmray up`, then `crmray deploy ORG.yaml` (what was published stays
 """how endpoints of this machine come back"""
 HERE = ("http://127.0.0.1", "http://localhost", "http://[::1]")
 """how URLs of endpoints on this machine begin"""
+NOT_SERVED = ("not_found", "not_deployed")
+"""codes with which the root answers for a task that has no application"""
 PRINTED = """\
 # For `serve deploy FILE`, or as serveConfigV2 of a RayService (cluster/rayservice.yaml).
 # host 127.0.0.1 answers on the nodes themselves only; on Kubernetes, or behind a load balancer, set it to 0.0.0.0.
@@ -280,7 +283,23 @@ def ask(url: str, body: dict[str, Any]) -> Any:
     if answer.status_code == 200:
         with contextlib.suppress(ValueError):  # what else answers there is told below
             return answer.json()
-    raise CrmrayError(f"{url}: {answer.status_code} {' '.join(answer.text.split())[:500]}")
+    code, message = _refusal(answer)
+    if code in NOT_SERVED:
+        raise NotFoundError(
+            f"{url}: nothing answers there; `crmray status` lists what is served. A task of the org file, once it "
+            "was trained and published, is served after `crmray deploy ORG.yaml`"
+        )
+    raise CrmrayError(f"{url}: {answer.status_code} {message}")
+
+
+def _refusal(answer: requests.Response) -> tuple[str, str]:
+    """Code and message of an endpoint's error; of another server's its first words."""
+    try:
+        told = answer.json()["error"]
+        return told["code"], told["message"]
+    except (ValueError, TypeError, KeyError):
+        code = "not_found" if answer.status_code == 404 else ""
+        return code, cut(" ".join(answer.text.split()), 300)
 
 
 def show_request(dashboard: Dashboard, org: Org, task: str) -> str:
@@ -291,7 +310,7 @@ def show_request(dashboard: Dashboard, org: Org, task: str) -> str:
         f"curl -H \"Authorization: Bearer $(cat {home() / 'key'})\" -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}' {url}"
     )
-    return f"{curl}\n{json.dumps(ask(url, body), ensure_ascii=False)[:600]}"
+    return f"{curl}\n{cut(json.dumps(ask(url, body), ensure_ascii=False), 600)}"
 
 
 def _first_id(org: Org, task: str) -> str:

@@ -151,10 +151,13 @@ class EntityRequest(BaseModel):
     @model_validator(mode="after")
     def _one_subject(self) -> EntityRequest:
         given = [name for name in self.SUBJECTS if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"got {given or 'none'} of {', '.join(self.SUBJECTS)}; expected exactly one of them")
+        one = f"expected exactly one of {', '.join(self.SUBJECTS)}"
+        if not given:
+            raise ValueError(f"got none, {one}")
+        if len(given) > 1:
+            raise ValueError(f"{given[-1]}: got {given[0]} as well, {one}")
         if self.recent_events is not None and self.id is None:
-            raise ValueError("got recent_events without id; expected them with one id")
+            raise ValueError("recent_events: got no id with them, expected one id")
         return self
 
     @property

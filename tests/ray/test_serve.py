@@ -153,7 +153,9 @@ def test_described_inline_equals_known_and_recent_events_count(published):
         ({"id": 7}, 422, "invalid_field", "id"),
         ({"idd": "c00007"}, 422, "invalid_field", "idd"),
         ({"id": "c00007", "threshold": 2}, 422, "invalid_field", "threshold"),
-        ({"id": "c00007", "ids": ["c00001"]}, 422, "invalid_field", None),
+        ({"id": "c00007", "ids": ["c00001"]}, 422, "invalid_field", "ids"),
+        ({"ids": ["c00007"], "recent_events": {}}, 422, "invalid_field", "recent_events"),
+        ({}, 422, "invalid_field", None),
         ({"customer": {"orders": []}}, 422, "invalid_field", "customer.orders"),
         ({"customer": {"transactions": [{}]}}, 422, "invalid_field", "customer.transactions.0.occurred_at"),
         (

@@ -206,6 +206,9 @@ def test_what_a_task_takes_of_its_own_is_heeded(service):
     assert checked(leads, service.post(leads, {**DESCRIBED["lead"], "events": visits}))
     wrong = service.post(leads, {"lead": {"source": 7}}).json()["error"]
     assert wrong["field"] == "lead.leads.0.source"
+    for option, body in (("similar_to", {}), ("for_product", known)):
+        wrong = service.post(recommendation, {**body, option: "gone"}).json()["error"]
+        assert (wrong["field"], wrong["message"][:30]) == (option, f"{option}: got product 'gone', expected"[:30])
     long = service.post(EACH["sentiment"], {"texts": ["never again " * 80_000]})
     assert checked(EACH["sentiment"], long)
 

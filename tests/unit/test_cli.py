@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import requests
 import yaml
 
 import jobs
@@ -56,6 +57,18 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["submit", "train", "chrn", "--org", "ORG"],
             "task 'chrn' is not asked for (asked for: churn); did you mean 'ch",
+        ),
+        (
+            ["submit", "writeback", "churn", "--org", "ORG", "--dry-run", "--undo", "r1"],
+            "got --undo with --dry-run, expected --undo alone",
+        ),
+        (
+            ["submit", "publish", "churn", "--org", "ORG", "--rollback", "--force", "why"],
+            "got --rollback with --force, expected --rollback alone",
+        ),
+        (
+            ["submit", "train", "churn", "--org", "ORG", "--undo", "r1"],
+            "submit train: got --undo, expected flags of this job: --candidates, --set, --workers, --concurrency",
         ),
         (["submit", "train", "value", "--org", "ORG"], "(asked for: churn); add it under `tasks:`"),
         (["submit", "shard", "--org", "ORG"], "no cluster: none was given and no local head runs; do `crmray up`"),
@@ -304,7 +317,38 @@ def test_a_log_in_pieces_is_read_by_line(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == "    shard.wrote rows=5 parts=a, 0.5\n"
 
 
+def test_what_is_cut_says_so_and_ends_with_a_word() -> None:
+    assert text.cut("one two three", 13) == "one two three"
+    assert text.cut("one two three", 12) == "one two …"
+    assert text.cut("abcdef", 3) == "abc …"
+
+
 # ---------------------------------------------------------------------------------------------------------- serving
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (404, '{"error": {"code": "not_found", "message": "POST /v1/churn: Not Found", "field": null}}',
+         "http://h/v1/churn: nothing answers there; `crmray status` lists what is served."),
+        (503, '{"error": {"code": "not_deployed", "message": "it", "field": null}}', "nothing answers there"),
+        (404, "Path '/v1/churn' not found.", "nothing answers there"),
+        (404, '{"error": {"code": "unknown_customer", "message": "this customer is not known", "field": "id"}}',
+         "http://h/v1/churn: 404 this customer is not known"),
+        (502, "<html>Bad\n gateway</html>", "http://h/v1/churn: 502 <html>Bad gateway</html>"),
+    ],
+)  # fmt: skip
+def test_a_refusal_of_an_endpoint_is_told_in_words(
+    status: int, body: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = requests.Response()
+    answer.status_code, answer._content = status, body.encode()
+    monkeypatch.setattr(requests.Session, "post", lambda *_, **__: answer)
+    monkeypatch.setenv("CRMRAY_KEY", "k")
+    assert cli.main(["predict", "churn", "C1", "--url", "http://h"]) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert '{"error"' not in said
 
 
 def test_deployment_names_the_org_its_tasks_and_the_keys(org_file: Path) -> None:
