@@ -152,9 +152,51 @@ def test_doctor_finds_the_token_that_others_can_read(capsys: pytest.CaptureFixtu
     path = token_file()
     path.chmod(0o644)
     assert cli.main(["doctor"]) == 2
-    assert f"BAD  {path} has mode 0644; others can read it: chmod 600" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"BAD  {path} has mode 0644; others can read it: chmod 600" in told
+    assert re.search(r"\n\d+ of \d+ checks failed\n$", told)
     assert token_file() == path
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_doctor_reads_every_secret_of_the_org_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "org.yaml"
+    path.write_text(
+        "name: a\nstorage: lake\nsource: {kind: salesforce, login: {flow: client_credentials, "
+        "client_id: {env: CRM_ID}, client_secret: {file: keys/secret}}}\n"
+        "privacy: {pseudonym_key: {file: keys/pseudonym.key}, vault_key: {file: keys/vault.key}}\n"
+    )
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "secret").write_text("s")
+    (tmp_path / "keys" / "vault.key").write_text("00" * 31)
+    monkeypatch.setenv("CRM_ID", "me")
+    told = {text: fine for fine, text in doctor.org_file(str(path))}
+    assert [text for text, fine in told.items() if not fine] == [
+        "privacy.pseudonym_key: secret file keys/pseudonym.key: got No such file or directory, expected a readable "
+        "text file",
+        "privacy.vault_key: secret file keys/vault.key: got 31 bytes, expected 32; `openssl rand -hex 32` makes some",
+    ]
+    assert {"source.login.client_secret can be read", f"storage {tmp_path}/lake can be written"} <= set(told)
+    assert "source.login.client_id can be read in this shell; jobs have the variables of the head" in told
+    (tmp_path / "keys" / "pseudonym.key").write_text("11" * 32)
+    (tmp_path / "keys" / "vault.key").write_text("22" * 32)
+    org = config.load(path)
+    found = Pseudonyms.of_org(org)
+    assert found
+    found.mark(Lake.of(org))
+    assert all(fine for fine, _ in doctor.org_file(str(path)))
+    (tmp_path / "keys" / "pseudonym.key").write_text("33" * 32)
+    assert any("is not the key that the pseudonyms of" in text for fine, text in doctor.org_file(str(path)) if not fine)
+
+
+def test_check_misses_a_key_before_it_reads_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "orders.csv").write_text("who,when\na,2024-01-01\n")
+    (tmp_path / "org.yaml").write_text(
+        "name: a\nstorage: lake\nprivacy: {pseudonym_key: {file: keys/pseudonym.key}}\nsource: {kind: files, tables: "
+        "{transactions: [{files: [orders.csv], columns: {entity_id: who, occurred_at: when}}]}}\n"
+    )
+    assert cli.main(["check", str(tmp_path / "org.yaml")]) == 2
+    assert "crmray: privacy.pseudonym_key: secret file keys/pseudonym.key: got No such file" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------- jobs
