@@ -213,6 +213,18 @@ def test_what_a_task_takes_of_its_own_is_heeded(service):
     assert checked(EACH["sentiment"], long)
 
 
+def test_the_documented_examples_of_bodies_are_answered(service):
+    churn = EACH["churn"]
+    document = churn.Request.model_json_schema()
+    (described,), (recent,) = (document["properties"][name]["examples"] for name in ("customer", "recent_events"))
+    (body,) = document["examples"]
+    assert body == {"id": "C00042", "explain": True}
+    (known,) = checked(churn, service.post(churn, {**body, "id": "c0003"}))
+    (later,) = checked(churn, service.post(churn, {**body, "id": "c0003", "recent_events": recent}))
+    assert later["as_of"] > known["as_of"]
+    assert checked(churn, service.post(churn, {"customer": described}))
+
+
 @EVERY_TASK
 @pytest.mark.parametrize(
     ("content", "status", "code"),
