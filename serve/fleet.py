@@ -64,9 +64,9 @@ def check_org(task: str, org: str, lake: Lake) -> None:
     others = {state["org"] for state in states(task) if state["lake"] not in (None, address_of(lake))}
     if others:
         raise ClusterError(
-            f"{task}: the endpoint of this task on this head answers for org {sorted(others)[0]!r}, from another lake, "
-            f"so nothing was promoted: what was trained stays in the registry of {org!r} and is not served here. A "
-            "head serves one org: do `crmray down` first, or publish on another head"
+            f"the endpoint of {task} on this head answers for org {sorted(others)[0]!r}, from another lake, so nothing "
+            f"was promoted: what was trained stays in the registry of {org!r} and is not served here. A head serves "
+            "one org: do `crmray down` first, or publish on another head"
         )
 
 

@@ -151,8 +151,8 @@ def check_org(dashboard: Dashboard, org: Org, tasks: Collection[str] | None = No
         path = ((application.get("deployed_app_config") or {}).get("args") or {}).get("org")
         if path and (tasks is None or name in tasks) and (told := _another(dashboard, org, path)):
             raise ClusterError(
-                f"{name}: the endpoint on {dashboard.address} answers for {told}; a head serves one org, so nothing "
-                f"was done for {org.name!r}: do `crmray down` first, or take another head"
+                f"the endpoints of {dashboard.address} answer for {told}; a head serves one org, so nothing was done "
+                f"for {org.name!r}: do `crmray down` first, or take another head"
             )
 
 
@@ -286,8 +286,8 @@ def ask(url: str, body: dict[str, Any]) -> Any:
     code, message = _refusal(answer)
     if code in NOT_SERVED:
         raise NotFoundError(
-            f"{url}: nothing answers there; `crmray status` lists what is served. A task of the org file, once it "
-            "was trained and published, is served after `crmray deploy ORG.yaml`"
+            f"{url}: nothing answers there; `crmray status` lists what is served, `crmray deploy ORG.yaml` serves the "
+            "tasks of an org file"
         )
     raise CrmrayError(f"{url}: {answer.status_code} {message}")
 

@@ -4,8 +4,8 @@ Removing a group sets its columns to the training reference: the median of a num
 sequences the sequence of one typical training row. The effect of a group on a row is score - score without the group:
 positive effects raise the score. Effects of groups that act together do not add up to the score.
 
-A reason shows one value of its group beside the typical one: that whose removal alone moves the score most in the
-direction of the group. So a value is not told for an effect that it works against: of a customer who visited often in
+A reason shows one value of its group beside the typical one: that which makes most of the group's effect when the rest
+of the group is typical. So a value is not told for an effect that it works against: of a customer who visited often in
 a year, but not lately, it is the last weeks that are shown. Where no value makes enough of it alone, the group is told
 by its words.
 
@@ -180,9 +180,9 @@ def explain(
 ) -> list[list[str]]:
     """For each row up to `top` reasons in words, strongest first.
 
-    "how often they buy: 1 order in the last 90 days, typically 3 (+0.18)": the group, the value in it that moves the
-    score most that way beside the typical one (crmray.evaluate.phrases), and what the group adds to the score. Effects
-    below LEAST_EFFECT are left out.
+    "how often they buy: 1 order in the last 90 days, typically 3 (+0.18)": the group, the value in it that makes most
+    of this beside the typical one (crmray.evaluate.phrases), and what the group adds to the score. Effects below
+    LEAST_EFFECT are left out.
     """
     matrix = effects(predict, examples, reference, groups)
     order = np.argsort(-np.abs(matrix), axis=1, kind="stable")[:, :top]
@@ -198,39 +198,51 @@ def explain(
 def _shown(
     predict: Predict, examples: pa.Table, reference: Mapping[str, Any], told: Sequence[tuple[int, Sequence[str], float]]
 ) -> list[str | None]:
-    """Of each (row, columns of a group, its effect) the column to show: the only one, or that whose own effect in the
-    group's direction is largest and at least LEAST_SHARE of it; None for sequences and where there is none."""
+    """Of each (row, columns of a group, its effect) the column to show: the only one, or that which alone makes most of
+    the effect, at least LEAST_SHARE of it; None for sequences and where there is none."""
     plain = {column for column, value in reference["values"].items() if not isinstance(value, list)}
     found = [columns[0] if len(columns) == 1 and columns[0] in plain else None for _, columns, _ in told]
-    several = {column for _, columns, _ in told if len(columns) > 1 for column in columns if column in plain}
-    away = _distances(examples, several, reference)
+    group_of = {column: columns for _, columns, _ in told if len(columns) > 1 for column in columns if column in plain}
+    away = _distances(examples, group_of, reference)
     tried: dict[str, list[int]] = {}
     for number, (row, columns, _) in enumerate(told):
-        unusual = [column for column in columns if column in several and away[column][row]]
-        for column in sorted(unusual, key=lambda name: -away[name][row])[:MAX_TRIED] if len(columns) > 1 else ():
+        unusual = [column for column in columns if column in group_of and away[column][row]]
+        for column in sorted(unusual, key=lambda name: -away[name][row])[:MAX_TRIED]:
             tried.setdefault(column, []).append(number)
-    own = _alone(predict, examples, reference, {name: [told[n][0] for n in numbers] for name, numbers in tried.items()})
+    rows = {column: [told[number][0] for number in numbers] for column, numbers in tried.items()}
+    alone = _alone(predict, examples, reference, rows, group_of)
     best = np.full(len(told), LEAST_SHARE)
+    scores = np.asarray(predict(examples), dtype=np.float64) if tried else np.empty(0)
     for column, numbers in tried.items():
-        for number, effect in zip(numbers, own[column], strict=True):
-            if (share := effect / told[number][2]) >= best[number]:
+        for number, score in zip(numbers, alone[column], strict=True):
+            row, _, effect = told[number]
+            share = 1 - (scores[row] - score) / effect  # score alone less that without the group, over the effect
+            if share >= best[number]:
                 best[number], found[number] = share, column
     return found
 
 
 def _alone(
-    predict: Predict, examples: pa.Table, reference: Mapping[str, Any], rows: Mapping[str, list[int]]
+    predict: Predict,
+    examples: pa.Table,
+    reference: Mapping[str, Any],
+    rows: Mapping[str, list[int]],
+    group_of: Mapping[str, Sequence[str]],
 ) -> dict[str, np.ndarray]:
-    """Column -> effect of it alone on each of its rows."""
-    if not rows:
-        return {}
-    scores = np.asarray(predict(examples), dtype=np.float64)
-    out = {}
+    """Column -> score of each of its rows with the rest of its group at the reference."""
+    out, without = {}, {}
     for block in _blocks(rows):
-        parts = [_removed(examples.take(pa.array(rows[name])), (name,), reference["values"]) for name in block]
-        moved = np.asarray(predict(pa.concat_tables(parts).combine_chunks()), dtype=np.float64)
+        parts = []
         for name in block:
-            out[name], moved = scores[rows[name]] - moved[: len(rows[name])], moved[len(rows[name]) :]
+            group = tuple(group_of[name])
+            if group not in without:
+                without[group] = _removed(examples, group, reference["values"])
+            index, at = examples.schema.get_field_index(name), pa.array(rows[name])
+            own = examples[name].take(at)
+            parts.append(without[group].take(at).set_column(index, examples.schema.field(index), own))
+        scores = np.asarray(predict(pa.concat_tables(parts).combine_chunks()), dtype=np.float64)
+        for name in block:
+            out[name], scores = scores[: len(rows[name])], scores[len(rows[name]) :]
     return out
 
 

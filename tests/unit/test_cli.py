@@ -372,7 +372,7 @@ def test_what_is_cut_says_so_and_ends_with_a_word() -> None:
     ("status", "body", "told"),
     [
         (404, '{"error": {"code": "not_found", "message": "POST /v1/churn: Not Found", "field": null}}',
-         "http://h/v1/churn: nothing answers there; `crmray status` lists what is served."),
+         "http://h/v1/churn: nothing answers there; `crmray status` lists what is served, `crmray"),
         (503, '{"error": {"code": "not_deployed", "message": "it", "field": null}}', "nothing answers there"),
         (404, "Path '/v1/churn' not found.", "nothing answers there"),
         (404, '{"error": {"code": "unknown_customer", "message": "this customer is not known", "field": "id"}}',
@@ -423,13 +423,13 @@ def test_another_cluster_reads_the_org_file_in_its_lake_or_its_own(tmp_path: Pat
 def test_endpoints_of_another_org_are_not_taken_over(port: int | None, org_file: Path, tmp_path: Path) -> None:
     org, other = config.load(org_file), tmp_path / "other.yaml"
     other.write_text("name: shop\nstorage: shop-lake\nsource: {kind: demo}\ntasks: {churn: {}}\n")
-    said = rf"churn: the endpoint on http://127.0.0.1:8265 answers for org 'shop' \({other}\); .* `crmray down` first"
+    said = rf"the endpoints of http://127.0.0.1:8265 answer for org 'shop' \({other}\); .* `crmray down` first"
     with pytest.raises(ClusterError, match=said):
         run_command.run(_serving(str(other)), org, tasks=None, tune=False, port=port)
     if port:
         with pytest.raises(ClusterError, match=said):
             serving.deploy(_serving(str(other)), org, port=port)
-    with pytest.raises(ClusterError, match="answers for the org of /lake/shop/org.yaml; a head serves one org"):
+    with pytest.raises(ClusterError, match="answer for the org of /lake/shop/org.yaml; a head serves one org"):
         serving.check_org(_serving("/lake/shop/org.yaml", head=False), org)
 
 

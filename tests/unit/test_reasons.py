@@ -196,8 +196,13 @@ VISITS = {"visit_num_30d": 4.0, "visit_num_365d": 45.0}
         (lambda lately, ever: 0.5 - 0.1 * lately - 0.001 * ever, "0 visits in the last 30 days, typically 4 (+0.34)"),
         # less unusual by far, but what the model goes by
         (lambda lately, ever: 0.1 * lately + 0 * ever, "0 visits in the last 30 days, typically 4 (-0.40)"),
-        # either is enough, so neither alone makes it
-        (lambda lately, ever: 0.3 * ((lately != 4) | (ever != 45)), "visits (+0.30)"),
+        # it takes both, so neither alone makes it
+        (lambda lately, ever: 0.3 * ((lately != 4) & (ever != 45)), "visits (+0.30)"),
+        # either is enough: the first that is found
+        (
+            lambda lately, ever: 0.3 * ((lately != 4) | (ever > 200)),
+            "0 visits in the last 30 days, typically 4 (+0.30)",
+        ),
     ],
 )
 def test_the_value_of_a_group_that_is_shown_makes_what_is_told(model, said):

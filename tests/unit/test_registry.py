@@ -211,7 +211,7 @@ def test_nothing_is_promoted_where_the_endpoint_answers_for_another_org(tmp_path
     state = {"pid": 1, "org": "shop", "lake": fleet.address_of(Lake(tmp_path / "other")), "version": None}
     monkeypatch.setattr(fleet, "states", lambda task: [state, fleet._silent(TimeoutError())])
     toy.write_bundle(org.lake, "b" * 16, **RIGHT)
-    said = f"toy: the endpoint of this task on this head answers for org 'shop'.*registry of '{org.config.name}'"
+    said = f"the endpoint of toy on this head answers for org 'shop'.*registry of '{org.config.name}'"
     for call in (org.publish, org.rollback):
         with pytest.raises(ClusterError, match=said):
             call("toy")
