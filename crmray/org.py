@@ -119,17 +119,22 @@ class OpenOrg:
 
         options: version (default: the current bundle), force (a reason, promotes whatever the comparison says). Where
         the task is served, ends when every replica answers with the new version; `replicas` says how many there are.
+        ClusterError, and nothing is promoted, where the task is served for another org.
         """
         from crmray import tasks
         from crmray.registry import publish
+        from serve import fleet
 
+        fleet.check_org(task, self.config.name, self.lake)
         return _live(publish(self.lake, tasks.task(task), **options), task)
 
     def rollback(self, task: str, **options: Any) -> dict[str, Any]:
-        """Make the champion before the present one champion again; the ledger entry."""
+        """Make the champion before the present one champion again; the ledger entry. ClusterError as in `publish`."""
         from crmray import tasks
         from crmray.registry import rollback
+        from serve import fleet
 
+        fleet.check_org(task, self.config.name, self.lake)
         return _live(rollback(self.lake, tasks.task(task), **options), task)
 
     def score(self, task: str) -> Run:

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from crmray import log
@@ -62,6 +63,18 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+ALONE = ("undo", "rollback")
+"""go with no other option"""
+
+
+def refuse_together(options: Iterable[str]) -> None:
+    """ConfigError where these options were given together and one of them goes alone."""
+    names = [FLAGS[option][0] for option in options]
+    for one in (FLAGS[option][0] for option in ALONE):
+        if one in names and len(names) > 1:
+            raise ConfigError(f"got {' with '.join(sorted(names, key=one.__ne__))}, expected {one} alone")
+
+
 def add_flags(parser: argparse.ArgumentParser, options: Iterable[str]) -> None:
     """Add the flags of these options."""
     for option in options:
@@ -97,20 +110,25 @@ def job(
 
 def _one(name: str, call: Callable[..., Any], arguments: argparse.Namespace, task: str, options: dict[str, Any]) -> int:
     from crmray import config
+    from crmray.commands import estimate
     from crmray.org import OpenOrg
 
-    started = time.monotonic()
+    started, start = time.monotonic(), datetime.now(timezone.utc)
     try:
         options = {option: value for option, value in options.items() if value}
+        refuse_together(options)
         if "overrides" in options:
             options["overrides"] = settings_of(options["overrides"])
         # The tasks' code is heavy; what runs before any task does without it.
         org = OpenOrg.load(arguments.org) if name not in WITHOUT_TASK else OpenOrg(config.load(arguments.org))
         result = call(org, task, options)
+        seconds = round(time.monotonic() - started, 2)
+        if is_new(result, start):
+            estimate.note(org.config, name, task, seconds)
     except CrmrayError as error:
         print(f"{' '.join(filter(None, (name, task)))}: {error}", file=sys.stderr, flush=True)
         return 2
-    line = {"job": name, "task": task, **closing(result), "seconds": round(time.monotonic() - started, 2)}
+    line = {"job": name, "task": task, **closing(result), "seconds": seconds}
     print(json.dumps(line, default=str), flush=True)
     return 0
 
@@ -127,6 +145,17 @@ def settings_of(pairs: Iterable[str]) -> dict[str, Any]:
         except ValueError:
             settings[field] = value
     return settings
+
+
+def is_new(result: Any, start: datetime) -> bool:
+    """Whether a job that began then made something; what was there already, or refused, or only shown, was not made."""
+    from crmray.storage import Run
+
+    runs = [run for run in (result.values() if isinstance(result, Mapping) else [result]) if isinstance(run, Run)]
+    if not runs:
+        return bool(result.get("promoted"))
+    begun = start.replace(microsecond=start.microsecond // 1000 * 1000)  # manifests tell milliseconds
+    return any(datetime.fromisoformat(run.manifest()["created_at"]) >= begun for run in runs)
 
 
 def closing(result: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from crmray.errors import ConfigError
 from jobs import job
 
 if TYPE_CHECKING:
@@ -25,11 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def publish(org: OpenOrg, task: str, options: dict[str, Any]) -> dict[str, Any]:
     """The ledger entry or the refusal, with the number of replicas that answer with the new champion."""
-    if not options.pop("rollback", False):
-        return org.publish(task, **options)
-    if options:
-        raise ConfigError(f"got --rollback with --{', --'.join(options)}, expected --rollback alone")
-    return org.rollback(task)
+    return org.rollback(task) if options.pop("rollback", False) else org.publish(task, **options)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from crmray.errors import DataError
 from crmray.privacy import PERSONS
 from crmray.tasks.contract import EntityRequest
 from serve.champion import Champion, Served
-from serve.errors import Refused
+from serve.errors import Refused, named_in
 
 Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")
@@ -190,11 +190,13 @@ def _look_up(served: Served, request: EntityRequest) -> _Looked:
 
 
 def _predict(served: Served, request: EntityRequest, rows: pa.Table) -> pa.Table:
-    """The predictions; 422 where an option asks for what is not there."""
+    """The predictions; 422 where an option asks for what is not there, which the message then begins with."""
+    options = request.options()
     try:
-        return served.bundle.predict(rows, explain=request.explain, **request.options())
+        return served.bundle.predict(rows, explain=request.explain, **options)
     except DataError as error:
-        raise Refused(422, "invalid_field", str(error)) from None
+        named = named_in(str(error))
+        raise Refused(422, "invalid_field", str(error), field=named if named in options else None) from None
 
 
 def _document(served: Served, rows: pa.Table, predictions: pa.Table, part: slice, looked: _Looked) -> bytes:

@@ -27,6 +27,7 @@ from crmray.privacy import Pseudonyms
 from crmray.registry import Ledger
 from crmray.storage import Lake
 from crmray.tasks.contract import Task
+from serve import fleet
 from serve.answers import Answers
 from serve.champion import Champion
 from serve.http import root_app, task_app
@@ -70,8 +71,8 @@ class Predict:
         _limit_threads(self.options.num_threads)
         self.task: Task = self.options.load_tasks()[self.options.task]
         self.keys = _keys(self.options)
-        org = self.options.load_org()
-        self.champion = Champion(Lake(org.root), self.task, org)
+        self.org = self.options.load_org()
+        self.champion = Champion(Lake(self.org.root), self.task, self.org)
         await asyncio.to_thread(self.champion.poll)
         self._watch = asyncio.create_task(_watch(self.options.poll_s, self.champion.poll, self.keys))
 
@@ -82,8 +83,9 @@ class Predict:
         return task_app(self.task, answers, options=self.options, keys=self.keys, observe=_observer(self.task.NAME))
 
     def status(self) -> dict[str, Any]:
-        """What this replica answers with; `serve.fleet` asks all replicas."""
-        return {"pid": os.getpid(), **self.champion.status()}
+        """What this replica answers with, and for whom; `serve.fleet` asks all replicas."""
+        lake = fleet.address_of(self.champion.lake)
+        return {"pid": os.getpid(), "org": self.org.name, "lake": lake, **self.champion.status()}
 
     def check_health(self) -> None:
         """A replica that no longer looks at the ledger is replaced."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,8 @@ DOCUMENTED: dict[int, str] = {
     403: "the customer withdrew the consent to be profiled (consent_withdrawn)",
     404: "the id is not in the current data, or outside the task's population (unknown_<entity>)",
     413: "the body is too large (body_too_large)",
-    422: "the body is not what the schema says; `field` names the place (malformed_json, invalid_field)",
+    422: "the body is not what the schema says; `field` names the place, of malformed JSON the message "
+    "does (malformed_json, invalid_field)",
     429: "too many requests at once (overloaded); Retry-After says when to come again",
     503: "no version is published yet (no_champion)",
     504: "the answer took too long (timeout)",
@@ -75,7 +77,15 @@ def invalid(error: ValidationError) -> Refused:
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] not in ("missing", "value_error"):
         message += f" (got {_short(fault['input'])})"
+    if not path and (named := named_in(message)):  # of fields that do not go together
+        return Refused(422, "invalid_field", message, field=named)
     return Refused(422, "invalid_field", f"{path}: {message}" if path else message, field=path)
+
+
+def named_in(message: str) -> str | None:
+    """The field with which a message begins, as in "ids: got …"."""
+    found = re.match(r"([a-z_]+): ", message)
+    return found[1] if found else None
 
 
 def _short(value: Any) -> str:

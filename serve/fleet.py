@@ -1,15 +1,21 @@
-"""What all replicas of a task answer with, asked from a job: `publish` waits here until every one has swapped."""
+"""What all replicas of a task answer with, asked from a job: `publish` waits here until every one has swapped.
+
+An application is named by its task, so a cluster serves one org. A replica says of which lake it is: a version of
+another org is refused before it is promoted, because no replica here would ever answer with it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from typing import Any
 
 from crmray import log
 from crmray.cluster import connect
-from crmray.errors import WatchdogError
+from crmray.errors import ClusterError, WatchdogError
 from crmray.head import local_head
+from crmray.storage import Lake
 
 _ASK_S = 0.5
 _ANSWER_S = 10.0
@@ -19,9 +25,11 @@ _NO_ENDPOINT = (
 
 
 def states(task: str) -> list[dict[str, Any]]:
-    """{pid, version, examples, problem} of each running replica; empty where the task's application is not running.
+    """{pid, org, lake, version, examples, problem} of each running replica; empty where the task's application is not
+    running. lake: as `address_of` gives it.
 
-    A replica that does not answer, because it is being taken down or is lost, has no version and that as its problem.
+    A replica that does not answer, because it is being taken down or is lost, has no org, lake and version, and that
+    as its problem.
     Joins the cluster if there is one to join; none is started for the question. The application has the task's name.
     """
     import ray
@@ -42,7 +50,24 @@ def states(task: str) -> list[dict[str, Any]]:
 
 
 def _silent(error: Exception) -> dict[str, Any]:
-    return {"pid": None, "version": None, "examples": None, "problem": f"no answer ({type(error).__name__})"}
+    unknown = dict.fromkeys(("pid", "org", "lake", "version", "examples"))
+    return {**unknown, "problem": f"no answer ({type(error).__name__})"}
+
+
+def address_of(lake: Lake) -> str:
+    """A digest of where a lake is: enough to tell lakes apart, and no secret that its URL may hold."""
+    return hashlib.sha256(lake.root.encode()).hexdigest()[:16]
+
+
+def check_org(task: str, org: str, lake: Lake) -> None:
+    """ClusterError where replicas of the task answer from another lake than that of this org."""
+    others = {state["org"] for state in states(task) if state["lake"] not in (None, address_of(lake))}
+    if others:
+        raise ClusterError(
+            f"the endpoint of {task} on this head answers for org {sorted(others)[0]!r}, from another lake, so nothing "
+            f"was promoted: what was trained stays in the registry of {org!r} and is not served here. A head serves "
+            "one org: do `crmray down` first, or publish on another head"
+        )
 
 
 def wait_for(task: str, version: str, *, timeout_s: float = 120.0) -> int:

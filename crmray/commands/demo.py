@@ -23,6 +23,7 @@ from crmray.commands import head as head_commands
 from crmray.commands import lake as lake_commands
 from crmray.commands import serving
 from crmray.commands.run import run
+from crmray.commands.text import cut
 from crmray.config import DemoSource, Org, SalesforceSource
 from crmray.dashboard import Dashboard
 from crmray.errors import ClusterError, SalesforceError
@@ -65,6 +66,7 @@ def command(arguments: argparse.Namespace) -> int:
     try:
         print(f"up: {head.dashboard} after {time.monotonic() - started:.1f} s", flush=True)
         dashboard = Dashboard()
+        serving.check_org(dashboard, asked)  # before an org is filled
         with _salesforce(asked, keep=arguments.keep) as org:
             if org is not asked:
                 print(f"Salesforce org: {_url(org)} after {time.monotonic() - started:.1f} s", flush=True)
@@ -201,7 +203,7 @@ def _read_back(org: Org) -> str:
             count = client.count(aim.object, f"{first} != null")
             rows = client.query(f"SELECT {', '.join(names)} FROM {aim.object} WHERE {first} != null LIMIT 1")
             sample = json.dumps(next(rows, {}), ensure_ascii=False)
-            lines.append(f"  {task}: {count:,} {aim.object} records; {sample[:400]}")
+            lines.append(f"  {task}: {count:,} {aim.object} records; {cut(sample, 400)}")
     return "\n".join(lines)
 
 

@@ -16,8 +16,9 @@ import psutil
 
 from crmray import config
 from crmray.commands.serving import PORT as SERVE_PORT
+from crmray.config import Org, SalesforceSource, Secret
 from crmray.dashboard import Dashboard
-from crmray.errors import ClusterError, CrmrayError
+from crmray.errors import ClusterError, ConfigError, CrmrayError
 from crmray.head import home, local_head
 from crmray.keys import default_path
 from crmray.storage import Lake
@@ -56,7 +57,7 @@ def command(arguments: argparse.Namespace) -> int:
     for fine, text in findings:
         print(f"{'ok  ' if fine else 'BAD '} {text}")
     bad = sum(not fine for fine, _ in findings)
-    print(f"\n{bad} of {len(findings)} findings need a hand" if bad else f"\nall {len(findings)} findings are fine")
+    print(f"\n{bad} of {len(findings)} checks failed" if bad else f"\n{len(findings)} checks passed")
     return 2 if bad else 0
 
 
@@ -181,17 +182,42 @@ def _asks_for_token(dashboard: Dashboard) -> bool:
 
 
 def org_file(path: str) -> Iterator[Finding]:
-    """Whether the org file is right, its tasks are known and its storage can be written."""
+    """Whether the org file is right, its tasks are known, its secrets can be read and its storage be written."""
     from crmray import tasks
+    from crmray.privacy import Pseudonyms
 
     try:
         org = config.load(path)
         for name in org.tasks:
             tasks.settings(org, name)
         yield True, f"org file {path}: {org.name}, tasks {', '.join(org.tasks) or 'none'}"
+        yield from secrets_of(org)
         lake = Lake.of(org)
+        Pseudonyms.of_lake(org, lake)  # refuses another key than that of the lake
         lake.write("_work/doctor.txt", b"may be removed")
         lake.fs.rm_file(f"{lake.base}/_work/doctor.txt")
         yield True, f"storage {org.root} can be written"
     except (CrmrayError, OSError) as error:
         yield False, str(error)
+
+
+def secrets_of(org: Org) -> Iterator[Finding]:
+    """Whether each secret that the org file names is where it says, and each key of `privacy` is one."""
+    named = [(f"privacy.{name}", value) for name, value in org.privacy]
+    if isinstance(org.source, SalesforceSource):
+        named += [(f"source.login.{name}", value) for name, value in org.source.login]
+    for name, value in named:
+        for secret in value if isinstance(value, list) else [value]:
+            if isinstance(secret, Secret):
+                yield _secret(name, secret, org.folder)
+
+
+def _secret(name: str, secret: Secret, folder: Path) -> Finding:
+    try:
+        if name.startswith("privacy."):
+            secret.read_key(folder, longer=name == "privacy.pseudonym_key")
+        else:
+            secret.read(folder)
+    except ConfigError as error:
+        return False, f"{name}: {error}"
+    return True, f"{name} can be read" + (" in this shell; jobs have the variables of the head" if secret.env else "")

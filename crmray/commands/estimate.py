@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import glob
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from crmray import storage
 from crmray.config import DemoSource, FilesSource, Org, SalesforceSource
 from crmray.errors import NotFoundError
 from crmray.storage import Lake
 
-# What a station reads, and what it writes. {task} stands for each task of the job.
+# What a station reads; what is not named here reads the source.
 READS = {
     "shard": "raw",
     "examples": "tables",
@@ -22,27 +22,61 @@ READS = {
     "score": "examples",
     "writeback": "predictions",
 }
-MAKES = {job: kind for kind, job in storage.MAKES.items()} | {"tune": "bundles"}
 
 
 def estimate(org: Org, station: str, tasks: Sequence[str] = ()) -> str:
-    """One line: bytes and rows to read, and the time the same station took last in this lake, scaled by the bytes."""
+    """One line: bytes and rows to read, and the time the same job took last in this lake, scaled by the bytes."""
     lake = Lake.of(org)
-    if station == "ingest":
-        size, rows = _source_bytes(org)
-        reads = f"reads {_size(size)} of files" if size else f"generates about {rows:,} rows"
-        if isinstance(org.source, SalesforceSource):
-            reads = f"pulls {org.source.login.url}"
-    else:
-        by_task = tasks and READS[station] in ("examples", "bundles", "predictions")
-        names = tasks if by_task else lake.names(READS[station])
-        size, rows = _inputs(lake, READS[station], names)
-        reads = f"reads {_size(size)}" + (f", {rows:,} rows" if rows else "") if size else "its input is not there yet"
-    last_s, last_bytes = _last(lake, station, tasks)
-    if last_s is None:
-        return f"{station}: {reads}; has not run in {lake.root} yet, so its time is unknown"
+    size, rows = _to_read(org, lake, station, tasks)
+    reads = _told(size, rows) if station in READS else _source_told(org, size, rows)
+    times = {task: _last(lake, station, task) for task in tasks or [""]}
+    if new := [task for task, time in times.items() if time is None]:
+        names = f" for {', '.join(new)}" if tasks else ""
+        return f"{station}: {reads}; how long it takes{names} is not known in {lake.root} yet"
+    known = [time for time in times.values() if time is not None]
+    last_s, last_bytes = (sum(time[field] for time in known) for field in ("seconds", "input_bytes"))
     scale = size / last_bytes if size and last_bytes else 1.0
     return f"{station}: {reads}; about {max(last_s * scale, 1):.0f} s by its last run here, unless its result is there"
+
+
+def _told(size: int, rows: int) -> str:
+    if not size:
+        return "its input is not there yet"
+    return f"reads {_size(size)}" + (f", {rows:,} rows" if rows else "")
+
+
+def _source_told(org: Org, size: int, rows: int) -> str:
+    if isinstance(org.source, SalesforceSource):
+        return f"pulls {org.source.login.url}"
+    if isinstance(org.source, DemoSource):
+        return f"generates about {rows:,} rows"
+    return f"reads {_size(size)} of files" if size else "reads files"  # at a URL: not looked at before
+
+
+def note(org: Org, station: str, task: str, seconds: float) -> None:
+    """Keep the time of a job that was not skipped, for the next `estimate`. task: "" for a station without."""
+    lake = Lake.of(org)
+    size, _ = _to_read(org, lake, station, [task] if task else [])
+    lake.write(_place(station, task), json.dumps({"seconds": seconds, "input_bytes": size}).encode())
+
+
+def _last(lake: Lake, station: str, task: str) -> dict[str, float] | None:
+    try:
+        return json.loads(lake.read(_place(station, task)))
+    except NotFoundError:
+        return None
+
+
+def _place(station: str, task: str) -> str:
+    return f"_work/times/{'-'.join(filter(None, (station, task)))}.json"
+
+
+def _to_read(org: Org, lake: Lake, station: str, tasks: Sequence[str]) -> tuple[int, int]:
+    """Bytes and rows, as far as they are known."""
+    if station not in READS:
+        return _source_bytes(org)
+    by_task = tasks and READS[station] in ("examples", "bundles", "predictions")
+    return _inputs(lake, READS[station], tasks if by_task else lake.names(READS[station]))
 
 
 def _source_bytes(org: Org) -> tuple[int, int]:
@@ -67,24 +101,6 @@ def _inputs(lake: Lake, kind: str, names: Sequence[str]) -> tuple[int, int]:
         told = manifest.get("rows", 0)
         rows += sum(told.values()) if isinstance(told, dict) else int(told)
     return size, rows
-
-
-def _last(lake: Lake, station: str, tasks: Sequence[str]) -> tuple[float | None, int]:
-    """Seconds and input bytes of the station's current results; None when a manifest does not tell."""
-    kind = MAKES.get(station)
-    if kind is None:
-        return None, 0
-    seconds, size, known = 0.0, 0, False
-    for name in tasks if kind in ("examples", "bundles", "evaluations", "predictions") else lake.names(kind):
-        if not lake.has(kind, name):
-            continue
-        facts = lake.latest(kind, name).manifest().get("facts", {})
-        if "seconds" in facts:
-            known = True
-            told = facts["seconds"]  # one figure, or one per step
-            seconds += sum(told.values()) if isinstance(told, dict) else told
-            size += facts.get("input_bytes", 0)
-    return (seconds if known else None), size
 
 
 def _size(size: float) -> str:

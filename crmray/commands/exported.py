@@ -11,13 +11,20 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from crmray.commands.draft import Guess, look
 from crmray.data import files
 from crmray.salesforce import mapping
 from crmray.sources import TableSource
 
 KEYS = {"id", "systemmodstamp"}
-"""columns that every object of an export has, in small letters"""
+"""columns of every object of a Data Export, in small letters; of one that somebody made with fewer the ids are looked
+at"""
+RECORD_ID = r"^[0-9a][0-9A-Za-z]{14}([A-Z0-5]{3})?$"
+"""15 or 18 letters and digits; a key prefix of three, the same for all records of an object, begins with a digit, that
+of a custom object with an a (Salesforce help, "Object key prefixes")"""
 HISTORIES = {part.object for part in mapping.every("changes")}
 HISTORY_KEYS = {"id", "field", "newvalue"}
 """columns of a history, which is never written to again and so has no SystemModstamp"""
@@ -53,6 +60,8 @@ UNREAD = {
     "Territory2", "User", "UserRole", "WorkOrder", "WorkOrderLineItem",
 }  # fmt: skip
 """standard objects that fill no canonical table; by its Id and Name alone one would look like products"""
+OBJECTS = {part.object for table in TABLES for part in mapping.every(table)} | {*SALES, *UNREAD, *HISTORIES}
+"""those whose files are known by their names"""
 NO_ROWS, UNUSED, JOINED, TWICE = (
     "no rows", "nothing of these objects is read", "reach their customer through another object; files are not joined",
     "a deal won and its order are the same sale",
@@ -63,23 +72,39 @@ NO_ROWS, UNUSED, JOINED, TWICE = (
 def guesses(path: str) -> list[Guess]:
     """What the standard mapping makes of an object's file, at least one; none for a file of another kind.
 
-    A file is an object's by its name and keys; columns are compared without case. DataError when it cannot be read.
+    A file is an object's by its name and keys, or its name and the ids of its records; names and columns are compared
+    without case. DataError when it cannot be read.
     """
     source, bare = look(path)
-    name = Path(path).stem.split(".")[0]
-    if not {column.lower() for column in bare.seen} >= (HISTORY_KEYS if name in HISTORIES else KEYS):
+    stem = Path(path).stem.split(".")[0].lower()
+    name = next((name for name in OBJECTS if name.lower() == stem), "")
+    id_ = next((column for column in bare.seen if column.lower() == "id"), None)
+    if not name or id_ is None:
         return []
-    if next(files.batches(source, bare.seen[:1]), None) is None:
+    first = next(files.batches(source, [id_]), None)
+    keys = HISTORY_KEYS if name in HISTORIES else KEYS
+    if not {column.lower() for column in bare.seen} >= keys and not (first and _are_record_ids(first[id_])):
+        return []
+    if first is None:
         return [replace(bare, why=NO_ROWS)]
     parts = [(table, part) for table in TABLES for part in mapping.every(table) if part.object == name]
     parts += [("transactions", SALES[name])] if name in SALES else []
     if not parts:
-        return [replace(bare, why=UNUSED)] if name in UNREAD | HISTORIES else []
+        return [replace(bare, why=UNUSED)]
     parts = [(table, _as_written(part, bare.seen)) for table, part in parts]
     fits = [(table, fit) for table, part in parts if (fit := mapping.fit(table, part, {name: bare.seen}))]
     if not fits:
         return [replace(bare, why=_lacking(*parts[0], bare.seen))]
     return [replace(bare, table=table, columns=dict(fit.columns), standard=fit) for table, fit in fits]
+
+
+def _are_record_ids(values: pa.Array) -> bool:
+    """Whether these are ids of records of one object, and not somebody's own numbers."""
+    ids = values.drop_null().cast(pa.string())
+    if not len(ids) or not pc.all(pc.match_substring_regex(ids, RECORD_ID)).as_py():
+        return False
+    is_one = pc.count_distinct(pc.utf8_slice_codeunits(ids, 0, 3)).as_py() == 1
+    return is_one and not pc.all(pc.utf8_is_digit(ids)).as_py()
 
 
 def _as_written(part: TableSource, seen: Iterable[str]) -> TableSource:

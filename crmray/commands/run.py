@@ -68,6 +68,7 @@ def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, 
         raise ConfigError(f"org file {org.path}: got no task, expected at least one under `tasks:`")
     for one in wanted:
         settings(org, one)  # refuses what the org file does not ask for
+    serving.check_org(dashboard, org, wanted if port is None else None)  # `publish` and `deploy` would refuse
     failed: dict[str, str] = {}
     for station in ("ingest", "shard"):
         told = _station(dashboard, org, station, [])

@@ -82,9 +82,10 @@ def command(arguments: argparse.Namespace) -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"the sandbox needs {', '.join(missing)}, not installed; pip install 'crmray[sandbox]'")
-    from crmray.salesforce.sandbox.server import Sandbox
+    from crmray.salesforce.sandbox.server import Sandbox, listen
     from crmray.salesforce.sandbox.store import Store
 
+    listen("127.0.0.1", arguments.port).close()  # refuses a busy port before a folder is made and an org filled
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
     faults = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)}

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ import yaml
 
 from crmray import config, disk
 from crmray.commands.head import free_port
+from crmray.commands.text import cut
 from crmray.config import Org
 from crmray.dashboard import Dashboard, NoCluster, with_headers
 from crmray.errors import AuthError, ClusterError, ConfigError, CrmrayError, NotFoundError
@@ -32,6 +34,8 @@ START = "do `crmray up`, then `crmray deploy ORG.yaml` (what was published stays
 """how endpoints of this machine come back"""
 HERE = ("http://127.0.0.1", "http://localhost", "http://[::1]")
 """how URLs of endpoints on this machine begin"""
+NOT_SERVED = ("not_found", "not_deployed")
+"""codes with which the root answers for a task that has no application"""
 PRINTED = """\
 # For `serve deploy FILE`, or as serveConfigV2 of a RayService (cluster/rayservice.yaml).
 # host 127.0.0.1 answers on the nodes themselves only; on Kubernetes, or behind a load balancer, set it to 0.0.0.0.
@@ -44,6 +48,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "deploy",
         help="put the endpoints of an org on Serve",
         description="Deploy an application for each task of an org file, and one for /, all as serve/config.yaml says. "
+        "A head serves one org: endpoints of another one are not replaced. "
         "On another cluster the endpoints read <storage>/org.yaml; where storage is a URL (s3://…) they read the org "
         "file that CRMRAY_ORG names on its nodes, which has to be set there.",
         epilog="examples: crmray deploy org.yaml    crmray deploy org.yaml --print > serve.yaml",
@@ -114,10 +119,7 @@ def serve_config(org: Org, *, port: int = PORT, elsewhere: bool = False) -> dict
     an org file is not read from a URL, so with such a storage its path is left to CRMRAY_ORG of the nodes.
     """
     deployment = _template()
-    if not elsewhere:
-        own = {"org": org.path, "keys": str(KeyFile().path)}
-    else:
-        own = {} if "://" in org.root else {"org": f"{org.root}/org.yaml"}
+    own = _org_file(org, elsewhere) if elsewhere else {**_org_file(org, elsewhere), "keys": str(KeyFile().path)}
     by_task = {application["args"].get("task"): application for application in deployment["applications"]}
     usual = next(application for task, application in by_task.items() if task)
     # Named, so that a task more or less is a change: Serve leaves an application as it is where its args are the same.
@@ -132,12 +134,46 @@ def serve_config(org: Org, *, port: int = PORT, elsewhere: bool = False) -> dict
     }
 
 
+def _org_file(org: Org, elsewhere: bool) -> dict[str, str]:
+    """The org file that the applications read, as their args name it."""
+    if not elsewhere:
+        return {"org": org.path}
+    return {} if "://" in org.root else {"org": f"{org.root}/org.yaml"}
+
+
+def check_org(dashboard: Dashboard, org: Org, tasks: Collection[str] | None = None) -> None:
+    """ClusterError where the endpoint of one of these tasks (None: any) answers for another org.
+
+    The same lake is the same org, whatever its file is called. Applications of another tool, and of another cluster
+    those that read the org file of CRMRAY_ORG, do not say whose they are.
+    """
+    for name, application in dashboard.serve()["applications"].items():
+        path = ((application.get("deployed_app_config") or {}).get("args") or {}).get("org")
+        if path and (tasks is None or name in tasks) and (told := _another(dashboard, org, path)):
+            raise ClusterError(
+                f"the endpoints of {dashboard.address} answer for {told}; a head serves one org, so nothing was done "
+                f"for {org.name!r}: do `crmray down` first, or take another head"
+            )
+
+
+def _another(dashboard: Dashboard, org: Org, path: str) -> str:
+    """Whose the org file of an application is, in words; empty where it is this org's."""
+    if path == _org_file(org, elsewhere=not dashboard.head).get("org"):
+        return ""
+    if dashboard.head:
+        with contextlib.suppress(ConfigError):  # gone or wrong by now: told by its path
+            theirs = config.load(path)
+            return "" if theirs.root == org.root else f"org {theirs.name!r} ({path})"
+    return f"the org of {path}"
+
+
 def deploy(dashboard: Dashboard, org: Org, *, port: int = PORT) -> dict[str, str]:
-    """Deploy, wait until every application runs, and return task -> URL of its endpoint.
+    """Deploy, wait until every application runs, and return task -> URL of its endpoint. ClusterError as `check_org`.
 
     On another cluster the org file has to lie where its storage says: `<storage>/org.yaml`, a path that nodes share;
     where the storage is a URL, CRMRAY_ORG of the nodes names it.
     """
+    check_org(dashboard, org)
     if dashboard.head:
         if not dashboard.serve().get("proxies") and free_port(port) != port:
             raise ClusterError(f"port {port} is in use by another program; give another --port for the endpoints")
@@ -247,7 +283,23 @@ def ask(url: str, body: dict[str, Any]) -> Any:
     if answer.status_code == 200:
         with contextlib.suppress(ValueError):  # what else answers there is told below
             return answer.json()
-    raise CrmrayError(f"{url}: {answer.status_code} {' '.join(answer.text.split())[:500]}")
+    code, message = _refusal(answer)
+    if code in NOT_SERVED:
+        raise NotFoundError(
+            f"{url}: nothing answers there; `crmray status` lists what is served, `crmray deploy ORG.yaml` serves the "
+            "tasks of an org file"
+        )
+    raise CrmrayError(f"{url}: {answer.status_code} {message}")
+
+
+def _refusal(answer: requests.Response) -> tuple[str, str]:
+    """Code and message of an endpoint's error; of another server's its first words."""
+    try:
+        told = answer.json()["error"]
+        return told["code"], told["message"]
+    except (ValueError, TypeError, KeyError):
+        code = "not_found" if answer.status_code == 404 else ""
+        return code, cut(" ".join(answer.text.split()), 300)
 
 
 def show_request(dashboard: Dashboard, org: Org, task: str) -> str:
@@ -258,7 +310,7 @@ def show_request(dashboard: Dashboard, org: Org, task: str) -> str:
         f"curl -H \"Authorization: Bearer $(cat {home() / 'key'})\" -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}' {url}"
     )
-    return f"{curl}\n{json.dumps(ask(url, body), ensure_ascii=False)[:600]}"
+    return f"{curl}\n{cut(json.dumps(ask(url, body), ensure_ascii=False), 600)}"
 
 
 def _first_id(org: Org, task: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 import secrets
@@ -19,7 +20,7 @@ from crmray.commands.estimate import estimate
 from crmray.config import FilesSource, Org
 from crmray.dashboard import Dashboard
 from crmray.errors import ConfigError
-from jobs import FLAGS, FOR_ALL, STATIONS, WITHOUT_TASK, add_flags
+from jobs import FLAGS, FOR_ALL, STATIONS, WITHOUT_TASK, add_flags, refuse_together
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -53,6 +54,7 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.job not in FOR_ALL and bool(arguments.tasks) == (arguments.job in WITHOUT_TASK):
         wanted = "no task" if arguments.job in WITHOUT_TASK else "at least one task"
         raise ConfigError(f"submit {arguments.job}: got {arguments.tasks or 'no task'}, expected {wanted}")
+    _check_flags(arguments)
     org, dashboard = _asked(arguments.org, arguments.tasks), Dashboard(arguments.address)
     print(estimate(org, arguments.job, arguments.tasks), file=sys.stderr)
     started = submit(dashboard, org, arguments.job, arguments.tasks, flags_of(arguments))
@@ -64,6 +66,16 @@ def command(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"the job goes on; to stop it: ray job stop {started.submission_id}", file=sys.stderr)
         raise
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """ConfigError for flags that the job does not take, or that do not go together."""
+    given = [option for option in FLAGS if getattr(arguments, option)]
+    taken = getattr(importlib.import_module(f"jobs.{arguments.job}"), "FLAGS", ())
+    if foreign := [FLAGS[option][0] for option in given if option not in taken]:
+        known = ", ".join(FLAGS[option][0] for option in taken) or "none"
+        raise ConfigError(f"submit {arguments.job}: got {', '.join(foreign)}, expected flags of this job: {known}")
+    refuse_together(given)
 
 
 def _asked(path: str, wanted: Sequence[str]) -> Org:

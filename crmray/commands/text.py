@@ -37,6 +37,11 @@ def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+def cut(text: str, most: int) -> str:
+    """The text, or its beginning up to the last blank and "…" where it has more characters."""
+    return text if len(text) <= most else f"{text[:most].rpartition(' ')[0] or text[:most]} …"
+
+
 class LogReader:
     """Cuts a job's log into lines, hands each to `read`, and shows events shortly: progress in place on a terminal."""
 
@@ -69,4 +74,4 @@ class LogReader:
                 print(f"\r{f'{self.indent}{name} {fields}'[:width]}\033[K", end="", flush=True)
             return
         start = "\r\033[K" if self._in_place else ""
-        print(f"{start}{self.indent}{name} {fields}"[:200], flush=True)
+        print(f"{start}{cut(f'{self.indent}{name} {fields}', 200)}", flush=True)

@@ -7,8 +7,11 @@ file: it is the number of the row, from 0, over all files in the order of their 
 
 from __future__ import annotations
 
+import csv
 import difflib
 import hashlib
+import io
+import itertools
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -211,8 +214,26 @@ def _csv_error(source: Source, path: str, error: Exception) -> DataError:
         )
     if "Empty CSV" in text:
         return DataError(f"file {path}: got no header, expected a line with the names of the columns")
-    text = re.sub(r"(columns, got \d+):.*", r"\1", text)  # what follows is the row itself: somebody's data
+    if ragged := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", text):  # then the row: somebody's data
+        row, expected, got = map(int, ragged.groups())
+        return DataError(
+            f"file {path}: line {_line_of(source, path, row)}: got {got} values, expected {expected} as in the header, "
+            f"with delimiter {source.delimiter!r}; correct the line, quote what holds a delimiter, or set `delimiter:`"
+        )
     return DataError(f"file {path}: not readable as CSV with delimiter {source.delimiter!r}: {text}")
+
+
+def _line_of(source: Source, path: str, row: int) -> int:
+    """The line on which a row ends: the header is row 1, empty lines are none, and a quoted value may span lines."""
+    limit = csv.field_size_limit(_BLOCK_BYTES)
+    try:
+        with open_file(path) as file:
+            lines = csv.reader(io.TextIOWrapper(file, source.encoding, newline=""), delimiter=source.delimiter)
+            for _ in itertools.islice(filter(None, lines), row):
+                pass
+            return lines.line_num
+    finally:
+        csv.field_size_limit(limit)
 
 
 # -- Parquet -------------------------------------------------------------------------------------------------------

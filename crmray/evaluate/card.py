@@ -27,13 +27,17 @@ def render(bundle: Mapping[str, Any]) -> str:
         rows |= {"best possible": bundle["best_possible"]} if bundle.get("best_possible") else {}
         parts += [
             "## Figures",
-            "Champion first; scores before calibration. Test rows are read once, for this table.",
+            "Champion first; raw scores, before calibration. Test rows are read once, for this table.",
             markdown(rows, "model"),
         ]
     if bundle.get("not_fitted"):
         parts += ["## Candidates without a model, and why", _listing(bundle["not_fitted"])]
     if bundle.get("test"):
-        parts += ["## The champion on the test rows", _on_test(bundle["test"])]
+        parts += [
+            "## The champion on the test rows",
+            "Of its answers; probabilities are calibrated.",
+            _on_test(bundle["test"]),
+        ]
     if bundle.get("about"):
         parts += ["## Limits", "\n".join(f"- {one}" for one in limits(bundle))]
     if bundle.get("removed"):

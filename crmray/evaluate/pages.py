@@ -183,7 +183,7 @@ def _models(report: Mapping[str, Any]) -> list[str | Chart]:
         "Best of each family; test figures, of the refitted model where there is one. The champion is marked; "
         f"rules of thumb: {', '.join(report['baselines']) or 'none'}"
     )
-    shown: list[str | Chart] = [table(rows, "model", words, plain=True, marked=champion)]
+    shown: list[str | Chart] = [_raw(report), table(rows, "model", words, plain=True, marked=champion)]
     known = [(name, one["test"][metric]) for name, one in report["models"].items() if metric in one["test"]]
     if known:
         ceiling = (report["best_possible"] or {}).get(metric)
@@ -193,6 +193,19 @@ def _models(report: Mapping[str, Any]) -> list[str | Chart]:
         told = [f"{name}: {why}" for name, why in report["not_fitted"].items()]
         shown.append(f"<h3>Candidates without a model, and why</h3>{_bullets(told)}")
     return shown
+
+
+def _raw(report: Mapping[str, Any]) -> str:
+    """Why the champion has other figures among the models than for its answers, where it has; else nothing."""
+    raw, answers = report["models"].get(report["candidate"], {}).get("test", {}), report["test"]
+    if all(text_of(value, name) == text_of(answers.get(name, value), name) for name, value in raw.items()):
+        return ""
+    rows = " on the test rows of the training" if report["at_training"] else ""
+    return (
+        f"<p class=soft>These are figures of the models' raw scores{rows}, so that all are measured alike. The figures "
+        "of the champion elsewhere are of its answers, which are calibrated where the task has probabilities: the two "
+        "may differ.</p>"
+    )
 
 
 def _learning(learning: Mapping[str, Mapping[str, Any]]) -> Iterator[Chart]:

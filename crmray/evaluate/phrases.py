@@ -60,6 +60,8 @@ MEASURES = {
 }  # fmt: skip
 """how it is measured -> words before what is measured"""
 UNITS = {"": "", "amount": "", "days": "day", "months": "month", "s": "second", "chars": "character"}
+NEAR_ZERO = 1e-3
+"""a number nearer to 0 is told as that"""
 _DAYS = re.compile(r"(\d+)d")
 _OWNER = re.compile(r"^(customer|lead|product)_")
 _DATE = re.compile(r"(__c|_at|_date|Date)$")  # before _days: the name of a date; a number's own __c would stand last
@@ -144,6 +146,11 @@ def words_of(column: str) -> Words:
     return _attribute(column) if noun is None else _feature(noun, measure, days, unit)
 
 
+def is_attribute(column: str) -> bool:
+    """Whether a column is told by the org's own name for it."""
+    return words_of(column) == _attribute(column)
+
+
 def _feature(noun: Noun, measure: str, days: str, unit: str) -> Words:
     """What the parts of a name say together; days: of its window."""
     one, many = _forms(noun)
@@ -192,5 +199,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)):
+        if 0 < abs(value) < NEAR_ZERO:
+            return "near 0"
         return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
     return str(value)

@@ -4,13 +4,18 @@ Removing a group sets its columns to the training reference: the median of a num
 sequences the sequence of one typical training row. The effect of a group on a row is score - score without the group:
 positive effects raise the score. Effects of groups that act together do not add up to the score.
 
+A reason shows one value of its group beside the typical one: that which makes most of the group's effect when the rest
+of the group is typical. So a value is not told for an effect that it works against: of a customer who visited often in
+a year, but not lately, it is the last weeks that are shown. Where no value makes enough of it alone, the group is told
+by its words.
+
 Shapes: N rows, G groups.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +31,8 @@ Predict = Callable[[pa.Table], np.ndarray]
 
 ROWS_PER_CALL = 4096  # small requests put several groups into one call of the model
 LEAST_EFFECT = 0.005  # of a probability: smaller effects are no reason
+LEAST_SHARE = 0.1  # of a group's effect: a value that alone makes less is not shown for it
+MAX_TRIED = 8  # values of a group that are tried for a row, the most unusual ones
 MAX_TYPICAL_ROWS = 20_000
 
 
@@ -64,15 +71,18 @@ def _words(column: str) -> str:
 
 
 def reference(train: pa.Table, groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Typical training value of every grouped column, as JSON: {"values": {column: value}, "spread": {column: float}}.
+    """Typical training value of every grouped column, as JSON: {"values": {column: value}, "spread": {column: float},
+    "flags": [column]}.
 
-    `spread` is the standard deviation of a number (0 for other columns). Of many rows a regular sample is looked at.
-    SchemaError for a group's column that the table lacks.
+    `spread` is the standard deviation of a number (0 for other columns); `flags` are attributes of the org that are 0
+    or 1 in every row, which are told as no and yes. Of many rows a regular sample is looked at. SchemaError for a
+    group's column that the table lacks.
     """
     if train.num_rows > MAX_TYPICAL_ROWS:
         train = train.take(pa.array(np.linspace(0, train.num_rows - 1, MAX_TYPICAL_ROWS).astype(np.int64)))
     values: dict[str, Any] = {}
     spread: dict[str, float] = {}
+    flags: list[str] = []
     for words, columns in groups.items():
         missing = [c for c in columns if c not in train.column_names]
         if missing:
@@ -88,9 +98,11 @@ def reference(train: pa.Table, groups: Mapping[str, Sequence[str]]) -> dict[str,
                 known = numbers[~np.isnan(numbers)]
                 values[column] = float(np.median(known)) if len(known) else None
                 spread[column] = float(known.std()) if len(known) else 0.0
+                if set(np.unique(known)) == {0.0, 1.0} and phrases.is_attribute(column):
+                    flags.append(column)
             else:
                 values[column] = _most_frequent(texts_of(train, column))
-    return json.loads(json.dumps({"values": values, "spread": spread}))
+    return json.loads(json.dumps({"values": values, "spread": spread, "flags": flags}))
 
 
 def _is_list(type_: pa.DataType) -> bool:
@@ -168,38 +180,109 @@ def explain(
 ) -> list[list[str]]:
     """For each row up to `top` reasons in words, strongest first.
 
-    "how often they buy: 1 order in the last 90 days, typically 3 (+0.18)": the group, its most unusual value beside the
-    typical one (crmray.evaluate.phrases), and what it adds to the score. Effects below LEAST_EFFECT are left out.
+    "how often they buy: 1 order in the last 90 days, typically 3 (+0.18)": the group, the value in it that makes most
+    of this beside the typical one (crmray.evaluate.phrases), and what the group adds to the score. Effects below
+    LEAST_EFFECT are left out.
     """
     matrix = effects(predict, examples, reference, groups)
     order = np.argsort(-np.abs(matrix), axis=1, kind="stable")[:, :top]
     names = list(groups)
-    said: list[list[str]] = []
-    for i in range(examples.num_rows):
-        strongest = [j for j in order[i] if abs(matrix[i, j]) >= LEAST_EFFECT]
-        said.append([_sentence(names[j], matrix[i, j], examples, i, reference, groups[names[j]]) for j in strongest])
+    strongest = [(i, j) for i in range(examples.num_rows) for j in order[i] if abs(matrix[i, j]) >= LEAST_EFFECT]
+    shown = _shown(predict, examples, reference, [(i, groups[names[j]], matrix[i, j]) for i, j in strongest])
+    said: list[list[str]] = [[] for _ in range(examples.num_rows)]
+    for (i, j), column in zip(strongest, shown, strict=True):
+        said[i].append(_sentence(names[j], matrix[i, j], examples, i, reference, column))
     return said
 
 
-def _sentence(
-    words: str, effect: float, examples: pa.Table, row: int, reference: Mapping[str, Any], columns: Sequence[str]
-) -> str:
-    """The group's words, its most unusual value, and the signed effect."""
-    best, most = None, -1.0
+def _shown(
+    predict: Predict, examples: pa.Table, reference: Mapping[str, Any], told: Sequence[tuple[int, Sequence[str], float]]
+) -> list[str | None]:
+    """Of each (row, columns of a group, its effect) the column to show: the only one, or that which alone makes most of
+    the effect, at least LEAST_SHARE of it; None for sequences and where there is none."""
+    plain = {column for column, value in reference["values"].items() if not isinstance(value, list)}
+    found = [columns[0] if len(columns) == 1 and columns[0] in plain else None for _, columns, _ in told]
+    group_of = {column: columns for _, columns, _ in told if len(columns) > 1 for column in columns if column in plain}
+    away = _distances(examples, group_of, reference)
+    tried: dict[str, list[int]] = {}
+    for number, (row, columns, _) in enumerate(told):
+        unusual = [column for column in columns if column in group_of and away[column][row]]
+        for column in sorted(unusual, key=lambda name: -away[name][row])[:MAX_TRIED]:
+            tried.setdefault(column, []).append(number)
+    rows = {column: [told[number][0] for number in numbers] for column, numbers in tried.items()}
+    alone = _alone(predict, examples, reference, rows, group_of)
+    best = np.full(len(told), LEAST_SHARE)
+    scores = np.asarray(predict(examples), dtype=np.float64) if tried else np.empty(0)
+    for column, numbers in tried.items():
+        for number, score in zip(numbers, alone[column], strict=True):
+            row, _, effect = told[number]
+            share = 1 - (scores[row] - score) / effect  # score alone less that without the group, over the effect
+            if share >= best[number]:
+                best[number], found[number] = share, column
+    return found
+
+
+def _alone(
+    predict: Predict,
+    examples: pa.Table,
+    reference: Mapping[str, Any],
+    rows: Mapping[str, list[int]],
+    group_of: Mapping[str, Sequence[str]],
+) -> dict[str, np.ndarray]:
+    """Column -> score of each of its rows with the rest of its group at the reference."""
+    out, without = {}, {}
+    for block in _blocks(rows):
+        parts = []
+        for name in block:
+            group = tuple(group_of[name])
+            if group not in without:
+                without[group] = _removed(examples, group, reference["values"])
+            index, at = examples.schema.get_field_index(name), pa.array(rows[name])
+            own = examples[name].take(at)
+            parts.append(without[group].take(at).set_column(index, examples.schema.field(index), own))
+        scores = np.asarray(predict(pa.concat_tables(parts).combine_chunks()), dtype=np.float64)
+        for name in block:
+            out[name], scores = scores[: len(rows[name])], scores[len(rows[name]) :]
+    return out
+
+
+def _blocks(rows: Mapping[str, Sequence[int]]) -> Iterator[list[str]]:
+    """The names in their order, in parts of about ROWS_PER_CALL rows."""
+    block: list[str] = []
+    for name in rows:
+        block.append(name)
+        if sum(len(rows[one]) for one in block) >= ROWS_PER_CALL:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _distances(examples: pa.Table, columns: Collection[str], reference: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """How far each value (N,) is from the typical one, in spreads; 1 for another text and for what is not known."""
+    found = {}
     for column in columns:
         typical, spread = reference["values"][column], reference["spread"][column]
-        value = examples[column][row].as_py()
-        if isinstance(typical, list) or isinstance(value, list):
-            continue
-        if isinstance(typical, (int, float)) and isinstance(value, (int, float)):
-            distance = abs(value - typical) / spread if spread else float(value != typical)
+        if isinstance(typical, (int, float)):
+            away = np.abs(numbers_of(examples, column) - typical)
+            found[column] = np.nan_to_num(away / spread if spread else np.sign(away), nan=1.0)
+        elif typical is None:
+            found[column] = np.asarray(pc.is_valid(examples[column]), dtype=np.float64)
         else:
-            distance = float(value != typical)
-        if distance > most:
-            best, most = column, distance
-    if best is None:
+            same = pc.fill_null(pc.equal(texts_of(examples, column), typical), False)
+            found[column] = 1.0 - np.asarray(same, dtype=np.float64)
+    return found
+
+
+def _sentence(
+    words: str, effect: float, examples: pa.Table, row: int, reference: Mapping[str, Any], column: str | None
+) -> str:
+    """The group's words, the value to show, and the signed effect."""
+    if column is None:
         return f"{words} ({effect:+.2f})"
-    alone = len(columns) == 1 and _words(best) == words  # the group is named by its column
-    value, typical = examples[best][row].as_py(), reference["values"][best]
-    said = phrases.told(best, value, typical, mark=":" if alone else "")
+    alone = _words(column) == words  # the group is named by its column
+    value, typical = examples[column][row].as_py(), reference["values"][column]
+    if column in reference.get("flags", ()) and value in (0, 1, None):  # a bundle of before has no flags
+        value, typical = None if value is None else bool(value), typical > 0.5
+    said = phrases.told(column, value, typical, mark=":" if alone else "")
     return f"{said if alone or words in said else f'{words}: {said}'} ({effect:+.2f})"

@@ -24,7 +24,7 @@ def answer(
     facts, catalogue = Facts.of(examples), model.catalogue
     rules = Rules(**{**decision["rules"], "exclude": tuple(decision["rules"]["exclude"])}).with_request(options)
     rules.check(facts)
-    asked = tuple(product for product in (similar_to, for_product) if product is not None)
+    asked = {"similar_to": similar_to, "for_product": for_product}
     _check_known(asked, catalogue, facts)
     hidden = {*rules.exclude, *facts.unavailable, *([similar_to] if similar_to is not None else [])}
     sources, scorers = _scorers(model, decision, examples, facts, similar_to)
@@ -61,13 +61,13 @@ def _new_products(examples: pa.Table, rules: Rules, facts: Facts, hidden: Collec
     return found
 
 
-def _check_known(products: tuple[str, ...], catalogue: histories.Catalogue, facts: Facts) -> None:
-    """DataError for an id that is no product's."""
-    for product in products:
-        if product not in catalogue.code_of and product not in facts.place_of:
+def _check_known(asked: Mapping[str, str | None], catalogue: histories.Catalogue, facts: Facts) -> None:
+    """DataError, that begins with the option's name, for an id that is no product's."""
+    for option, product in asked.items():
+        if product is not None and product not in catalogue.code_of and product not in facts.place_of:
             raise DataError(
-                f"got product {product!r}, expected the id of one of the {len(catalogue)} products that were bought or"
-                f" of the {len(facts)} in the products table"
+                f"{option}: got product {product!r}, expected the id of one of the {len(catalogue)} products that were"
+                f" bought or of the {len(facts)} in the products table"
             )
 
 

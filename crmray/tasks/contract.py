@@ -131,30 +131,44 @@ class Task(Protocol):
         """The figures for the report, as JSON."""
 
 
+ORDER = {"occurred_at": "2025-06-01T09:30:00Z", "net_amount": 25.0}
+"""a row as a request may have it, for the document: columns are those that the org file maps"""
+
+
 class EntityRequest(BaseModel):
     """Body of a POST: exactly one of SUBJECTS; `recent_events` may go with `id`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"id": "C00042", "explain": True}]})
     SUBJECTS: ClassVar[tuple[str, ...]] = ("id", "ids", "customer")
     """fields that say whom or what the answer is about; all but the ids describe it"""
 
     id: str | None = Field(None, max_length=255, description="one known id, as the org writes it")
     ids: list[str] | None = Field(None, min_length=1, max_length=MAX_IDS, description=f"up to {MAX_IDS} known ids")
     customer: dict[str, list[dict[str, Any]]] | None = Field(
-        None, description="someone not in the data: canonical table -> rows, without entity_id"
+        None,
+        description="someone not in the data: canonical table -> rows, without entity_id",
+        examples=[{"customers": [{"country": "UK"}], "transactions": [ORDER]}],
     )
     recent_events: dict[str, list[dict[str, Any]]] | None = Field(
-        None, description="with `id`: rows of canonical tables that are newer than the data"
+        None,
+        description="with `id`: rows of canonical tables that are newer than the data",
+        examples=[{"transactions": [ORDER]}],
     )
-    explain: bool = Field(False, description="give reasons")
+    explain: bool = Field(
+        False,
+        description="give reasons: what a group of features adds to the score, with the value that makes most of it",
+    )
 
     @model_validator(mode="after")
     def _one_subject(self) -> EntityRequest:
         given = [name for name in self.SUBJECTS if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"got {given or 'none'} of {', '.join(self.SUBJECTS)}; expected exactly one of them")
+        one = f"expected exactly one of {', '.join(self.SUBJECTS)}"
+        if not given:
+            raise ValueError(f"got none, {one}")
+        if len(given) > 1:
+            raise ValueError(f"{given[-1]}: got {given[0]} as well, {one}")
         if self.recent_events is not None and self.id is None:
-            raise ValueError("got recent_events without id; expected them with one id")
+            raise ValueError("recent_events: got no id with them, expected one id")
         return self
 
     @property

@@ -95,7 +95,7 @@ class Request(EntityRequest):
     @model_validator(mode="after")
     def _events_of_a_lead(self) -> Request:
         if self.events is not None and self.lead is None:
-            raise ValueError("got events without lead; expected them with a lead, or recent_events with one id")
+            raise ValueError("events: got events without lead, expected them with a lead, or recent_events with one id")
         return self
 
     @property

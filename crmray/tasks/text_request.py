@@ -32,8 +32,9 @@ class TextRequest(EntityRequest):
 
     @model_validator(mode="after")
     def _no_history(self) -> TextRequest:
-        if self.customer is not None or self.recent_events is not None:
-            raise ValueError("got customer or recent_events, expected texts: what is written is all that counts here")
+        for name in ("customer", "recent_events"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: got rows, expected texts: what is written is all that counts here")
         return self
 
     @property

@@ -29,7 +29,7 @@ from crmray.storage import Lake, Run
 from crmray.tasks.contract import Task
 from crmray.train import agreement, report, rows
 
-FORMAT = 3
+FORMAT = 4
 ALL = "all"
 """name of the comparison among the evaluations"""
 MAX_PICTURE_BYTES = 300_000

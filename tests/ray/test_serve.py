@@ -21,7 +21,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from crmray import config, registry, tasks
 from crmray.commands.serving import serve_config
-from crmray.errors import ConfigError, WatchdogError
+from crmray.errors import ClusterError, ConfigError, WatchdogError
 from crmray.keys import KeyFile
 from crmray.storage import Lake
 from serve import app, fleet
@@ -153,7 +153,9 @@ def test_described_inline_equals_known_and_recent_events_count(published):
         ({"id": 7}, 422, "invalid_field", "id"),
         ({"idd": "c00007"}, 422, "invalid_field", "idd"),
         ({"id": "c00007", "threshold": 2}, 422, "invalid_field", "threshold"),
-        ({"id": "c00007", "ids": ["c00001"]}, 422, "invalid_field", None),
+        ({"id": "c00007", "ids": ["c00001"]}, 422, "invalid_field", "ids"),
+        ({"ids": ["c00007"], "recent_events": {}}, 422, "invalid_field", "recent_events"),
+        ({}, 422, "invalid_field", None),
         ({"customer": {"orders": []}}, 422, "invalid_field", "customer.orders"),
         ({"customer": {"transactions": [{}]}}, 422, "invalid_field", "customer.transactions.0.occurred_at"),
         (
@@ -306,6 +308,12 @@ def test_new_examples_are_swapped_in(published):
     run_id = published.lake.latest("examples", "toy").run_id
     _until(lambda: {state["examples"] for state in fleet.states("toy")} == {run_id})
     assert published.post({"id": "c01550"}).json()["predictions"][0]["probability"] == pytest.approx(probability(0))
+
+
+def test_replicas_say_for_whom_they_answer(published, tmp_path):
+    fleet.check_org("toy", "toy", published.lake)
+    with pytest.raises(ClusterError, match=r"answers for org 'toy', from another lake, so nothing was promoted"):
+        fleet.check_org("toy", "shop", Lake(tmp_path / "lake"))
 
 
 def test_models_are_listed_without_their_examples(published):

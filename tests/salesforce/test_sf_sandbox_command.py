@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -83,6 +84,15 @@ def test_it_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path
     arguments = build_parser().parse_args(["sandbox", "--folder", str(tmp_path)])
     with pytest.raises(ConfigError, match="needs no_such_package"):
         command(arguments)
+
+
+def test_a_busy_port_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        arguments = build_parser().parse_args(["sandbox", "--folder", str(tmp_path / "org"), "--port", str(port)])
+        with pytest.raises(ConfigError, match=f"port {port}: got Address already in use.*, expected a free port"):
+            command(arguments)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_demo_that_does_not_fit_on_the_disk_leaves_no_half_of_it(tmp_path: Path) -> None:

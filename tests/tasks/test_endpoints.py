@@ -206,8 +206,23 @@ def test_what_a_task_takes_of_its_own_is_heeded(service):
     assert checked(leads, service.post(leads, {**DESCRIBED["lead"], "events": visits}))
     wrong = service.post(leads, {"lead": {"source": 7}}).json()["error"]
     assert wrong["field"] == "lead.leads.0.source"
+    for option, body in (("similar_to", {}), ("for_product", known)):
+        wrong = service.post(recommendation, {**body, option: "gone"}).json()["error"]
+        assert (wrong["field"], wrong["message"][:30]) == (option, f"{option}: got product 'gone', expected"[:30])
     long = service.post(EACH["sentiment"], {"texts": ["never again " * 80_000]})
     assert checked(EACH["sentiment"], long)
+
+
+def test_the_documented_examples_of_bodies_are_answered(service):
+    churn = EACH["churn"]
+    document = churn.Request.model_json_schema()
+    (described,), (recent,) = (document["properties"][name]["examples"] for name in ("customer", "recent_events"))
+    (body,) = document["examples"]
+    assert body == {"id": "C00042", "explain": True}
+    (known,) = checked(churn, service.post(churn, {**body, "id": "c0003"}))
+    (later,) = checked(churn, service.post(churn, {**body, "id": "c0003", "recent_events": recent}))
+    assert later["as_of"] > known["as_of"]
+    assert checked(churn, service.post(churn, {"customer": described}))
 
 
 @EVERY_TASK

@@ -147,7 +147,9 @@ def test_nobody_is_found_for_a_product_that_may_not_be_shown(fitted):
 def test_an_unknown_product_gets_one_clear_message(fitted):
     model, decision, rows = fitted
     for option in ("similar_to", "for_product"):
-        with pytest.raises(DataError, match="got product 'gone', expected the id of one of the 8 products"):
+        with pytest.raises(
+            DataError, match=rf"^{option}: got product 'gone', expected the id of one of the 8 products"
+        ):
             recommendation.predict(model, decision, rows, **{option: "gone"})
 
 

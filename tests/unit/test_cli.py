@@ -6,9 +6,11 @@ import re
 import stat
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import requests
 import yaml
 
 import jobs
@@ -16,7 +18,7 @@ from crmray import cli, config, log
 from crmray.commands import doctor, serving, submit, text
 from crmray.commands import run as run_command
 from crmray.dashboard import _reason
-from crmray.errors import ConfigError, NotFoundError, did_you_mean
+from crmray.errors import ClusterError, ConfigError, NotFoundError, did_you_mean
 from crmray.head import home, token_file
 from crmray.keys import KeyFile
 from crmray.privacy import Pseudonyms, Vault
@@ -55,6 +57,18 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["submit", "train", "chrn", "--org", "ORG"],
             "task 'chrn' is not asked for (asked for: churn); did you mean 'ch",
+        ),
+        (
+            ["submit", "writeback", "churn", "--org", "ORG", "--dry-run", "--undo", "r1"],
+            "got --undo with --dry-run, expected --undo alone",
+        ),
+        (
+            ["submit", "publish", "churn", "--org", "ORG", "--rollback", "--force", "why"],
+            "got --rollback with --force, expected --rollback alone",
+        ),
+        (
+            ["submit", "train", "churn", "--org", "ORG", "--undo", "r1"],
+            "submit train: got --undo, expected flags of this job: --candidates, --set, --workers, --concurrency",
         ),
         (["submit", "train", "value", "--org", "ORG"], "(asked for: churn); add it under `tasks:`"),
         (["submit", "shard", "--org", "ORG"], "no cluster: none was given and no local head runs; do `crmray up`"),
@@ -138,9 +152,51 @@ def test_doctor_finds_the_token_that_others_can_read(capsys: pytest.CaptureFixtu
     path = token_file()
     path.chmod(0o644)
     assert cli.main(["doctor"]) == 2
-    assert f"BAD  {path} has mode 0644; others can read it: chmod 600" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"BAD  {path} has mode 0644; others can read it: chmod 600" in told
+    assert re.search(r"\n\d+ of \d+ checks failed\n$", told)
     assert token_file() == path
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_doctor_reads_every_secret_of_the_org_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "org.yaml"
+    path.write_text(
+        "name: a\nstorage: lake\nsource: {kind: salesforce, login: {flow: client_credentials, "
+        "client_id: {env: CRM_ID}, client_secret: {file: keys/secret}}}\n"
+        "privacy: {pseudonym_key: {file: keys/pseudonym.key}, vault_key: {file: keys/vault.key}}\n"
+    )
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "secret").write_text("s")
+    (tmp_path / "keys" / "vault.key").write_text("00" * 31)
+    monkeypatch.setenv("CRM_ID", "me")
+    told = {text: fine for fine, text in doctor.org_file(str(path))}
+    assert [text for text, fine in told.items() if not fine] == [
+        "privacy.pseudonym_key: secret file keys/pseudonym.key: got No such file or directory, expected a readable "
+        "text file",
+        "privacy.vault_key: secret file keys/vault.key: got 31 bytes, expected 32; `openssl rand -hex 32` makes some",
+    ]
+    assert {"source.login.client_secret can be read", f"storage {tmp_path}/lake can be written"} <= set(told)
+    assert "source.login.client_id can be read in this shell; jobs have the variables of the head" in told
+    (tmp_path / "keys" / "pseudonym.key").write_text("11" * 32)
+    (tmp_path / "keys" / "vault.key").write_text("22" * 32)
+    org = config.load(path)
+    found = Pseudonyms.of_org(org)
+    assert found
+    found.mark(Lake.of(org))
+    assert all(fine for fine, _ in doctor.org_file(str(path)))
+    (tmp_path / "keys" / "pseudonym.key").write_text("33" * 32)
+    assert any("is not the key that the pseudonyms of" in text for fine, text in doctor.org_file(str(path)) if not fine)
+
+
+def test_check_misses_a_key_before_it_reads_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "orders.csv").write_text("who,when\na,2024-01-01\n")
+    (tmp_path / "org.yaml").write_text(
+        "name: a\nstorage: lake\nprivacy: {pseudonym_key: {file: keys/pseudonym.key}}\nsource: {kind: files, tables: "
+        "{transactions: [{files: [orders.csv], columns: {entity_id: who, occurred_at: when}}]}}\n"
+    )
+    assert cli.main(["check", str(tmp_path / "org.yaml")]) == 2
+    assert "crmray: privacy.pseudonym_key: secret file keys/pseudonym.key: got No such file" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------- jobs
@@ -211,6 +267,14 @@ def test_closing_lines_and_messages_are_told_apart() -> None:
     )
 
 
+def _serving(org_file: str | None = None, head: bool = True) -> Any:
+    """A dashboard whose Serve runs churn for an org file, or nothing."""
+    applications = {"churn": {"deployed_app_config": {"args": {"task": "churn", "org": org_file}}}} if org_file else {}
+    return SimpleNamespace(
+        address="http://127.0.0.1:8265", head=head, serve=lambda: {"applications": applications}, deploy=pytest.fail
+    )
+
+
 def test_a_run_ends_with_the_pages_of_what_was_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,7 +288,7 @@ def test_a_run_ends_with_the_pages_of_what_was_published(
         return {"leads": "train: too few rows"} if name == "train" else {}
 
     monkeypatch.setattr(run_command, "_station", station)
-    assert run_command.run(None, org, tasks=None, tune=False, port=None) == 2  # type: ignore[arg-type]
+    assert run_command.run(_serving(), org, tasks=None, tune=False, port=None) == 2
     assert seen == [
         ("ingest", []), ("shard", []), ("examples", ["churn", "leads"]), ("train", ["churn", "leads"]),
         ("publish", ["churn"]), ("score", ["churn"]), ("evaluate", ["churn"]), ("evaluate", []),
@@ -248,7 +312,7 @@ def test_a_write_back_that_failed_costs_no_page(
         return {"churn": "writeback: the org is locked"} if name == "writeback" else {}
 
     monkeypatch.setattr(run_command, "_station", station)
-    assert run_command.run(None, org, tasks=None, tune=False, port=None) == 2  # type: ignore[arg-type]
+    assert run_command.run(_serving(), org, tasks=None, tune=False, port=None) == 2
     assert seen[-3:] == [("writeback", ["churn"]), ("evaluate", ["churn", "leads"]), ("evaluate", [])]
     told = capsys.readouterr().out.splitlines()
     pages = [f"{one}: {org.root}/evaluations/{one}/{'0' * 16}/report.html" for one in ("all", "churn", "leads")]
@@ -295,7 +359,38 @@ def test_a_log_in_pieces_is_read_by_line(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == "    shard.wrote rows=5 parts=a, 0.5\n"
 
 
+def test_what_is_cut_says_so_and_ends_with_a_word() -> None:
+    assert text.cut("one two three", 13) == "one two three"
+    assert text.cut("one two three", 12) == "one two …"
+    assert text.cut("abcdef", 3) == "abc …"
+
+
 # ---------------------------------------------------------------------------------------------------------- serving
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (404, '{"error": {"code": "not_found", "message": "POST /v1/churn: Not Found", "field": null}}',
+         "http://h/v1/churn: nothing answers there; `crmray status` lists what is served, `crmray"),
+        (503, '{"error": {"code": "not_deployed", "message": "it", "field": null}}', "nothing answers there"),
+        (404, "Path '/v1/churn' not found.", "nothing answers there"),
+        (404, '{"error": {"code": "unknown_customer", "message": "this customer is not known", "field": "id"}}',
+         "http://h/v1/churn: 404 this customer is not known"),
+        (502, "<html>Bad\n gateway</html>", "http://h/v1/churn: 502 <html>Bad gateway</html>"),
+    ],
+)  # fmt: skip
+def test_a_refusal_of_an_endpoint_is_told_in_words(
+    status: int, body: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = requests.Response()
+    answer.status_code, answer._content = status, body.encode()
+    monkeypatch.setattr(requests.Session, "post", lambda *_, **__: answer)
+    monkeypatch.setenv("CRMRAY_KEY", "k")
+    assert cli.main(["predict", "churn", "C1", "--url", "http://h"]) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert '{"error"' not in said
 
 
 def test_deployment_names_the_org_its_tasks_and_the_keys(org_file: Path) -> None:
@@ -322,6 +417,30 @@ def test_another_cluster_reads_the_org_file_in_its_lake_or_its_own(tmp_path: Pat
         root, churn = serving.serve_config(config.load(path), elsewhere=True)["applications"]
         assert root["args"] == {"served": ["churn"], **args}  # another list makes Serve start the root anew
         assert churn["args"] == {"task": "churn", **args}
+
+
+@pytest.mark.parametrize("port", [8000, None])
+def test_endpoints_of_another_org_are_not_taken_over(port: int | None, org_file: Path, tmp_path: Path) -> None:
+    org, other = config.load(org_file), tmp_path / "other.yaml"
+    other.write_text("name: shop\nstorage: shop-lake\nsource: {kind: demo}\ntasks: {churn: {}}\n")
+    said = rf"the endpoints of http://127.0.0.1:8265 answer for org 'shop' \({other}\); .* `crmray down` first"
+    with pytest.raises(ClusterError, match=said):
+        run_command.run(_serving(str(other)), org, tasks=None, tune=False, port=port)
+    if port:
+        with pytest.raises(ClusterError, match=said):
+            serving.deploy(_serving(str(other)), org, port=port)
+    with pytest.raises(ClusterError, match="answer for the org of /lake/shop/org.yaml; a head serves one org"):
+        serving.check_org(_serving("/lake/shop/org.yaml", head=False), org)
+
+
+def test_the_same_lake_is_the_same_org(org_file: Path, tmp_path: Path) -> None:
+    org, again = config.load(org_file), tmp_path / "again.yaml"
+    again.write_text(org_file.read_text())
+    serving.check_org(_serving(str(org_file)), org)
+    serving.check_org(_serving(str(again)), org)
+    serving.check_org(_serving(f"{org.root}/org.yaml", head=False), org)
+    serving.check_org(_serving(), org)
+    serving.check_org(_serving("gone.yaml"), org, ["leads"])  # asked about another endpoint
 
 
 def test_the_example_request_asks_by_the_orgs_own_id(tmp_path: Path) -> None:

@@ -140,6 +140,21 @@ def test_init_reads_a_salesforce_export_by_the_standard_mapping(
     assert {"churn", "leads"} <= set(org.tasks)
 
 
+def test_init_knows_the_files_of_an_export_with_few_columns_by_their_ids(tmp_path: Path) -> None:
+    """Neither IsDeleted nor SystemModstamp; the Data Loader gives a file whatever name it is told."""
+    content = {
+        "account": "Id,Name,Industry,CreatedDate\n0015e00000000gqAAA,A,Retail,2024-01-01\n",
+        "OrderItem": "Id,OrderId,Product2Id,Quantity,UnitPrice\n8025e00000000AB,801,01t,1,2\n",
+        "USER": "Id,Name\n0055e00000000AB,Ann\n",
+    }
+    for name, text in content.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    found = [guess for name in content for guess in exported.guesses(str(tmp_path / f"{name}.csv"))]
+    assert [(guess.table, guess.why) for guess in found[1:]] == [(None, exported.JOINED), (None, exported.UNUSED)]
+    assert (found[0].table, found[0].standard and found[0].standard.attributes) == ("customers", [])
+    assert set(found[0].columns) >= {"entity_id", "industry"}
+
+
 def test_init_takes_won_deals_for_the_sales_of_an_export_without_orders(export, tmp_path: Path) -> None:
     assert cli.main(["init", *export("Account", "Opportunity"), "--out", str(tmp_path / "org.yaml")]) == 0
     org = config.load(tmp_path / "org.yaml")
@@ -153,6 +168,8 @@ def test_init_takes_won_deals_for_the_sales_of_an_export_without_orders(export, 
     [
         ("orders_2024.csv", "Id,SystemModstamp,customer_id,date,amount\n1,2,3,2024-01-01,5\n", "transactions",
          "customer_id"),
+        ("order.csv", "Id,customer_id,date,amount\n202401010000001,3,2024-01-01,5\n", "transactions", "customer_id"),
+        ("ORDER.csv", "Id,customer_id,date,amount\nORD202401010001,3,2024-01-01,5\n", "transactions", "customer_id"),
         ("Invoice__c.csv", "Id,SystemModstamp,Account,Date,Amount\n1,2,3,2024-01-01,5\n", "transactions", "Account"),
     ],
 )  # fmt: skip

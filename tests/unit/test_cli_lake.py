@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
+import jobs
 from crmray import cli, config
-from crmray.commands.estimate import estimate
+from crmray.commands.estimate import estimate, note
 from crmray.commands.lake import leftovers, unreferenced
-from crmray.storage import Lake
+from crmray.org import OpenOrg
+from crmray.storage import Lake, Run
 
 
-def commit(lake: Lake, kind: str, name: str, run_id: str, **fields: object) -> None:
+def commit(lake: Lake, kind: str, name: str, run_id: str, content: bytes = b"12345", **fields: object) -> Run:
     run = lake.run(kind, name, run_id)
-    run.write_bytes("data.bin", b"12345")
-    run.commit(**fields)
+    run.write_bytes("data.bin", content)
+    return run.commit(**fields)
 
 
 def test_gc_keeps_what_is_current_published_or_needed_by_it(org_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +79,28 @@ def test_an_estimate_says_size_rows_and_the_last_time_scaled(org_file: Path) -> 
     assert estimate(org, "ingest").startswith("ingest: generates about")
     assert "its input is not there yet" in estimate(org, "shard")
     commit(lake, "raw", "Order", "r1", rows=40)
-    assert f"shard: reads 5 B, 40 rows; has not run in {org.root} yet" in estimate(org, "shard")
-    commit(lake, "tables", "transactions", "t1", rows=40, facts={"seconds": 30.0, "input_bytes": 10})
-    assert "reads 5 B, 40 rows; about 15 s by its last run" in estimate(org, "shard")
+    told = estimate(org, "shard")
+    assert told == f"shard: reads 5 B, 40 rows; how long it takes is not known in {org.root} yet"
+    note(org, "shard", "", 15.0)
+    commit(lake, "raw", "Order", "r2", b"1234567890", rows=80)
+    assert "shard: reads 10 B, 80 rows; about 30 s by its last run here" in estimate(org, "shard")
+    note(org, "train", "churn", 9.0)
+    assert "about 9 s by its last run" in estimate(org, "train", ["churn"])
+    assert "how long it takes for leads is not known" in estimate(org, "train", ["churn", "leads"])
+
+
+def test_a_job_notes_its_time_unless_its_result_was_there(org_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def make(org: OpenOrg, task: str, options: dict) -> dict:
+        run = org.lake.run("raw", "Order", "r1")
+        return {"Order": run if run.exists() else commit(org.lake, "raw", "Order", "r1")}
+
+    lake, argv = Lake(config.load(org_file).root), ["--org", str(org_file)]
+    assert jobs.job("ingest", make, argv=argv) == 0
+    assert lake.list("_work/times/*") == ["_work/times/ingest.json"]
+    lake.fs.rm_file(f"{lake.base}/_work/times/ingest.json")
+    assert jobs.job("ingest", make, argv=argv) == 0  # skipped: its time says nothing
+    assert lake.list("_work/times/*") == []
+    for promoted in (False, True):
+        assert jobs.job("publish", lambda *_, p=promoted: {"promoted": p}, argv=["churn", *argv]) == 0
+        assert lake.list("_work/times/*") == ["_work/times/publish-churn.json"] * promoted
+    assert leftovers(lake) == []

@@ -7,9 +7,10 @@ import json
 import pyarrow as pa
 import pytest
 
-from crmray import schema
+from crmray import schema, tasks
 from serve.described import tables_of
 from serve.errors import Refused
+from serve.http import parse
 
 CUSTOMERS = pa.schema(
     [*schema.table("customers").schema, pa.field("age", pa.int64()), pa.field("income", pa.float64())]
@@ -37,3 +38,26 @@ def test_what_is_no_number_names_the_field(column: str, value: str) -> None:
 def test_half_a_number_is_no_whole_one() -> None:
     with pytest.raises(Refused, match="whole number"):
         described('{"customers": [{"age": 40.5}]}')
+
+
+@pytest.mark.parametrize(
+    ("task", "body", "field", "message"),
+    [
+        (
+            "recommendation",
+            '{"id": "a", "similar_to": "p"}',
+            "similar_to",
+            "similar_to: got id as well, expected exactly",
+        ),
+        ("churn", '{"ids": ["a"], "recent_events": {}}', "recent_events", "recent_events: got no id with them"),
+        ("leads", '{"id": "a", "events": {}}', "events", "events: got events without lead"),
+        ("intent", '{"id": "a", "recent_events": {}}', "recent_events", "recent_events: got rows, expected texts"),
+        ("churn", "{}", None, "got none, expected exactly one of id, ids, customer"),
+        ("churn", '{"id": "a",\n "ids": }', None, "the body is not valid JSON: expected value at line 2 column 9"),
+    ],
+)
+def test_a_body_whose_parts_do_not_go_together_names_one(task, body, field, message) -> None:
+    with pytest.raises(Refused) as refused:
+        parse(tasks.task(task).Request, body.encode())
+    assert (refused.value.status, refused.value.field) == (422, field)
+    assert refused.value.message.startswith(message)

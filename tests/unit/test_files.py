@@ -72,7 +72,9 @@ def test_fingerprint_is_of_the_content_only(tmp_path):
         ("empty.csv", b"", "got an empty file"),
         ("blank.csv", b"\n\n", "got no header"),
         ("book.xlsx", b"PK\x03\x04", "got an Excel workbook, expected CSV or Parquet"),
-        ("short.csv", b"id,n\n1,2\n3\n", "Expected 2 columns, got 1"),
+        ("short.csv", b"id,n\n1,2\n3\n", r"short.csv: line 3: got 1 values, expected 2 as in the header, with delim"),
+        ("long.csv", b'id,n\n\n1,"a\nb"\n2,5" pipe\n3,4,secret\n', r"line 6: got 3 values, expected 2 [^4]*$"),
+        ("late.csv", b"id,n\r\n" + b"1,2\r\n" * 300_000 + b"3\r\n", "line 300002: got 1 values"),
         (
             "other.csv",
             b"Id,n\n1,2\n",

@@ -150,6 +150,18 @@ def test_the_page_says_what_was_measured(page):
     assert any("country = FR" in name for name in found["test"]["groups"])
 
 
+def test_two_figures_of_the_champion_are_told_apart(page):
+    path, html, found = page
+    words = "figures of the models' raw scores, so that all are measured alike"
+    raw, answers = found["models"]["logistic"]["test"], found["test"]
+    assert raw["ece"] != answers["ece"]
+    assert words in " ".join(read(html).texts)
+    assert "Of its answers; probabilities are calibrated." in (path.parent / "card.md").read_text(encoding="utf-8")
+    assert words not in pages.bundle_page({**found, "test": {**answers, **raw}}).decode()
+    newer = pages.bundle_page({**found, "at_training": answers}).decode()
+    assert "raw scores on the test rows of the training, so" in newer
+
+
 def test_a_candidate_without_a_model_is_told_with_the_reason(org, page):
     path, html, found = page
     told = {"lightgbm": "got no feature", "random_forest": "TrainingError: no tree (2 trials)"}

@@ -87,6 +87,7 @@ def test_effects_and_words_by_hand():
         ("visit_recency_days", None, 21.0, "last visit none, typically 21 days ago"),
         ("spend_net_365d_amount", 1234.4, 80.0, "net spend 1,234 in the last 365 days, typically 80"),
         ("spend_net_all_amount", 9.0, float("nan"), "net spend 9 in all, typically none"),
+        ("visit_decayed_30d", 1.1e-05, 5.74, "recent visits near 0 (half-life 30 days), typically 5.74"),
         ("trend_orders_30d", -1.0, 0.0, "orders 0.5 times the earlier pace in the last 30 days, typically 1"),
         ("mail_open_rate_90d", 0.4, 0.25, "mails opened 40 % in the last 90 days, typically 25 %"),
         ("contact_case_num_90d", 2.0, 0.0, "2 cases in the last 90 days, typically 0"),
@@ -184,17 +185,54 @@ def test_the_typical_value_of_a_boolean_is_yes_or_no():
         assert said == [[f"{words}less history than looked back on{mark} yes, typically no (+0.50)"], [], []]
 
 
-def test_only_the_most_unusual_value_of_a_group_is_put_in_words(monkeypatch):
-    values = {"visit_num_90d": [9.0], "visit_recency_days": [80.0], "mail_open_num_90d": [5.0]}
-    reference = {"values": dict.fromkeys(values, 1.0), "spread": {"visit_num_90d": 8.0, "visit_recency_days": 7.9,
-                 "mail_open_num_90d": 8.0}}  # fmt: skip
-    calls, told = [], phrases.told
-    monkeypatch.setattr(phrases, "told", lambda *a, **k: calls.append(a[0]) or told(*a, **k))
-    groups = {"engagement": tuple(values)}
-    said = reasons.explain(lambda rows: rows["visit_num_90d"].to_numpy(), pa.table(values), reference, groups)
-    assert said == [["engagement: last visit 80 days ago, typically 1 (+8.00)"]]
-    assert calls == ["visit_recency_days"]
-    assert phrases.words_of("visit_num_90d") is phrases.words_of("visit_num_90d")  # kept, not read again
+VISITS = {"visit_num_30d": 4.0, "visit_num_365d": 45.0}
+"""typical ones"""
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        # leaves who does not come any more: 0.5 - 0 - 0.107 against 0.5 - 0.4 - 0.045
+        (lambda lately, ever: 0.5 - 0.1 * lately - 0.001 * ever, "0 visits in the last 30 days, typically 4 (+0.34)"),
+        # less unusual by far, but what the model goes by
+        (lambda lately, ever: 0.1 * lately + 0 * ever, "0 visits in the last 30 days, typically 4 (-0.40)"),
+        # it takes both, so neither alone makes it
+        (lambda lately, ever: 0.3 * ((lately != 4) & (ever != 45)), "visits (+0.30)"),
+        # either is enough: the first that is found
+        (
+            lambda lately, ever: 0.3 * ((lately != 4) | (ever > 200)),
+            "0 visits in the last 30 days, typically 4 (+0.30)",
+        ),
+    ],
+)
+def test_the_value_of_a_group_that_is_shown_makes_what_is_told(model, said):
+    table = pa.table({"visit_num_30d": [0.0, 4.0], "visit_num_365d": [107.0, 45.0]})
+    reference = {"values": VISITS, "spread": {"visit_num_30d": 8.0, "visit_num_365d": 10.0}, "flags": []}
+
+    def predict(rows):
+        return model(rows["visit_num_30d"].to_numpy(), rows["visit_num_365d"].to_numpy())
+
+    assert reasons.explain(predict, table, reference, {"visits": tuple(VISITS)}) == [[said], []]
+
+
+def test_a_group_whose_rows_do_not_fit_one_call_is_told_the_same(monkeypatch):
+    groups = reasons.groups_of(TRAIN.schema, {"habits": ("recency_days", "num_orders", "plan")})
+    reference = reasons.reference(TRAIN, groups)
+    whole = reasons.explain(model, TRAIN, reference, groups)
+    assert whole[2] == ["habits: plan pro, typically basic (+0.10)"]
+    monkeypatch.setattr(reasons, "ROWS_PER_CALL", 1)
+    assert reasons.explain(model, TRAIN, reference, groups) == whole
+
+
+def test_attributes_that_are_0_or_1_are_told_as_no_and_yes():
+    """The examples have the booleans of an org as numbers."""
+    train = pa.table({"customer_Opt_In__c": [0.0, 0.0, 1.0, None], "customer_cars": [0.0, 0.0, 1.0, 2.0],
+                      "visit_num_30d": [0.0, 0.0, 1.0, 1.0]})  # fmt: skip
+    groups = reasons.groups_of(train.schema, {})
+    reference = reasons.reference(train, groups)
+    assert reference["flags"] == ["customer_Opt_In__c"]
+    told = reasons.explain(lambda rows: rows["customer_Opt_In__c"].fill_null(3).to_numpy(), train, reference, groups)
+    assert told == [[], [], ["Opt In: yes, typically no (+1.00)"], ["Opt In: none, typically no (+3.00)"]]
 
 
 def test_few_rows_share_one_call_and_many_rows_give_the_same(monkeypatch):

@@ -15,6 +15,7 @@ from crmray.bundle import load_bundle
 from crmray.commands.lake import champion_row
 from crmray.errors import (
     BundleError,
+    ClusterError,
     CorruptError,
     NoChampionError,
     NotEnoughDataError,
@@ -201,6 +202,22 @@ def test_publish_waits_for_the_champion_even_when_it_was_champion_before(tmp_pat
     toy.write_bundle(org.lake, "a" * 16, **HALF)
     assert "replicas" not in org.publish("toy")  # refused: nothing to wait for
     assert waited == ["b" * 16] * 2
+
+
+def test_nothing_is_promoted_where_the_endpoint_answers_for_another_org(tmp_path, monkeypatch):
+    org = OpenOrg(config.load(toy.write_org(tmp_path)))
+    toy.write_examples(org.lake, 500)
+    monkeypatch.setitem(tasks.TASKS, "toy", TASK)
+    state = {"pid": 1, "org": "shop", "lake": fleet.address_of(Lake(tmp_path / "other")), "version": None}
+    monkeypatch.setattr(fleet, "states", lambda task: [state, fleet._silent(TimeoutError())])
+    toy.write_bundle(org.lake, "b" * 16, **RIGHT)
+    said = f"the endpoint of toy on this head answers for org 'shop'.*registry of '{org.config.name}'"
+    for call in (org.publish, org.rollback):
+        with pytest.raises(ClusterError, match=said):
+            call("toy")
+    assert registry.Ledger(org.lake, "toy").refresh() == []
+    state |= {"org": "renamed", "lake": fleet.address_of(org.lake), "version": "b" * 16}
+    fleet.check_org("toy", "toy", org.lake)
 
 
 def test_a_publish_before_the_endpoint_runs_says_that_nothing_is_wrong(monkeypatch):

@@ -85,7 +85,7 @@ class Sandbox:
         self._temporary = tempfile.TemporaryDirectory(prefix="crmray-sandbox-") if folder is None else None
         self.folder = Path(self._temporary.name) if self._temporary else Path(folder or "").absolute()
         self.credentials = tls.prepare(self.folder)
-        self._socket = _listen(host, port)
+        self._socket = listen(host, port)
         self.url = f"https://{host}:{self._socket.getsockname()[1]}"
         self.faults = Faults(store)
         self.calls = limits.DailyCalls(self.faults, daily=daily_calls)
@@ -330,7 +330,8 @@ def _handle(handler: Handler, call: Call, path_params: dict[str, str]) -> Respon
     return handler(dataclasses.replace(call, path_params=path_params))
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; ConfigError for a port in use."""
     try:
         return socket.create_server((host, port), backlog=128)
     except OSError as error:
