@@ -38,11 +38,6 @@ class Blend:
                 total[key] = total.get(key, np.zeros(examples.num_rows)) + self.weights[name] * score
         return total
 
-    def check(self, examples: pa.Table) -> None:
-        """Each member's check."""
-        for member in self.members.values():
-            member.check(examples)
-
     def with_members(self, members: Mapping[str, Any]) -> Blend:
         """The same blend of the same candidates fitted again (on more rows)."""
         return replace(self, members={name: members[name] for name in self.members})

@@ -296,10 +296,6 @@ class LightGBMModel:
             raw = focal.recovered(sigmoid(raw + self.focal.start), self.focal.gamma)
         return self.target.scores(raw)
 
-    def check(self, examples: pa.Table) -> None:
-        """As `Tabular.check`."""
-        self.tabular.check(examples)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
         state = {**self.tabular.state(), "target": self.target.state()}

@@ -125,10 +125,6 @@ class LinearModel:
             return self.target.scores(sigmoid(raw_NK[:, 0]))
         return self.target.scores(softmax(raw_NK) if self.target.kind == "class" else raw_NK[:, 0])
 
-    def check(self, examples: pa.Table) -> None:
-        """As `Tabular.check`."""
-        self.tabular.check(examples)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
         state = {"tabular": self.tabular.state(), "target": self.target.state()}

@@ -21,10 +21,10 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from crmray.errors import NotEnoughDataError, SchemaError
+from crmray.errors import NotEnoughDataError
 from crmray.models import events
 from crmray.models.columns import feature_columns
-from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
+from crmray.models.events import FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
 from crmray.models.labels import LABEL, labels_of
 from crmray.models.network import Codes, Network, feature_arrays, feature_batch, load_network, network_files
 from crmray.models.preprocess import Tabular
@@ -229,15 +229,6 @@ class LSTMModel:
                 rows = order[start : start + PREDICT_ROWS]
                 score[rows] = self.candidate.outputs(self.module, self.candidate.batch(arrays, rows))["score"].numpy()
         return {"score": score}
-
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError or DataError for rows that no answer should be given for."""
-        if self.state["tabular"] is not None:
-            Tabular.from_state(self.state["tabular"]).check(examples)
-        if self.state["kinds"]:
-            for name in EVENT_COLUMNS:
-                if name not in examples.column_names:
-                    raise SchemaError(f"column {name!r} is missing; expected it as a sequence, as in training")
 
     def save(self) -> dict[str, bytes]:
         """Files of the model; see `network_files`."""

@@ -130,11 +130,6 @@ class OneRuleModel:
         means_NK = self.means(examples)
         return self.target.scores(means_NK if self.target.kind == "class" else means_NK[:, 0])
 
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when the column is missing or of another type."""
-        if self.column is not None:
-            self.groups(examples)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
         fields = ("overall_K", "column", "cuts", "values", "means_GK")

@@ -73,10 +73,6 @@ class SourceRateModel:
         index = at.fill_null(len(self.rates)).to_numpy()
         return {"score": np.array([*self.rates.values(), self.otherwise])[index]}
 
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when the column is missing or no text."""
-        texts_of(examples, self.column)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
         return {"rates.json": to_json({"column": self.column, "rates": self.rates, "otherwise": self.otherwise})}

@@ -137,10 +137,6 @@ class RecencyModel:
         x = _log_days(numbers_of(examples, self.column), self.longest_days)
         return {"score": sigmoid(self.intercept + self.slope * x)}
 
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when the column is missing or not a number."""
-        numbers_of(examples, self.column)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
         fields = ("column", "longest_days", "slope", "intercept")

@@ -246,10 +246,6 @@ class TabularNetModel:
                     values[rows] = said[name].numpy()
         return out
 
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError or DataError for rows that no answer should be given for."""
-        Tabular.from_state(self.state["tabular"]).check(examples)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model; see `network_files`."""
         return network_files(self.candidate, self.state, self.module, self.rounds)

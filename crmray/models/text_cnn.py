@@ -272,10 +272,6 @@ class TextCNNModel:
                     made[name][rows] = values.numpy()
         return made
 
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when a column is missing."""
-        texts_of(examples.slice(0, 1))
-
     def save(self) -> dict[str, bytes]:
         """Files of the model; see `network_files`."""
         return network_files(self.candidate, self.state, self.module, self.rounds)

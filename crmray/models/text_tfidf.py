@@ -259,12 +259,6 @@ class LinearText:
         probability = softmax(self.scale * (margins + self.bias_K).astype(np.float64))
         return answers(calibrated(probability, self.calibration), self.classes)
 
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when a column is missing."""
-        texts_of(examples.slice(0, 1))
-        if self.embedding_weight:
-            embeddings_of(examples.slice(0, 1))
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
         names = ("classes", "scale", "calibration", "embedding_weight")

@@ -227,10 +227,6 @@ class SklearnModel:
         categories = {c.name: ("(other)", "(missing)", *c.values) for c in self.tabular.categorical}
         return {"tree.svg": plots.tree(self.estimator, names, classes, categories=categories)}
 
-    def check(self, examples: pa.Table) -> None:
-        """As `Tabular.check`."""
-        self.tabular.check(examples)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
         from skops import io

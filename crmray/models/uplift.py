@@ -245,11 +245,6 @@ class UpliftModel:
     def _score(self, part: str, examples: pa.Table) -> np.ndarray:
         return self.parts[part].predict(examples)["score"]
 
-    def check(self, examples: pa.Table) -> None:
-        """Each part's check."""
-        for part in self.parts.values():
-            part.check(_with_arm(examples, 0.0) if self.kind == "s" else examples)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model: uplift.json, and each part's under `<name>/`."""
         about = {"kind": self.kind, "base": self.base, "parts": list(self.parts), "numbers": dict(self.numbers)}

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.errors import NotEnoughDataError, SchemaError, TrainingError
+from crmray.errors import NotEnoughDataError, TrainingError
 from crmray.models.columns import numbers_of
 from crmray.models.tabular import check_positive, file_of, to_json
 from crmray.models.value_targets import targets_of
@@ -209,14 +209,6 @@ class BGNBDModel:
         known = np.isfinite(mean) & (mean > 0)
         value = self.purchase_value(np.where(known, x + 1.0, 0.0), np.where(known, mean, 0.0))
         return {"p_purchase": p, "purchases": days * per_day, "spend": days * value * self.net_share}
-
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when a column is missing or not a number."""
-        missing = [name for name in COLUMNS if name not in examples.column_names]
-        if missing:
-            raise SchemaError(f"column {missing[0]!r} is missing; expected it as in training")
-        for name in COLUMNS:
-            numbers_of(examples, name)
 
     def numbers(self) -> dict[str, float]:
         """The parameters by name."""

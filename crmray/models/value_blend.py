@@ -41,11 +41,6 @@ class ValueBlend:
         """OUTPUTS."""
         return average({name: member.predict(examples) for name, member in self.members.items()}, self.factors)
 
-    def check(self, examples: pa.Table) -> None:
-        """Each member's check."""
-        for member in self.members.values():
-            member.check(examples)
-
     def with_members(self, members: Mapping[str, Any]) -> ValueBlend:
         """The same blend of the same candidates fitted again (on more rows)."""
         return replace(self, members={name: members[name] for name in self.members})

@@ -218,10 +218,6 @@ class SpendLightGBMModel:
             "spend": spend * p if self.spend == "hurdle" else spend,
         }
 
-    def check(self, examples: pa.Table) -> None:
-        """As `Tabular.check`."""
-        self.tabular.check(examples)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
         about = {"tabular": self.tabular.state(), "spend": self.spend, "rounds": self.rounds}

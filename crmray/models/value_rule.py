@@ -80,11 +80,6 @@ class RunRateModel:
         purchases = np.maximum(np.nan_to_num(numbers_of(examples, self.orders)), 0.0) * self.orders_share
         return {"p_purchase": -np.expm1(-purchases), "purchases": purchases, "spend": spend}
 
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when a column is missing or not a number."""
-        for name in (self.net, self.orders):
-            numbers_of(examples, name)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("net", "net_share", "orders", "orders_share")}

@@ -269,12 +269,6 @@ class ValueTransformerModel:
                     found[name][rows] = values.numpy()
         return found
 
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError or DataError for rows that no answer should be given for."""
-        if self.state["tabular"] is not None:
-            Tabular.from_state(self.state["tabular"]).check(examples)
-        _orders(examples)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model; see `network_files`."""
         return network_files(self.candidate, self.state, self.module, self.rounds)
