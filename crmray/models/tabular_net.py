@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from crmray.models.labels import CLASS_SCORE, LABEL, Kind, Target, check_imbalance
-from crmray.models.network import Codes, Network, feature_arrays, feature_batch, load_network, network_files
+from crmray.models.network import Codes, FittedNetwork, Network, feature_arrays, feature_batch, runs_of
 from crmray.models.preprocess import Tabular
 from crmray.models.tabular import check_positive, check_some_feature, needs_features
 
@@ -142,11 +142,6 @@ class TabularNet(Network):
         module.load_state_dict(dict(weights))
         return TabularNetModel(candidate=self, state=dict(state), module=module.eval(), rounds=rounds)
 
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> TabularNetModel:
-        """The model that `save` wrote."""
-        return load_network(TabularNet, files)
-
 
 def _edges(values: np.ndarray, num_bins: int) -> list[float]:
     """Ascending distinct bin edges of a number at its training quantiles: two at least, num_bins + 1 at most."""
@@ -220,32 +215,10 @@ class ResidualNet(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TabularNetModel:
+class TabularNetModel(FittedNetwork):
     """A fitted network, on the CPU."""
-
-    candidate: TabularNet
-    """Its hyper-parameters."""
-    state: dict[str, Any]
-    """Its preprocessing."""
-    module: ResidualNet
-    """Its weights."""
-    rounds: int | None
-    """Epochs that it was trained for."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""
-        known = [name for name in examples.column_names if name != LABEL]
-        arrays = self.candidate.encode(self.state, examples.select(known))
-        target = Target.from_state(self.state["target"])
-        out = {name: np.empty(examples.num_rows) for name in target.empty()}
-        with torch.inference_mode():
-            for start in range(0, examples.num_rows, PREDICT_ROWS):
-                rows = np.arange(start, min(start + PREDICT_ROWS, examples.num_rows))
-                said = self.candidate.outputs(self.module, self.candidate.batch(arrays, rows))
-                for name, values in out.items():
-                    values[rows] = said[name].numpy()
-        return out
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model; see `network_files`."""
-        return network_files(self.candidate, self.state, self.module, self.rounds)
+        names = Target.from_state(self.state["target"]).empty()
+        return self.answered(self.encoded(examples), runs_of(np.arange(examples.num_rows), PREDICT_ROWS), names)

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from crmray.models import text_encoder, text_tokens
-from crmray.models.network import Training, load_network, network_files
+from crmray.models.network import FittedNetwork, Training
 from crmray.models.tabular import check_choice, check_positive
 from crmray.models.text_classes import LABEL, PREFIX, TEXT, learnable, texts_of
 
@@ -193,11 +193,6 @@ class TextCNN(Training):
         module.load_state_dict(dict(weights))
         return TextCNNModel(candidate=self, state=dict(state), module=module.eval(), rounds=rounds)
 
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> TextCNNModel:
-        """The model that `save` wrote."""
-        return load_network(TextCNN, files)
-
 
 class TextCNNModule(nn.Module):
     """Embeddings -> convolutions of several widths -> maximum over time -> one logit a class.
@@ -247,34 +242,15 @@ class TextCNNModule(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextCNNModel:
+class TextCNNModel(FittedNetwork):
     """A fitted network, on the CPU."""
-
-    candidate: TextCNN
-    """Its hyper-parameters."""
-    state: dict[str, Any]
-    """Its classes and tokenizer."""
-    module: TextCNNModule
-    """Its weights."""
-    rounds: int | None
-    """Epochs that it was trained for."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """`p:<class>` float64 (N,) each."""
-        known = [name for name in examples.column_names if name != LABEL]
-        arrays = self.candidate.encode(self.state, examples.select(known))
+        arrays = self.encoded(examples)
         lengths = self.candidate.lengths(arrays)
         order = np.argsort(lengths, kind="stable")  # rows of one length need no padding
-        made = {f"{PREFIX}{name}": np.empty(examples.num_rows) for name in self.module.classes}
-        with torch.inference_mode():
-            for rows in _runs(order, lengths):
-                for name, values in self.candidate.outputs(self.module, self.candidate.batch(arrays, rows)).items():
-                    made[name][rows] = values.numpy()
-        return made
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model; see `network_files`."""
-        return network_files(self.candidate, self.state, self.module, self.rounds)
+        return self.answered(arrays, _runs(order, lengths), [f"{PREFIX}{name}" for name in self.module.classes])
 
 
 def _runs(order: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
