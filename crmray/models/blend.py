@@ -24,8 +24,6 @@ class Blend:
     """Fitted models by candidate name."""
     weights: Mapping[str, float]
     """Share of each member; above 0, in total 1."""
-    rounds: int | None = None
-    """Its members have theirs."""
 
     def __post_init__(self):
         check_weights(self.members, self.weights)

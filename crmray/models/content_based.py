@@ -91,7 +91,6 @@ class FittedContent(ranking.Ranked):
     """weight of a purchase one visit before the newest one"""
     popularity: float
     """part of popularity in the score"""
-    rounds: ClassVar[int | None] = None
 
     def _likeness(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         return (self.vectors_IW[rows] @ self.vectors_IW[columns].T).toarray()

@@ -104,7 +104,6 @@ class FittedALS(ranking.Ranked):
     """regularisation"""
     decay: float
     """weight of a purchase one visit before the newest one"""
-    rounds: ClassVar[int | None] = None
 
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32."""

@@ -115,8 +115,6 @@ class LinearModel:
     """float64, columns in the order of tabular.names."""
     intercept_K: np.ndarray
     """Outputs where all scaled features are 0."""
-    rounds: int | None = None
-    """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""

@@ -209,7 +209,6 @@ class FittedMarkov(ranking.Ranked):
     """days in which a visit after the next one may come"""
     membership: str
     """mixed or single"""
-    rounds: ClassVar[int | None] = None
 
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32."""

@@ -83,7 +83,6 @@ class FittedPopularity(ranking.Ranked):
 
     catalogue: Catalogue
     """products and their popularity"""
-    rounds: ClassVar[int | None] = None
 
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32: share of the most bought product's buyers."""
@@ -216,7 +215,6 @@ class ItemToItem(ranking.Ranked):
     """(I, I) float32; row: owned product, column: candidate"""
     decay: float
     """weight of a purchase one visit before the newest one"""
-    rounds: ClassVar[int | None] = None
 
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32."""

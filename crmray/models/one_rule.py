@@ -101,8 +101,6 @@ class OneRuleModel:
     """Values of a text column, one group each."""
     means_GK: list[list[float]] | None = None
     """Means of the groups; the last one is of rows without a value, or with a value that training did not have."""
-    rounds: int | None = None
-    """Has none."""
 
     @property
     def num_groups(self) -> int:

@@ -160,9 +160,6 @@ def top(scores_BI: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 class Recommender(Protocol):
     """What a fitted recommender offers."""
 
-    rounds: int | None
-    """epochs; None where there are none"""
-
     @property
     def catalogue(self) -> Catalogue:
         """The products that it knows."""
@@ -212,7 +209,6 @@ class RankingBlend(Ranked):
     """fitted models by candidate name"""
     weights: Mapping[str, float]
     """share of each member; above 0, in total 1"""
-    rounds: ClassVar[int | None] = None
 
     def __post_init__(self):
         check_weights(self.members, self.weights)

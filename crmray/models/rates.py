@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -64,8 +64,6 @@ class SourceRateModel:
     """Value -> rate."""
     otherwise: float
     """Rate of other values, and where there is none."""
-    rounds: int | None = None
-    """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}."""
@@ -75,4 +73,4 @@ class SourceRateModel:
 
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
-        return {"rates.json": to_json({"column": self.column, "rates": self.rates, "otherwise": self.otherwise})}
+        return {"rates.json": to_json(asdict(self))}

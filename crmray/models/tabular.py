@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -129,8 +129,6 @@ class RecencyModel:
     """Of the log odds over log(1 + days); above 0."""
     intercept: float
     """Log odds at 0 days."""
-    rounds: int | None = None
-    """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}."""
@@ -139,5 +137,4 @@ class RecencyModel:
 
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
-        fields = ("column", "longest_days", "slope", "intercept")
-        return {"recency.json": to_json({field: getattr(self, field) for field in fields})}
+        return {"recency.json": to_json(asdict(self))}

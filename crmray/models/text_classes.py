@@ -116,8 +116,6 @@ class MajorityModel:
 
     shares: dict[str, float]
     """class -> share of the training rows"""
-    rounds: int | None = None
-    """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """The same shares for every row."""
@@ -137,8 +135,6 @@ class ClassBlend:
 
     members: Mapping[str, Any]
     """fitted models by candidate name"""
-    rounds: int | None = None
-    """Its members have theirs."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """Means over the members; a class that a member does not know has probability 0 there."""

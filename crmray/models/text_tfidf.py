@@ -247,8 +247,6 @@ class LinearText:
     """what makes these logits probabilities: see text_calibration"""
     embedding_weight: float
     """of the embeddings; 0: it reads none"""
-    rounds: int | None = None
-    """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """`p:<class>` float64 (N,) each."""

@@ -203,8 +203,6 @@ class SklearnModel:
     """What it predicts."""
     estimator: Any
     """scikit-learn classifier of classes 0, 1, …, or regressor."""
-    rounds: int | None = None
-    """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""

@@ -215,8 +215,6 @@ class UpliftModel:
     """The models that it is made of."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Shares and rates that it needs."""
-    rounds: int | None = None
-    """Fixed by its settings."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """uplift, p_treated, p_control; float64 (N,) each."""

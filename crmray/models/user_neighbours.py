@@ -103,7 +103,6 @@ class FittedUserKNN(ranking.Ranked):
     """weight of a purchase one visit before the newest one"""
     rarity: float
     """exponent of a product's buyers by which its weight falls"""
-    rounds: ClassVar[int | None] = None
 
     @cached_property
     def _weights(self) -> sp.dia_matrix:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -169,8 +169,6 @@ class BGNBDModel:
     """Scale of values over customers, in currency."""
     net_share: float
     """Net spend that came / gross spend expected, on training rows."""
-    rounds: int | None = None
-    """Has none."""
 
     def alive(self, x: np.ndarray, t_x: np.ndarray, age: np.ndarray) -> np.ndarray:
         """(N,) P(not yet left): Fader, Hardie and Lee, "Computing P(alive)" (2008); 1 for one-time buyers always."""
@@ -210,11 +208,6 @@ class BGNBDModel:
         value = self.purchase_value(np.where(known, x + 1.0, 0.0), np.where(known, mean, 0.0))
         return {"p_purchase": p, "purchases": days * per_day, "spend": days * value * self.net_share}
 
-    def numbers(self) -> dict[str, float]:
-        """The parameters by name."""
-        names = ("weeks", "r", "alpha", "a", "b", "p", "q", "gamma", "net_share")
-        return {name: float(getattr(self, name)) for name in names}
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
-        return {"bgnbd.json": to_json(self.numbers())}
+        return {"bgnbd.json": to_json(asdict(self))}

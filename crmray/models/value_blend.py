@@ -28,8 +28,6 @@ class ValueBlend:
     """Fitted models by candidate name."""
     factors: Mapping[str, Mapping[str, float]]
     """Member -> output -> what it is multiplied by, so that its total on validation is the true one."""
-    rounds: int | None = None
-    """Its members have theirs."""
 
     def __post_init__(self):
         if set(self.members) != set(self.factors) or not self.members:

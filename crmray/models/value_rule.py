@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -71,8 +71,6 @@ class RunRateModel:
     """Column of orders."""
     orders_share: float
     """Horizon / window of that column."""
-    rounds: int | None = None
-    """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """OUTPUTS; a missing value counts as no orders."""
@@ -82,5 +80,4 @@ class RunRateModel:
 
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
-        fields: dict[str, Any] = {name: getattr(self, name) for name in ("net", "net_share", "orders", "orders_share")}
-        return {"run_rate.json": to_json(fields)}
+        return {"run_rate.json": to_json(asdict(self))}

@@ -35,13 +35,10 @@ class Needs:
 class Fitted(Protocol):
     """A fitted model: predicts, and is saved as named byte strings (never pickle).
 
-    Optional beside these: pictures() -> {file name: SVG}, drawn into the bundle by the report; fitted_on(train) -> the
-    training rows that it used, where these are not all.
+    Optional beside these: rounds: int | None, the boosting rounds or epochs that early stopping chose; pictures() ->
+    {file name: SVG}, drawn into the bundle by the report; fitted_on(train) -> the training rows that it used, where
+    these are not all.
     """
-
-    @property
-    def rounds(self) -> int | None:
-        """Boosting rounds or epochs that early stopping chose; None where there is no such number."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """Arrays of the same length and order as the rows."""

@@ -112,7 +112,7 @@ def fit_here(
     candidate: Any = fit.point.make(task)
     if candidate.KIND != "torch":
         model = candidate.fit(train, validation, seed=seed, rounds=fit.rounds)
-        return model, model.rounds, curve(getattr(model, "history", {}))
+        return model, getattr(model, "rounds", None), curve(getattr(model, "history", {}))
     state = candidate.prepare(train)
     data = trainer.encoded(task, candidate, state, train, validation)
     with engine.single_process_group(device):

@@ -135,7 +135,6 @@ class Column:
 @dataclass(frozen=True, kw_only=True)
 class ColumnModel:
     index: int
-    rounds: ClassVar[int | None] = None
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         return {"score": 1 / (1 + np.exp(-features(examples)[:, self.index]))}

@@ -87,7 +87,6 @@ class Sigmoid:
 
     bias: float
     weight: float
-    rounds: ClassVar[None] = None
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         return {"score": 1 / (1 + np.exp(-(self.bias + self.weight * examples["num_orders"].to_numpy())))}

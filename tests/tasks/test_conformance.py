@@ -163,7 +163,7 @@ def test_a_saved_model_gives_the_same_bits(task, name):
     assert all(isinstance(content, bytes) for content in files.values())
     again = task.CANDIDATES[name].load(files)
     assert same(model.predict(rows), again.predict(rows))
-    assert again.rounds == model.rounds
+    assert getattr(again, "rounds", None) == getattr(model, "rounds", None)
 
 
 @EVERY_CANDIDATE
