@@ -1,7 +1,7 @@
 """Decisions, answers and figures for a label of any kind: yes or no, a number, or one of several classes.
 
 The label stands in column `label`: int8 of 0 and 1, float64, or text. Predictions are those of a Fitted: {"score":
-(N,)}, of classes {"score=<class>": (N,)}. `skill` is the figure by which each kind is judged: the AUC for yes and no,
+(N,)}, of classes {"p:<class>": (N,)}. `skill` is the figure by which each kind is judged: the AUC for yes and no,
 Spearman's rank correlation for numbers (0 where all predictions are equal), macro-F1 for classes. N rows, K classes.
 """
 
@@ -46,12 +46,17 @@ def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str
     if kind == "number":
         figures = amounts.amount(numbers_of(examples, LABEL), predictions["score"])
         return {SKILL: figures["spearman"], **figures}
-    place, probability_NK, _ = _classes(examples, predictions)
-    figures = metrics.classes(place, probability_NK)
+    figures = class_figures(examples, predictions)
     return {SKILL: figures["macro_f1"], **figures}
 
 
-def _classes(rows: pa.Table, predictions: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def class_figures(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """metrics.classes of a candidate's predictions of classes."""
+    place, probability_NK, _ = coded(examples, predictions)
+    return metrics.classes(place, probability_NK)
+
+
+def coded(rows: pa.Table, predictions: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Place of each row's class (N,), probabilities (N, K), names (K,). A class that training did not have comes last,
     with the probability 0."""
     names, probability_NK = class_scores(predictions)
@@ -183,6 +188,6 @@ def judged(model: Any, decided: Mapping[str, Any], test: pa.Table, columns: Mapp
         figures = judge.amount(truth, columns["number"].to_numpy())
         coverage = {f"{INTERVAL[1] - INTERVAL[0]:g}": float(((truth >= low) & (truth <= high)).mean())}
         return {SKILL: figures["spearman"], **figures, "coverage": coverage}
-    place, probability_NK, names = _classes(test, model.predict(test))
+    place, probability_NK, names = coded(test, model.predict(test))
     figures = judge.classes(place, probability_NK, names)
     return {SKILL: figures["macro_f1"], **figures}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,35 @@ from crmray.models.tabular import file_of, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blend:
-    """Weighted average of the members' predictions."""
+class Members:
+    """What blends of every kind share: the models that they are made of, and how they are kept."""
 
     NAME: ClassVar[str] = "blend"
 
     members: Mapping[str, Any]
     """Fitted models by candidate name."""
+
+    def with_members(self, members: Mapping[str, Any]) -> Self:
+        """The same blend of the same candidates fitted again (on more rows)."""
+        return replace(self, members={name: members[name] for name in self.members})
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model: blend.json with all fields but the members, of which their names; each member's files
+        under `<name>/`."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "members"}
+        return {"blend.json": to_json({"members": list(self.members), **own}), **member_files(self.members)}
+
+    @classmethod
+    def load(cls, files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> Self:
+        """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
+        own = json.loads(file_of(files, "blend.json"))
+        return cls(members=members_of(files, own.pop("members"), candidates), **own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(Members):
+    """Weighted average of the members' predictions."""
+
     weights: Mapping[str, float]
     """Share of each member; above 0, in total 1."""
 
@@ -35,21 +57,6 @@ class Blend:
             for key, score in member.predict(examples).items():
                 total[key] = total.get(key, np.zeros(examples.num_rows)) + self.weights[name] * score
         return total
-
-    def with_members(self, members: Mapping[str, Any]) -> Blend:
-        """The same blend of the same candidates fitted again (on more rows)."""
-        return replace(self, members={name: members[name] for name in self.members})
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model: blend.json, and each member's under `<name>/`."""
-        state = {"members": list(self.members), "weights": dict(self.weights)}
-        return {"blend.json": to_json(state), **member_files(self.members)}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> Blend:
-        """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
-        state = json.loads(file_of(files, "blend.json"))
-        return Blend(members=members_of(files, state["members"], candidates), weights=state["weights"])
 
 
 def best_blend(models: Mapping[str, Any], validation: pa.Table, metric: Callable[[np.ndarray], float]) -> Blend | None:

@@ -127,7 +127,7 @@ class TabularNet(Network):
         return self.yes_no_loss(logit_B, label_B, module.log_positive_weight)
 
     def outputs(self, module: ResidualNet, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """{"score": (B,)}, corrected for class weight or focal loss; of classes {"score=<class>": (B,)}."""
+        """{"score": (B,)}, corrected for class weight or focal loss; of classes {"p:<class>": (B,)}."""
         logit_B = module(batch).float()
         if self.kind == "class":
             probability_KB = logit_B.softmax(1).T

@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from crmray.models import text_encoder, text_tokens
+from crmray.models.labels import CLASS_SCORE, LABEL
 from crmray.models.network import FittedNetwork, Training
 from crmray.models.tabular import check_choice, check_positive
-from crmray.models.text_classes import LABEL, PREFIX, TEXT, learnable, texts_of
+from crmray.models.text_classes import TEXT, learnable, texts_of
 
 UNLEARNED = -1
 """code of a class that is not learned: its rows weigh nothing"""
@@ -185,7 +186,7 @@ class TextCNN(Training):
     def outputs(self, module: TextCNNModule, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """{"p:<class>": (B,)} for each class, corrected for the class weights."""
         probability_BK = torch.softmax(module(batch).float() - module.class_weights.float().log(), dim=1)
-        return {f"{PREFIX}{name}": probability_BK[:, k] for k, name in enumerate(module.classes)}
+        return {f"{CLASS_SCORE}{name}": probability_BK[:, k] for k, name in enumerate(module.classes)}
 
     def fitted(self, state: Mapping[str, Any], weights: Mapping[str, torch.Tensor], rounds: int) -> TextCNNModel:
         """The model with trained weights."""
@@ -250,7 +251,7 @@ class TextCNNModel(FittedNetwork):
         arrays = self.encoded(examples)
         lengths = self.candidate.lengths(arrays)
         order = np.argsort(lengths, kind="stable")  # rows of one length need no padding
-        return self.answered(arrays, _runs(order, lengths), [f"{PREFIX}{name}" for name in self.module.classes])
+        return self.answered(arrays, _runs(order, lengths), [f"{CLASS_SCORE}{name}" for name in self.module.classes])
 
 
 def _runs(order: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

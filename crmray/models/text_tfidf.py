@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from crmray.errors import DataError, NotEnoughDataError, SchemaError
 from crmray.models import text_penalty
-from crmray.models.labels import within_budget
+from crmray.models.labels import by_class, within_budget
 from crmray.models.tabular import check_choice, check_positive, file_of, softmax, to_json
 from crmray.models.text_calibration import calibrated
-from crmray.models.text_classes import EMBEDDING, TEXT, answers, learnable, texts_of
+from crmray.models.text_classes import EMBEDDING, TEXT, learnable, texts_of
 
 ANALYZERS: dict[str, dict[str, Any]] = {
     "word": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w\w+\b"},
@@ -255,7 +255,7 @@ class LinearText:
         if self.embedding_weight and examples.num_rows:
             margins = margins + self.embedding_weight * embeddings_of(examples) @ self.weights_KF[:, num_terms:].T
         probability = softmax(self.scale * (margins + self.bias_K).astype(np.float64))
-        return answers(calibrated(probability, self.calibration), self.classes)
+        return by_class(self.classes, calibrated(probability, self.calibration))
 
     def save(self) -> dict[str, bytes]:
         """Files of the model."""

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crmray.models.blend import member_files, members_of
 from crmray.models.boosting import LightGBM
 from crmray.models.labels import LABEL, labels_of
 from crmray.models.linear import Linear
@@ -92,11 +93,7 @@ class Learner:
     def load(files: Mapping[str, bytes]) -> UpliftModel:
         """The model that `save` wrote."""
         about = json.loads(file_of(files, "uplift.json"))
-        parts = {}
-        for name in about["parts"]:
-            start = f"{name}/"
-            own = {path.removeprefix(start): content for path, content in files.items() if path.startswith(start)}
-            parts[name] = BASES[about["base"]].load(own)
+        parts = members_of(files, about["parts"], dict.fromkeys(about["parts"], BASES[about["base"]]))
         return UpliftModel(kind=about["kind"], base=about["base"], parts=parts, numbers=about["numbers"])
 
 
@@ -246,10 +243,7 @@ class UpliftModel:
     def save(self) -> dict[str, bytes]:
         """Files of the model: uplift.json, and each part's under `<name>/`."""
         about = {"kind": self.kind, "base": self.base, "parts": list(self.parts), "numbers": dict(self.numbers)}
-        files = {"uplift.json": to_json(about)}
-        for name, part in self.parts.items():
-            files |= {f"{name}/{path}": content for path, content in part.save().items()}
-        return files
+        return {"uplift.json": to_json(about), **member_files(self.parts)}
 
 
 def _with_arm(examples: pa.Table, arm: float) -> pa.Table:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from crmray.models.blend import best_together, member_files, members_of
-from crmray.models.tabular import file_of, to_json
+from crmray.models.blend import Members, best_together
 from crmray.models.value_targets import OUTPUTS, targets_of
 
 Score = Callable[[Mapping[str, np.ndarray]], float]
@@ -19,13 +17,9 @@ Score = Callable[[Mapping[str, np.ndarray]], float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValueBlend:
+class ValueBlend(Members):
     """Average of the members' outputs; purchases and spend after each member's factor."""
 
-    NAME: ClassVar[str] = "blend"
-
-    members: Mapping[str, Any]
-    """Fitted models by candidate name."""
     factors: Mapping[str, Mapping[str, float]]
     """Member -> output -> what it is multiplied by, so that its total on validation is the true one."""
 
@@ -38,21 +32,6 @@ class ValueBlend:
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """OUTPUTS."""
         return average({name: member.predict(examples) for name, member in self.members.items()}, self.factors)
-
-    def with_members(self, members: Mapping[str, Any]) -> ValueBlend:
-        """The same blend of the same candidates fitted again (on more rows)."""
-        return replace(self, members={name: members[name] for name in self.members})
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model: blend.json, and each member's under `<name>/`."""
-        about = {"members": list(self.members), "factors": {name: dict(own) for name, own in self.factors.items()}}
-        return {"blend.json": to_json(about), **member_files(self.members)}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> ValueBlend:
-        """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
-        state = json.loads(file_of(files, "blend.json"))
-        return ValueBlend(members=members_of(files, state["members"], candidates), factors=state["factors"])
 
 
 def average(

@@ -153,8 +153,8 @@ def test_a_rare_class_is_learned_beyond_the_memory_budget(family):
     quick = {"num_trees": 10} if family is RandomForest else {"num_rounds": 20} if family is LightGBM else {}
     model = family(kind="class", memory_gib=1e-9, **quick).fit(rows, None, seed=1)
     said = model.predict(rows)
-    assert set(said) == {"score=a", "score=b", "score=rare"}
-    assert said["score=rare"][:10].mean() > said["score=rare"][10:].mean()
+    assert set(said) == {"p:a", "p:b", "p:rare"}
+    assert said["p:rare"][:10].mean() > said["p:rare"][10:].mean()
 
 
 def test_a_forest_draws_no_more_rows_per_tree_than_it_is_told():
