@@ -48,7 +48,6 @@ class LightGBM:
 
     NAME: ClassVar[str] = "lightgbm"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {
         "num_leaves": (8, 32),
         "feature_fraction": (0.3, 0.8),

@@ -34,7 +34,6 @@ class ContentBased:
 
     NAME: ClassVar[str] = "content"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"decay": (0.5, 0.9), "popularity": (0.0, 0.3)}
 
     decay: float = 0.7

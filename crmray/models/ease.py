@@ -30,7 +30,6 @@ class Ease:
 
     NAME: ClassVar[str] = "ease"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"l2": (30.0, 100.0, 300.0), "closeness": (0.8, 1.0), "decay": (0.5, 0.7)}
 
     l2: float = 100.0

@@ -32,7 +32,6 @@ class ALS:
 
     NAME: ClassVar[str] = "als"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"alpha": (0.3, 3.0), "l2": (1.0, 10.0)}
 
     dim: int = 64

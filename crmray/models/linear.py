@@ -27,7 +27,6 @@ class Linear(Preprocessing):
 
     NAME: ClassVar[str] = "linear"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"scale": ("standard", "quantile"), "C": (0.01, 0.1, 1.0, 10.0)}
 
     C: float = 1.0

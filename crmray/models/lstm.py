@@ -40,7 +40,6 @@ class LSTM(Network):
 
     NAME: ClassVar[str] = "lstm"
     KIND: ClassVar[str] = "torch"
-    NEURAL: ClassVar[bool] = True
     ARCHITECTURE: ClassVar[str] = "recurrent"
     GRID: ClassVar[dict[str, tuple]] = {"scale": ("standard", "quantile"), "lr": (1e-3, 3e-3), "dropout": (0.1, 0.3)}
 

@@ -60,7 +60,6 @@ class Markov:
 
     NAME: ClassVar[str] = "markov"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"num_tastes": (16, 32), "num_lags": (1, 3)}
 
     num_tastes: int = 16

@@ -52,7 +52,6 @@ class Popularity:
 
     NAME: ClassVar[str] = "popularity"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     window_days: float | None = histories.RECENT_DAYS
@@ -99,7 +98,6 @@ class ItemKNN:
 
     NAME: ClassVar[str] = "itemknn"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {
         "alpha": (0.5, 0.7), "shrink": (0.0, 20.0), "closeness": (0.8, 1.0), "decay": (0.0, 0.7),
     }  # fmt: skip

@@ -26,7 +26,6 @@ class OneRule:
 
     NAME: ClassVar[str] = "one_rule"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     kind: Kind = "yes_no"

@@ -22,7 +22,6 @@ class SourceRate:
 
     NAME: ClassVar[str] = "source_rate"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     column: str = "lead_source"

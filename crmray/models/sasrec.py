@@ -47,7 +47,6 @@ class SASRec(Training):
 
     NAME: ClassVar[str] = "sasrec"
     KIND: ClassVar[str] = "torch"
-    NEURAL: ClassVar[bool] = True
     ARCHITECTURE: ClassVar[str] = "Transformer"
     GRID: ClassVar[dict[str, tuple]] = {"dropout": (0.2, 0.5)}
 

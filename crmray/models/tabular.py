@@ -78,7 +78,6 @@ class Recency:
 
     NAME: ClassVar[str] = "recency"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     column: str = "recency_days"

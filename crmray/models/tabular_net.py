@@ -36,7 +36,6 @@ class TabularNet(Network):
 
     NAME: ClassVar[str] = "tabular_net"
     KIND: ClassVar[str] = "torch"
-    NEURAL: ClassVar[bool] = True
     ARCHITECTURE: ClassVar[str] = "feed-forward"
     GRID: ClassVar[dict[str, tuple]] = {"dropout": (0.1, 0.4), "lr": (1e-3, 3e-3), "num_bins": (0, 16)}
 

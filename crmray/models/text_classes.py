@@ -64,7 +64,6 @@ class Majority:
 
     NAME: ClassVar[str] = "majority"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     @classmethod

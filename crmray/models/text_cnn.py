@@ -40,7 +40,6 @@ class TextCNN(Training):
 
     NAME: ClassVar[str] = "text_cnn"
     KIND: ClassVar[str] = "torch"
-    NEURAL: ClassVar[bool] = True
     ARCHITECTURE: ClassVar[str] = "convolutional"
     GRID: ClassVar[dict[str, tuple]] = {"dropout": (0.3, 0.5), "lr": (1e-3, 2e-3)}
 

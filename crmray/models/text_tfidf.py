@@ -43,7 +43,6 @@ class _Tfidf:
     """What both linear models are set by."""
 
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     NAME: ClassVar[str]
 
     C: float = 0.0

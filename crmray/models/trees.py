@@ -31,7 +31,6 @@ class DecisionTree:
 
     NAME: ClassVar[str] = "decision_tree"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"max_depth": (3, 5, 8), "min_rows_leaf": (10, 50)}
 
     max_depth: int = 5
@@ -86,7 +85,6 @@ class RandomForest:
 
     NAME: ClassVar[str] = "random_forest"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"min_rows_leaf": (1, 5, 20)}
 
     num_trees: int = 150

@@ -36,7 +36,6 @@ class Learner:
     """What the meta-learners share: the models that they are made of."""
 
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"base": ("lightgbm", "linear"), "num_rounds": (40, 120)}
 
     base: Literal["lightgbm", "linear"] = "lightgbm"
@@ -183,7 +182,6 @@ class TreatAll:
 
     NAME: ClassVar[str] = "treat_all"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     @classmethod

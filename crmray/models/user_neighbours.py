@@ -40,7 +40,6 @@ class UserKNN:
 
     NAME: ClassVar[str] = "userknn"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"num_neighbours": (50, 200), "decay": (0.5, 0.8)}
 
     num_neighbours: int = 100

@@ -38,7 +38,6 @@ class BGNBD:
 
     NAME: ClassVar[str] = "bgnbd_gammagamma"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"penalty": (0.0, 0.01)}
 
     horizon_days: int = 90

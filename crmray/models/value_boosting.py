@@ -40,7 +40,6 @@ class SpendLightGBM:
 
     NAME: ClassVar[str] = "lightgbm"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {
         "spend": ("tweedie", "hurdle"),
         "num_leaves": (8, 16),

@@ -25,7 +25,6 @@ class RunRate:
 
     NAME: ClassVar[str] = "run_rate"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     horizon_days: int = 90

@@ -46,7 +46,6 @@ class ValueTransformer(Training):
 
     NAME: ClassVar[str] = "transformer"
     KIND: ClassVar[str] = "torch"
-    NEURAL: ClassVar[bool] = True
     ARCHITECTURE: ClassVar[str] = "Transformer"
     GRID: ClassVar[dict[str, tuple]] = {"lr": (3e-4, 1e-3), "dropout": (0.2, 0.4), "num_layers": (1, 2)}
 

@@ -29,7 +29,15 @@ class Needs:
     required: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """table -> columns without which the task cannot run"""
     useful: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """table -> columns that make it better"""
+    """table -> columns that make it better; what is required is taken out"""
+
+    def __post_init__(self) -> None:
+        rest = {
+            name: tuple(column for column in columns if column not in self.required.get(name, ()))
+            for name, columns in self.useful.items()
+        }
+        left = {name: columns for name, columns in rest.items() if columns or name not in self.required}
+        object.__setattr__(self, "useful", left)
 
 
 class Fitted(Protocol):
@@ -52,8 +60,8 @@ class Candidate(Protocol):
 
     NAME: ClassVar[str]
     KIND: ClassVar[Literal["memory", "torch", "shards"]]
-    NEURAL: ClassVar[bool]
-    """whether it is a neural network; ARCHITECTURE says of which kind: recurrent, convolutional, Transformer, …"""
+    """how it is fitted; what is fitted by torch is a neural network, and says in ARCHITECTURE of which kind: recurrent,
+    convolutional, Transformer, …"""
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]]
     """field -> values that a grid search tries"""
 

@@ -256,7 +256,7 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: D
         told = f"{settings.entity}_{settings.outcome.attribute}"
         rows = rows.drop_columns([name for name in (told,) if name in rows.column_names])
     mapped = definitions.mapped_part(settings.outcome, tables["outcomes"], entities) if "outcomes" in tables else None
-    return splits.labelled(rows, {LABEL: label}, mapped)
+    return splits.with_labels(rows, {LABEL: label}, mapped)
 
 
 def _population(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Definition) -> pa.Array:

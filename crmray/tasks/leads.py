@@ -155,7 +155,7 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
         tables, as_of, lookback_days=settings.lookback_days, horizon_days=settings.horizon_days, entities=entities
     )
     values = pa.array(label.astype(np.int8)) if label is not None else pa.nulls(len(entities), pa.int8())
-    return splits.labelled(rows, {LABELS[0]: values}, mapped)
+    return splits.with_labels(rows, {LABELS[0]: values}, mapped)
 
 
 def _population(

@@ -82,7 +82,6 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
 class Sigmoid:
     NAME: ClassVar[str] = "sigmoid"
     KIND: ClassVar[Literal["memory"]] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     bias: float
