@@ -19,6 +19,7 @@ from crmray.errors import CorruptError
 from crmray.models import focal
 from crmray.models.labels import Kind, Target, check_imbalance, class_weights, within_budget
 from crmray.models.preprocess import Preparation, Tabular
+from crmray.models.recent import SHARES, Recent, share_file
 from crmray.models.selection import fit_tabular
 from crmray.models.tabular import (
     check_choice,
@@ -192,6 +193,13 @@ class LightGBM:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecentLightGBM(Recent, LightGBM):
+    """Gradient-boosted trees on the newest rows."""
+
+    GRID: ClassVar[dict[str, tuple]] = {**LightGBM.GRID, "newest_share": SHARES}
+
+
 def shared_parameters(candidate: Any, seed: int) -> dict[str, Any]:
     """What LightGBM is told of the hyper-parameters that candidates made of it share, so that a fit repeats."""
     return {
@@ -284,6 +292,8 @@ class LightGBMModel:
     """Their number."""
     history: Mapping[str, list[float]] = field(default_factory=dict)
     """Figures of every round of a fit with early stopping; not saved."""
+    newest_share: float = 1.0
+    """Share of the training rows, of the newest dates, that it was fitted on; see `recent`."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""
@@ -299,4 +309,5 @@ class LightGBMModel:
         """Files of the model."""
         state = {**self.tabular.state(), "target": self.target.state()}
         state["focal"] = None if self.focal is None else asdict(self.focal)
-        return {"tabular.json": to_json(state), "model.txt": self.booster.model_to_string().encode()}
+        text = self.booster.model_to_string().encode()
+        return {"tabular.json": to_json(state), "model.txt": text, **share_file(self.newest_share)}

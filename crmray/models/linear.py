@@ -17,6 +17,7 @@ import pyarrow as pa
 from crmray.errors import TrainingError
 from crmray.models.labels import Kind, Target, check_imbalance, rebalanced, within_budget
 from crmray.models.preprocess import Tabular
+from crmray.models.recent import SHARES, Recent, share_file
 from crmray.models.selection import Preprocessing
 from crmray.models.tabular import check_positive, check_some_feature, file_of, needs_features, sigmoid, softmax, to_json
 
@@ -103,6 +104,13 @@ class Logistic(Linear):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecentLogistic(Recent, Logistic):
+    """Logistic regression on the newest rows."""
+
+    GRID: ClassVar[dict[str, tuple]] = {**Logistic.GRID, "newest_share": SHARES}
+
+
+@dataclass(frozen=True, kw_only=True)
 class LinearModel:
     """A fitted linear model: as JSON, so that serving needs no scikit-learn."""
 
@@ -114,6 +122,8 @@ class LinearModel:
     """float64, columns in the order of tabular.names."""
     intercept_K: np.ndarray
     """Outputs where all scaled features are 0."""
+    newest_share: float = 1.0
+    """Share of the training rows, of the newest dates, that it was fitted on; see `recent`."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""
@@ -126,4 +136,4 @@ class LinearModel:
         """Files of the model."""
         state = {"tabular": self.tabular.state(), "target": self.target.state()}
         state |= {"coefficients": self.coefficients_KD.tolist(), "intercept": self.intercept_K.tolist()}
-        return {"linear.json": to_json(state)}
+        return {"linear.json": to_json(state), **share_file(self.newest_share)}

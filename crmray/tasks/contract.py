@@ -44,8 +44,8 @@ class Fitted(Protocol):
     """A fitted model: predicts, and is saved as named byte strings (never pickle).
 
     Optional beside these: rounds: int | None, the boosting rounds or epochs that early stopping chose; pictures() ->
-    {file name: SVG}, drawn into the bundle by the report; fitted_on(train) -> the training rows that it used, where
-    these are not all.
+    {file name: SVG}, drawn into the bundle by the report; newest_share: float, of the training rows that it was fitted
+    on, where these are not all.
     """
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:

@@ -23,9 +23,10 @@ from pydantic import BaseModel, Field, model_validator
 from crmray.data import asof_leads, outcomes, splits
 from crmray.evaluate import decide, drift, judge, reasons
 from crmray.models.blend import Blend
+from crmray.models.boosting import RecentLightGBM
 from crmray.models.labels import labels_of
+from crmray.models.linear import RecentLogistic
 from crmray.models.rates import SourceRate
-from crmray.models.recent import RecentLightGBM, RecentLogistic
 from crmray.models.tabular_net import TabularNet
 from crmray.models.trees import DecisionTree, RandomForest
 from crmray.tasks.contract import EntityRequest, Fitted, Needs
