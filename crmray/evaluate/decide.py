@@ -113,7 +113,7 @@ def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str
 def blend(models: Mapping[str, Any], validation: pa.Table) -> Blend | None:
     """The average of the best few families, where validation prefers its AUC to the best single one's."""
     label = labels_of(validation)
-    return best_blend(models, validation, lambda scores: metrics.auc(label, scores))
+    return best_blend(models, validation, lambda told: metrics.auc(label, told["score"]))
 
 
 def fit(model: Any, train: pa.Table, validation: pa.Table, how: Any = "f1") -> dict[str, Any]:

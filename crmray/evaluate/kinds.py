@@ -67,29 +67,9 @@ def coded(rows: pa.Table, predictions: Mapping[str, np.ndarray]) -> tuple[np.nda
     return place.astype(np.int64), padded, [*names, *new]
 
 
-class _Stacked:
-    """A model of classes whose probabilities (N, K) stand for its score."""
-
-    def __init__(self, model: Any):
-        self.model = model
-
-    def predict(self, rows: pa.Table) -> dict[str, np.ndarray]:
-        return {"score": class_scores(self.model.predict(rows))[1]}
-
-
 def blend(models: Mapping[str, Any], validation: pa.Table) -> Blend | None:
     """The average of the best few families, where validation prefers its skill to the best single one's."""
-    if not models:
-        return None
-    if kind_of(validation) != "class":
-        return best_blend(models, validation, lambda scores: score(validation, {"score": scores})[SKILL])
-    names, _ = class_scores(next(iter(models.values())).predict(validation))
-
-    def figure(probability_NK: np.ndarray) -> float:
-        return score(validation, {f"{CLASS_SCORE}{name}": probability_NK[:, k] for k, name in enumerate(names)})[SKILL]
-
-    found = best_blend({name: _Stacked(model) for name, model in models.items()}, validation, figure)
-    return None if found is None else found.with_members(models)
+    return best_blend(models, validation, lambda told: score(validation, told)[SKILL])
 
 
 def decision(model: Any, train: pa.Table, validation: pa.Table, threshold: decide.How) -> dict[str, Any]:

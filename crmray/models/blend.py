@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -12,6 +12,9 @@ import pyarrow as pa
 
 from crmray.errors import CorruptError
 from crmray.models.tabular import file_of, to_json
+
+Metric = Callable[[Mapping[str, np.ndarray]], float]
+"""predictions -> selection figure, more is better"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +62,32 @@ class Blend(Members):
         return total
 
 
-def best_blend(models: Mapping[str, Any], validation: pa.Table, metric: Callable[[np.ndarray], float]) -> Blend | None:
+def best_blend(models: Mapping[str, Any], validation: pa.Table, metric: Metric) -> Blend | None:
     """The plain average of the best two or three models, if validation prefers it to the best single one.
 
-    `models` holds the best of each family by name; `metric` maps scores (N,) of the validation rows to the selection
-    figure, of which more is better.
+    `models` holds the best of each family by name; metric: of predictions on the validation rows.
     """
-    scores = {name: model.predict(validation)["score"] for name, model in models.items()}
-    figures = {name: metric(score) for name, score in scores.items()}
-    names = best_together(figures, lambda names: metric(np.mean([scores[name] for name in names], axis=0)))
+    names = best_average(models, validation, metric)
     if not names:
         return None
     return Blend(members={name: models[name] for name in names}, weights=dict.fromkeys(names, 1.0 / len(names)))
 
 
 # -- what blends of every kind share -----------------------------------------------------------------------------------
+
+
+def best_average(models: Mapping[str, Any], rows: pa.Table, metric: Metric) -> list[str]:
+    """As `best_together`, of the averages of what the models predict for these rows."""
+    told = {name: model.predict(rows) for name, model in models.items()}
+    figures = {name: metric(made) for name, made in told.items()}
+    return best_together(figures, lambda names: metric(average([told[name] for name in names])))
+
+
+def average(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Means of predictions by name, sorted; what one of them lacks (a class that it does not know) counts as 0."""
+    names = sorted({name for part in parts for name in part})
+    zero = np.zeros(len(next(iter(parts[0].values()))))
+    return {name: np.mean([part.get(name, zero) for part in parts], axis=0) for name in names}
 
 
 def best_together(figures: Mapping[str, float], together: Callable[[list[str]], float], most: int = 3) -> list[str]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import log
+from crmray.data.definitions import Kind
 from crmray.errors import DataError, NotEnoughDataError, SchemaError
 from crmray.models.columns import numbers_of, texts_of
 
@@ -24,7 +25,6 @@ LEAST_CLASS_ROWS, MAX_CLASSES = 10, 100
 CLASS_SCORE = "p:"
 """beginning of the names of the arrays of probabilities that a model of classes predicts, one for each class"""
 
-Kind = Literal["yes_no", "number", "class"]
 KINDS: tuple[Kind, ...] = ("yes_no", "number", "class")
 """of a label: 0 and 1, a number, or one of several classes"""
 

@@ -7,7 +7,7 @@ A model answers as `labels.by_class` says. Rows of examples carry the text in `t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from crmray import log
 from crmray.errors import NotEnoughDataError, SchemaError
-from crmray.models.blend import Members, best_together
+from crmray.models.blend import Members, Metric, average, best_average
 from crmray.models.labels import LABEL, by_class
 from crmray.models.tabular import file_of, to_json
 
@@ -108,23 +108,13 @@ class ClassBlend(Members):
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """Means over the members; a class that a member does not know has probability 0 there."""
-        return _mean([member.predict(examples) for member in self.members.values()])
+        return average([member.predict(examples) for member in self.members.values()])
 
 
-def _mean(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    names = sorted({name for part in parts for name in part})
-    zero = np.zeros(len(next(iter(parts[0].values()))))
-    return {name: np.mean([part.get(name, zero) for part in parts], axis=0) for name in names}
-
-
-def best_blend(
-    models: Mapping[str, Any], examples: pa.Table, metric: Callable[[Mapping[str, np.ndarray]], float]
-) -> ClassBlend | None:
+def best_blend(models: Mapping[str, Any], examples: pa.Table, metric: Metric) -> ClassBlend | None:
     """The average of the best two or three models, if the metric of these rows prefers it to the best single one's.
 
-    models: the best of each family by name; metric: of predictions on the rows, more is better.
+    models: the best of each family by name.
     """
-    told = {name: model.predict(examples) for name, model in models.items()}
-    figures = {name: metric(made) for name, made in told.items()}
-    names = best_together(figures, lambda names: metric(_mean([told[name] for name in names])))
+    names = best_average(models, examples, metric)
     return ClassBlend(members={name: models[name] for name in names}) if names else None

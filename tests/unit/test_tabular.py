@@ -188,10 +188,10 @@ def test_blend_averages_wins_only_where_validation_prefers_it_and_comes_back(fit
     expected = 0.5 * parts["logistic"] + 0.25 * parts["lightgbm"] + 0.25 * parts["recency"]
     assert blend.predict(TEST)["score"] == pytest.approx(expected)
     assert np.array_equal(Blend.load(blend.save(), CLASSES).predict(TEST)["score"], blend.predict(TEST)["score"])
-    found = best_blend(fitted, VALIDATION, lambda p: auc(y, p))
+    found = best_blend(fitted, VALIDATION, lambda told: auc(y, told["score"]))
     single = max(auc(y, model.predict(VALIDATION)["score"]) for model in fitted.values())
     assert found is None or auc(y, found.predict(VALIDATION)["score"]) > single
     same = {"a": fitted["logistic"], "b": fitted["logistic"]}
-    assert best_blend(same, VALIDATION, lambda p: auc(y, p)) is None
+    assert best_blend(same, VALIDATION, lambda told: auc(y, told["score"])) is None
     with pytest.raises(CorruptError, match="'recency'"):
         Blend.load(blend.save(), {"logistic": Logistic, "lightgbm": LightGBM})
