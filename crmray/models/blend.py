@@ -1,4 +1,4 @@
-"""A weighted average of fitted models' scores, as one more contender, and what blends of every kind share."""
+"""A weighted average of fitted models' predictions, as one more contender, and what blends of every kind share."""
 
 from __future__ import annotations
 

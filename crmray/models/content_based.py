@@ -72,8 +72,11 @@ class ContentBased:
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> FittedContent:
-        """What FittedContent.save wrote."""
-        return FittedContent.load(files)
+        """What `save` wrote. CorruptError when a file is missing."""
+        catalogue, about = Catalogue.load(files), json.loads(file_of(files, "model.json"))
+        arrays = safetensors.load(file_of(files, "vectors.safetensors"))
+        vectors_IW = matrix_of(arrays, (len(catalogue), about.pop("num_words")))
+        return FittedContent(catalogue=catalogue, vectors_IW=vectors_IW, **about)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +117,3 @@ class FittedContent(ranking.Ranked):
         about = {"decay": self.decay, "popularity": self.popularity, "num_words": self.vectors_IW.shape[1]}
         own = {"model.json": to_json(about), "vectors.safetensors": safetensors.save(arrays_of(self.vectors_IW))}
         return {**self.catalogue.save(), **own}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> FittedContent:
-        """What `save` wrote. CorruptError when a file is missing."""
-        catalogue, about = Catalogue.load(files), json.loads(file_of(files, "model.json"))
-        arrays = safetensors.load(file_of(files, "vectors.safetensors"))
-        vectors_IW = matrix_of(arrays, (len(catalogue), about.pop("num_words")))
-        return FittedContent(catalogue=catalogue, vectors_IW=vectors_IW, **about)

@@ -67,8 +67,10 @@ class ALS:
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> FittedALS:
-        """What FittedALS.save wrote."""
-        return FittedALS.load(files)
+        """What `save` wrote. CorruptError when a file is missing."""
+        about = json.loads(file_of(files, "model.json"))
+        items_ID = safetensors.load(file_of(files, "factors.safetensors"))["items"]
+        return FittedALS(catalogue=Catalogue.load(files), items_ID=items_ID, **about)
 
 
 def solve(weights: sp.csr_matrix, others: np.ndarray, alpha: float, l2: float) -> np.ndarray:
@@ -116,10 +118,3 @@ class FittedALS(ranking.Ranked):
         about = {"alpha": self.alpha, "l2": self.l2, "decay": self.decay}
         own = {"model.json": to_json(about), "factors.safetensors": safetensors.save({"items": self.items_ID})}
         return {**self.catalogue.save(), **own}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> FittedALS:
-        """What `save` wrote. CorruptError when a file is missing."""
-        about = json.loads(file_of(files, "model.json"))
-        items_ID = safetensors.load(file_of(files, "factors.safetensors"))["items"]
-        return FittedALS(catalogue=Catalogue.load(files), items_ID=items_ID, **about)

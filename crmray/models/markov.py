@@ -143,8 +143,15 @@ class Markov:
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> FittedMarkov:
-        """What FittedMarkov.save wrote."""
-        return FittedMarkov.load(files)
+        """What `save` wrote. CorruptError when a file is missing."""
+        catalogue, about = Catalogue.load(files), json.loads(file_of(files, "model.json"))
+        arrays = safetensors.load(file_of(files, "markov.safetensors"))
+        votes = matrix_of(arrays, (len(catalogue), len(catalogue)))
+        return FittedMarkov(
+            catalogue=catalogue, votes=votes, taste_ZI=arrays["tastes"], taste_added_Z=arrays["added"],
+            lag_weights=tuple(about["lag_weights"]), look_ahead_days=about["look_ahead_days"],
+            membership=about["membership"],
+        )  # fmt: skip
 
 
 def _sampled(bought: Histories, num_lags: int, rng: np.random.Generator) -> Histories:
@@ -276,15 +283,3 @@ class FittedMarkov(ranking.Ranked):
         about: dict[str, Any] = {name: getattr(self, name) for name in ("lag_weights", "look_ahead_days", "membership")}
         own = {"model.json": to_json(about), "markov.safetensors": safetensors.save(arrays)}
         return {**self.catalogue.save(), **own}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> FittedMarkov:
-        """What `save` wrote. CorruptError when a file is missing."""
-        catalogue, about = Catalogue.load(files), json.loads(file_of(files, "model.json"))
-        arrays = safetensors.load(file_of(files, "markov.safetensors"))
-        votes = matrix_of(arrays, (len(catalogue), len(catalogue)))
-        return FittedMarkov(
-            catalogue=catalogue, votes=votes, taste_ZI=arrays["tastes"], taste_added_Z=arrays["added"],
-            lag_weights=tuple(about["lag_weights"]), look_ahead_days=about["look_ahead_days"],
-            membership=about["membership"],
-        )  # fmt: skip

@@ -1,5 +1,4 @@
-"""What models that put a text into a class share: their labels, the form of their answers, a rule of
-thumb, a blend, and the figures by which they are chosen.
+"""What models that put a text into a class share: their texts and labels, a rule of thumb, and a blend.
 
 A model answers as `labels.by_class` says. Rows of examples carry the text in `text` and the class in `label` (string).
 """

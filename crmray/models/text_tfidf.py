@@ -70,7 +70,16 @@ class _Tfidf:
     @staticmethod
     def load(files: Mapping[str, bytes]) -> LinearText:
         """The model that `save` wrote."""
-        return LinearText.load(files)
+        about = json.loads(file_of(files, "linear.json"))
+
+        def array(name: str) -> np.ndarray:
+            return np.load(io.BytesIO(file_of(files, f"{name}.npy")), allow_pickle=False)
+
+        idf = {name: array(f"idf_{name}") for name in about["vocabulary"]}
+        return LinearText(
+            terms=Terms(vocabulary=about.pop("vocabulary"), idf=idf), weights_KF=array("weights"),
+            bias_K=array("bias"), **about,
+        )  # fmt: skip
 
     def _rows(self, train: pa.Table, seed: int) -> tuple[pa.Table, list[str], np.ndarray]:
         """Of the rows within the budget those that can be learned, the classes, and the class of each row."""
@@ -268,17 +277,3 @@ class LinearText:
             np.save(buffer, values, allow_pickle=False)
             files[f"{name}.npy"] = buffer.getvalue()
         return files
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> LinearText:
-        """The model that `save` wrote."""
-        about = json.loads(file_of(files, "linear.json"))
-
-        def array(name: str) -> np.ndarray:
-            return np.load(io.BytesIO(file_of(files, f"{name}.npy")), allow_pickle=False)
-
-        idf = {name: array(f"idf_{name}") for name in about["vocabulary"]}
-        return LinearText(
-            terms=Terms(vocabulary=about.pop("vocabulary"), idf=idf), weights_KF=array("weights"),
-            bias_K=array("bias"), **about,
-        )  # fmt: skip

@@ -78,8 +78,12 @@ class UserKNN:
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> FittedUserKNN:
-        """What FittedUserKNN.save wrote."""
-        return FittedUserKNN.load(files)
+        """What `save` wrote. CorruptError when a file is missing."""
+        catalogue, customers = Catalogue.load(files), json.loads(file_of(files, "customers.json"))
+        arrays = safetensors.load(file_of(files, "bought.safetensors"))
+        bought = matrix_of(arrays, (len(customers), len(catalogue)))
+        about = json.loads(file_of(files, "model.json"))
+        return FittedUserKNN(catalogue=catalogue, customers=customers, bought=bought, **about)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +156,3 @@ class FittedUserKNN(ranking.Ranked):
         about = {name: getattr(self, name) for name in ("num_neighbours", "shrink", "decay", "rarity")}
         own = {"model.json": to_json(about), "customers.json": to_json(self.customers)}
         return {**self.catalogue.save(), **own, "bought.safetensors": safetensors.save(arrays_of(self.bought))}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> FittedUserKNN:
-        """What `save` wrote. CorruptError when a file is missing."""
-        catalogue, customers = Catalogue.load(files), json.loads(file_of(files, "customers.json"))
-        arrays = safetensors.load(file_of(files, "bought.safetensors"))
-        bought = matrix_of(arrays, (len(customers), len(catalogue)))
-        about = json.loads(file_of(files, "model.json"))
-        return FittedUserKNN(catalogue=catalogue, customers=customers, bought=bought, **about)

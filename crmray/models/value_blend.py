@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from crmray.models.blend import Members, best_together
+from crmray.models.blend import Members, Metric, best_together
 from crmray.models.value_targets import OUTPUTS, targets_of
-
-Score = Callable[[Mapping[str, np.ndarray]], float]
-"""OUTPUTS on the validation rows -> selection figure, more is better"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +41,7 @@ def average(
     }
 
 
-def best_blend(models: Mapping[str, Any], validation: pa.Table, score: Score, *, most: int = 4) -> ValueBlend | None:
+def best_blend(models: Mapping[str, Any], validation: pa.Table, score: Metric, *, most: int = 4) -> ValueBlend | None:
     """The average of the best two (or three, … `most`) models, if validation prefers it to the best single one.
 
     `models` holds the best of each family by name.
