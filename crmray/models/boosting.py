@@ -7,7 +7,7 @@ are, missing ones included, categories as codes. The model is stored in LightGBM
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -91,10 +91,7 @@ class Boosting:
                 f"bagging_fraction={self.bagging_fraction}, expected at least 2 leaves and fractions in (0, 1]"
             )
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
+    applies = staticmethod(needs_features)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ columns of Tabular.matrix, K outputs (1, or one for each class).
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -46,10 +46,7 @@ class Linear(Preprocessing):
         check_imbalance(self.kind, self.imbalance)
         super().__post_init__()
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
+    applies = staticmethod(needs_features)
 
     def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> LinearModel:
         """Fit on training rows; validation and rounds change nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,10 +34,7 @@ class OneRule:
     def __post_init__(self):
         check_imbalance(self.kind, "none")
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
+    applies = staticmethod(needs_features)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None

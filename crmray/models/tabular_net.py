@@ -12,7 +12,7 @@ number's embedding, D width of the network, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -64,10 +64,7 @@ class TabularNet(Network):
         few = {"hidden": 64, "batch_size": 64, "max_epochs": 40, "patience": 8}
         return few if num_rows < FEW_ROWS else {}
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
+    applies = staticmethod(needs_features)
 
     # -- what the training loop asks for ---------------------------------------------------------------------------
 

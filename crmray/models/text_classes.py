@@ -34,6 +34,11 @@ def texts_of(examples: pa.Table) -> list[str]:
     return [text or "" for text in examples[TEXT].to_pylist()]
 
 
+def needs_text(columns: Collection[str]) -> str | None:
+    """The reason why a model of texts cannot run on these columns, or None."""
+    return None if TEXT in columns else f"the examples have no column {TEXT!r}"
+
+
 def learnable(train: pa.Table) -> tuple[pa.Table, list[str], np.ndarray]:
     """The rows of classes that can be learned, these classes (sorted), and the class of each row (N,) int64.
 
@@ -65,10 +70,7 @@ class Majority:
     KIND: ClassVar[str] = "memory"
     GRID: ClassVar[dict[str, tuple]] = {}
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return None if TEXT in columns else f"the examples have no column {TEXT!r}"
+    applies = staticmethod(needs_text)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None

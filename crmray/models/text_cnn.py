@@ -11,7 +11,7 @@ table, E tokens of a table.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -25,7 +25,7 @@ from crmray.models import text_encoder, text_tokens
 from crmray.models.labels import CLASS_SCORE, LABEL
 from crmray.models.network import FittedNetwork, Training
 from crmray.models.tabular import check_choice, check_positive
-from crmray.models.text_classes import TEXT, learnable, texts_of
+from crmray.models.text_classes import learnable, needs_text, texts_of
 
 UNLEARNED = -1
 """code of a class that is not learned: its rows weigh nothing"""
@@ -88,10 +88,7 @@ class TextCNN(Training):
         """Defaults that depend on the number of training rows: few rows need smaller batches and more epochs."""
         return {"batch_size": 32, "max_epochs": 20, "patience": 5} if num_rows < FEW_ROWS else {}
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return None if TEXT in columns else f"the examples have no column {TEXT!r}"
+    applies = staticmethod(needs_text)
 
     # -- what the training loop asks for ---------------------------------------------------------------------------
 

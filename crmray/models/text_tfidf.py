@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -24,7 +24,7 @@ from crmray.models import text_penalty
 from crmray.models.labels import by_class, within_budget
 from crmray.models.tabular import check_choice, check_positive, file_of, softmax, to_json
 from crmray.models.text_calibration import calibrated
-from crmray.models.text_classes import EMBEDDING, TEXT, learnable, texts_of
+from crmray.models.text_classes import EMBEDDING, TEXT, learnable, needs_text, texts_of
 
 ANALYZERS: dict[str, dict[str, Any]] = {
     "word": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w\w+\b"},
@@ -62,10 +62,7 @@ class _Tfidf:
         check_positive(min_rows=self.min_rows, max_terms=self.max_terms, memory_gib=self.memory_gib)
         check_choice("class_weight", self.class_weight, ("none", "balanced"))
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return None if TEXT in columns else f"the examples have no column {TEXT!r}"
+    applies = staticmethod(needs_text)
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> LinearText:

@@ -7,7 +7,7 @@ numbers, and categories as codes; the fitted estimator is stored through skops, 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -53,10 +53,7 @@ class Trees:
         check_positive(memory_gib=self.memory_gib)
         check_imbalance(self.kind, self.imbalance)
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
+    applies = staticmethod(needs_features)
 
     def fitted(self, estimator: Any, train: pa.Table, seed: int, max_rows_tree: int | None = None) -> SklearnModel:
         """The estimator fitted on training rows, at most max_rows_tree of them for one tree."""

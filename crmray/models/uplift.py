@@ -60,10 +60,7 @@ class Learner:
         """Defaults that depend on the number of training rows."""
         return {"min_rows_leaf": int(np.clip(num_rows // 100, 20, 200))}
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
+    applies = staticmethod(needs_features)
 
     def outcome(self, rows: pa.Table, seed: int) -> Any:
         """A model of P(label = 1)."""
