@@ -119,7 +119,7 @@ def champion_row(org: Org, task: str) -> dict[str, Any] | None:
         {name: one.get("refit", one["plain"]) for name, one in about["test_candidates"].items()} if on_test else {}
     )
     values = {name: one[which.METRIC] for name, one in (figures or about["metrics"]).items() if which.METRIC in one}
-    neural = {name for name, kind in which.CANDIDATES.items() if kind.NEURAL}
+    neural = {name for name, kind in which.CANDIDATES.items() if kind.KIND == "torch"}
     champion, ceiling = about["candidate"], about.get("best_possible") or {}
     return {
         "task": task,

@@ -46,7 +46,7 @@ def simulate(world: World, index: int) -> Block:
 
     pace = dw.ACTIVITY[a][:, None] * world.seasons(weeks) * live
     buying = (dw.PURCHASES[v][:, None] * dw.PURCHASES_BY_STATE[z]) * pace * (1 + dw.UPLIFT[s][:, None] * (arm == 1))
-    order_customer, order_day = _days(rng, rng.poisson(buying), dw.DAY_SHARES)
+    order_customer, order_day = _days(rng, rng.poisson(buying))
     discounted = rng.random(len(order_customer)) < dw.P_DISCOUNT[s[order_customer]]
     num_lines = 1 + rng.poisson(dw.EXTRA_LINES[v[order_customer]])
     line_order = np.repeat(np.arange(len(order_customer)), num_lines)
@@ -56,9 +56,7 @@ def simulate(world: World, index: int) -> Block:
     line_era = world.catalogue.era_of(order_day[line_order] // 7)
     product = _products(rng, world.catalogue, line_era, t[buyer], s[buyer], parents)
 
-    visit_customer, visit_day = _days(
-        rng, rng.poisson(dw.VISITS[s][:, None] * dw.VISITS_BY_STATE[z] * pace), dw.DAY_SHARES
-    )
+    visit_customer, visit_day = _days(rng, rng.poisson(dw.VISITS[s][:, None] * dw.VISITS_BY_STATE[z] * pace))
     viewed = _views(rng, world.catalogue, visit_day // 7, t[visit_customer], s[visit_customer])
     case_customer, case_day, case_cell = _case_days(rng, cells)
     return Block(
@@ -87,12 +85,12 @@ def _engagement(
     return z, cells
 
 
-def _days(rng: np.random.Generator, counts: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _days(rng: np.random.Generator, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Customer and day of each event of weekly counts (N, W), sorted by both."""
     customer, week = np.nonzero(counts)
     times = counts[customer, week]
     customer, week = np.repeat(customer, times), np.repeat(week, times)
-    day = 7 * week + _pick(rng, shares, len(week))
+    day = 7 * week + _pick(rng, dw.DAY_SHARES, len(week))
     order = np.lexsort((day, customer))
     return customer[order], day[order]
 

@@ -246,9 +246,8 @@ def _leaking(
         return {}
     found = {}
     for label in task.LABELS:
-        truth = {
-            date: leaks.labels_of(customers, rows, label) for date, rows in at.items() if leaks.binary(rows, [label])
-        }
+        asked = {date: rows for date, rows in at.items() if leaks.is_binary(rows, label)}
+        truth = {date: leaks.labels_of(customers, rows, label) for date, rows in asked.items()}
         if truth:
             found[label] = leaks.count(customers, truth, when.horizon_days, fields)
     return found

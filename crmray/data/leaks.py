@@ -39,15 +39,12 @@ NONE = -1
 _FILLED = "filled"
 
 
-def binary(table: pa.Table, labels: Iterable[str]) -> list[str]:
-    """Labels that are 0 or 1 in these rows."""
-    found = []
-    for name in labels:
-        if name in table.column_names and pa.types.is_integer(table.schema.field(name).type):
-            bounds = pc.min_max(table[name]).as_py()
-            if bounds["min"] is not None and bounds["min"] >= 0 and bounds["max"] <= 1:
-                found.append(name)
-    return found
+def is_binary(rows: pa.Table, label: str) -> bool:
+    """Whether a label is 0 or 1 in these rows."""
+    if not pa.types.is_integer(rows.schema.field(label).type):
+        return False
+    bounds = pc.min_max(rows[label]).as_py()
+    return bounds["min"] is not None and bounds["min"] >= 0 and bounds["max"] <= 1
 
 
 def labels_of(rows: pa.Table, examples: pa.Table, label: str) -> np.ndarray:

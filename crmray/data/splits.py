@@ -230,7 +230,7 @@ def keys(entities: pa.Array, as_of: datetime | None) -> dict[str, pa.Array]:
     return {"entity_id": entities, "as_of": dates, "part": part(entities)}
 
 
-def labelled(rows: pa.Table, labels: Mapping[str, pa.Array], mapped: pa.Array | None = None) -> pa.Table:
+def with_labels(rows: pa.Table, labels: Mapping[str, pa.Array], mapped: pa.Array | None = None) -> pa.Table:
     """The rows with these columns, (N,) each, right after `part`, which honours the mapped ones."""
     at = rows.schema.get_field_index("part")
     if mapped is not None:

@@ -18,6 +18,7 @@ from crmray.evaluate import calibration, judge, metrics, reasons
 from crmray.evaluate.metrics import checked, f1_threshold
 from crmray.models.blend import Blend, best_blend
 from crmray.models.labels import labels_of, sampled
+from crmray.models.recent import newest
 
 MAX_LEVEL_ROWS = 20_000
 """training rows by which a model's level is told"""
@@ -112,7 +113,7 @@ def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str
 def blend(models: Mapping[str, Any], validation: pa.Table) -> Blend | None:
     """The average of the best few families, where validation prefers its AUC to the best single one's."""
     label = labels_of(validation)
-    return best_blend(models, validation, lambda scores: metrics.auc(label, scores))
+    return best_blend(models, validation, lambda told: metrics.auc(label, told["score"]))
 
 
 def fit(model: Any, train: pa.Table, validation: pa.Table, how: Any = "f1") -> dict[str, Any]:
@@ -133,10 +134,10 @@ def fit(model: Any, train: pa.Table, validation: pa.Table, how: Any = "f1") -> d
 
 def _own_level(model: Any, train: pa.Table, validation: pa.Table) -> float:
     """calibration.own_level of the validation rows, of a blend the average of its members': each may have been fitted
-    on other rows. A model that used only some of `train` says which (`fitted_on`)."""
+    on other rows. A model that used the newest of `train` alone says of how many."""
     if hasattr(model, "members"):
         return sum(model.weights[name] * _own_level(one, train, validation) for name, one in model.members.items())
-    rows = model.fitted_on(train) if hasattr(model, "fitted_on") else train
+    rows = newest(train, getattr(model, "newest_share", 1.0))
     own = sampled(rows, MAX_LEVEL_ROWS, seed=0)
     held = model.predict(validation)["score"]
     return calibration.own_level(labels_of(own), model.predict(own)["score"], held)

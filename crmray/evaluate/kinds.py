@@ -1,7 +1,7 @@
 """Decisions, answers and figures for a label of any kind: yes or no, a number, or one of several classes.
 
 The label stands in column `label`: int8 of 0 and 1, float64, or text. Predictions are those of a Fitted: {"score":
-(N,)}, of classes {"score=<class>": (N,)}. `skill` is the figure by which each kind is judged: the AUC for yes and no,
+(N,)}, of classes {"p:<class>": (N,)}. `skill` is the figure by which each kind is judged: the AUC for yes and no,
 Spearman's rank correlation for numbers (0 where all predictions are equal), macro-F1 for classes. N rows, K classes.
 """
 
@@ -46,12 +46,17 @@ def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str
     if kind == "number":
         figures = amounts.amount(numbers_of(examples, LABEL), predictions["score"])
         return {SKILL: figures["spearman"], **figures}
-    place, probability_NK, _ = _classes(examples, predictions)
-    figures = metrics.classes(place, probability_NK)
+    figures = class_figures(examples, predictions)
     return {SKILL: figures["macro_f1"], **figures}
 
 
-def _classes(rows: pa.Table, predictions: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def class_figures(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """metrics.classes of a candidate's predictions of classes."""
+    place, probability_NK, _ = coded(examples, predictions)
+    return metrics.classes(place, probability_NK)
+
+
+def coded(rows: pa.Table, predictions: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Place of each row's class (N,), probabilities (N, K), names (K,). A class that training did not have comes last,
     with the probability 0."""
     names, probability_NK = class_scores(predictions)
@@ -62,29 +67,9 @@ def _classes(rows: pa.Table, predictions: Mapping[str, np.ndarray]) -> tuple[np.
     return place.astype(np.int64), padded, [*names, *new]
 
 
-class _Stacked:
-    """A model of classes whose probabilities (N, K) stand for its score."""
-
-    def __init__(self, model: Any):
-        self.model = model
-
-    def predict(self, rows: pa.Table) -> dict[str, np.ndarray]:
-        return {"score": class_scores(self.model.predict(rows))[1]}
-
-
 def blend(models: Mapping[str, Any], validation: pa.Table) -> Blend | None:
     """The average of the best few families, where validation prefers its skill to the best single one's."""
-    if not models:
-        return None
-    if kind_of(validation) != "class":
-        return best_blend(models, validation, lambda scores: score(validation, {"score": scores})[SKILL])
-    names, _ = class_scores(next(iter(models.values())).predict(validation))
-
-    def figure(probability_NK: np.ndarray) -> float:
-        return score(validation, {f"{CLASS_SCORE}{name}": probability_NK[:, k] for k, name in enumerate(names)})[SKILL]
-
-    found = best_blend({name: _Stacked(model) for name, model in models.items()}, validation, figure)
-    return None if found is None else found.with_members(models)
+    return best_blend(models, validation, lambda told: score(validation, told)[SKILL])
 
 
 def decision(model: Any, train: pa.Table, validation: pa.Table, threshold: decide.How) -> dict[str, Any]:
@@ -183,6 +168,6 @@ def judged(model: Any, decided: Mapping[str, Any], test: pa.Table, columns: Mapp
         figures = judge.amount(truth, columns["number"].to_numpy())
         coverage = {f"{INTERVAL[1] - INTERVAL[0]:g}": float(((truth >= low) & (truth <= high)).mean())}
         return {SKILL: figures["spearman"], **figures, "coverage": coverage}
-    place, probability_NK, names = _classes(test, model.predict(test))
+    place, probability_NK, names = coded(test, model.predict(test))
     figures = judge.classes(place, probability_NK, names)
     return {SKILL: figures["macro_f1"], **figures}

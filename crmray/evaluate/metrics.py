@@ -177,7 +177,7 @@ def binary(y: np.ndarray, p: np.ndarray, threshold: float | None = None) -> dict
     return figures
 
 
-def top_share(y: np.ndarray, p: np.ndarray, share: float = 0.1) -> dict[str, float]:
+def top_share(y: np.ndarray, p: np.ndarray, share: float) -> dict[str, float]:
     """lift and recall of the ceil(share N) highest scores (of equal ones the first rows)."""
     y, p = checked(y, p)
     size = int(np.ceil(share * len(y)))

@@ -20,6 +20,7 @@ from crmray.evaluate.metrics import Figure, auc, auc_figure, bootstrap_ci
 from crmray.models.columns import feature_columns, numbers_of
 
 CURVE_POINTS = 100
+MOST_TOLD = 10
 
 
 def checked(treated: np.ndarray, y: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -123,15 +124,16 @@ def effect_line(treated: np.ndarray, y: np.ndarray, score: np.ndarray) -> dict[s
     return {"slope": slope, "intercept": average_effect(treated, y) - slope * float(score.mean())}
 
 
-def balance(table: pa.Table, treated: np.ndarray, labels: Sequence[str] = (), most: int = 10) -> dict[str, float]:
-    """Standardised mean difference of each number between the arms, the largest first (above 0.1 is unbalanced)."""
+def balance(table: pa.Table, treated: np.ndarray, labels: Sequence[str] = ()) -> dict[str, float]:
+    """Standardised mean difference of each number between the arms, the MOST_TOLD largest first (above 0.1 is
+    unbalanced)."""
     found = {}
     for name in feature_columns(table.schema, labels)[0]:
         values = numbers_of(table, name)
         one, other = (values[(treated == arm) & ~np.isnan(values)] for arm in (1, 0))
         if len(one) > 1 and len(other) > 1 and (spread := float(np.sqrt((one.var() + other.var()) / 2))) > 0:
             found[name] = round(float(one.mean() - other.mean()) / spread, 4)
-    return dict(sorted(found.items(), key=lambda pair: (-abs(pair[1]), pair[0]))[:most])
+    return dict(sorted(found.items(), key=lambda pair: (-abs(pair[1]), pair[0]))[:MOST_TOLD])
 
 
 def assignment(treated: np.ndarray, propensity: np.ndarray) -> Mapping[str, Any]:

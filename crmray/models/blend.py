@@ -1,11 +1,11 @@
-"""A weighted average of fitted models' scores, as one more contender, and what blends of every kind share."""
+"""A weighted average of fitted models' predictions, as one more contender, and what blends of every kind share."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,19 +13,42 @@ import pyarrow as pa
 from crmray.errors import CorruptError
 from crmray.models.tabular import file_of, to_json
 
+Metric = Callable[[Mapping[str, np.ndarray]], float]
+"""predictions -> selection figure, more is better"""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Blend:
-    """Weighted average of the members' predictions."""
+class Members:
+    """What blends of every kind share: the models that they are made of, and how they are kept."""
 
     NAME: ClassVar[str] = "blend"
 
     members: Mapping[str, Any]
     """Fitted models by candidate name."""
+
+    def with_members(self, members: Mapping[str, Any]) -> Self:
+        """The same blend of the same candidates fitted again (on more rows)."""
+        return replace(self, members={name: members[name] for name in self.members})
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model: blend.json with all fields but the members, of which their names; each member's files
+        under `<name>/`."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "members"}
+        return {"blend.json": to_json({"members": list(self.members), **own}), **member_files(self.members)}
+
+    @classmethod
+    def load(cls, files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> Self:
+        """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
+        own = json.loads(file_of(files, "blend.json"))
+        return cls(members=members_of(files, own.pop("members"), candidates), **own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(Members):
+    """Weighted average of the members' predictions."""
+
     weights: Mapping[str, float]
     """Share of each member; above 0, in total 1."""
-    rounds: int | None = None
-    """Its members have theirs."""
 
     def __post_init__(self):
         check_weights(self.members, self.weights)
@@ -38,42 +61,33 @@ class Blend:
                 total[key] = total.get(key, np.zeros(examples.num_rows)) + self.weights[name] * score
         return total
 
-    def check(self, examples: pa.Table) -> None:
-        """Each member's check."""
-        for member in self.members.values():
-            member.check(examples)
 
-    def with_members(self, members: Mapping[str, Any]) -> Blend:
-        """The same blend of the same candidates fitted again (on more rows)."""
-        return replace(self, members={name: members[name] for name in self.members})
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model: blend.json, and each member's under `<name>/`."""
-        state = {"members": list(self.members), "weights": dict(self.weights)}
-        return {"blend.json": to_json(state), **member_files(self.members)}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> Blend:
-        """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
-        state = json.loads(file_of(files, "blend.json"))
-        return Blend(members=members_of(files, state["members"], candidates), weights=state["weights"])
-
-
-def best_blend(models: Mapping[str, Any], validation: pa.Table, metric: Callable[[np.ndarray], float]) -> Blend | None:
+def best_blend(models: Mapping[str, Any], validation: pa.Table, metric: Metric) -> Blend | None:
     """The plain average of the best two or three models, if validation prefers it to the best single one.
 
-    `models` holds the best of each family by name; `metric` maps scores (N,) of the validation rows to the selection
-    figure, of which more is better.
+    `models` holds the best of each family by name; metric: of predictions on the validation rows.
     """
-    scores = {name: model.predict(validation)["score"] for name, model in models.items()}
-    figures = {name: metric(score) for name, score in scores.items()}
-    names = best_together(figures, lambda names: metric(np.mean([scores[name] for name in names], axis=0)))
+    names = best_average(models, validation, metric)
     if not names:
         return None
     return Blend(members={name: models[name] for name in names}, weights=dict.fromkeys(names, 1.0 / len(names)))
 
 
 # -- what blends of every kind share -----------------------------------------------------------------------------------
+
+
+def best_average(models: Mapping[str, Any], rows: pa.Table, metric: Metric) -> list[str]:
+    """As `best_together`, of the averages of what the models predict for these rows."""
+    told = {name: model.predict(rows) for name, model in models.items()}
+    figures = {name: metric(made) for name, made in told.items()}
+    return best_together(figures, lambda names: metric(average([told[name] for name in names])))
+
+
+def average(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Means of predictions by name, sorted; what one of them lacks (a class that it does not know) counts as 0."""
+    names = sorted({name for part in parts for name in part})
+    zero = np.zeros(len(next(iter(parts[0].values()))))
+    return {name: np.mean([part.get(name, zero) for part in parts], axis=0) for name in names}
 
 
 def best_together(figures: Mapping[str, float], together: Callable[[list[str]], float], most: int = 3) -> list[str]:

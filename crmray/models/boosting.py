@@ -7,7 +7,7 @@ are, missing ones included, categories as codes. The model is stored in LightGBM
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from crmray import log
 from crmray.errors import CorruptError
-from crmray.models import focal
+from crmray.models.focal import Focal, recovered
 from crmray.models.labels import Kind, Target, check_imbalance, class_weights, within_budget
 from crmray.models.preprocess import Preparation, Tabular
+from crmray.models.recent import SHARES, Recent, share_file
 from crmray.models.selection import fit_tabular
 from crmray.models.tabular import (
     check_choice,
@@ -43,17 +44,11 @@ OBJECTIVES: dict[Kind, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LightGBM:
-    """Gradient-boosted trees (Ke et al. 2017), stopped early on validation."""
+class Boosting:
+    """Hyper-parameters of gradient-boosted trees (Ke et al. 2017) that are stopped early on validation."""
 
     NAME: ClassVar[str] = "lightgbm"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
-    GRID: ClassVar[dict[str, tuple]] = {
-        "num_leaves": (8, 32),
-        "feature_fraction": (0.3, 0.8),
-        "min_rows_leaf": (10, 100),
-    }
 
     learning_rate: float = 0.05
     """Shrinkage per round."""
@@ -73,26 +68,14 @@ class LightGBM:
     """Rounds where there is neither validation nor a number from the caller."""
     patience: int = 100
     """Rounds without a better validation figure before it stops."""
-    stop_on: Literal["logloss", "auc"] = "logloss"
-    """Validation figure of early stopping; AUC alone can stop after a few rounds, with useless probabilities."""
-    imbalance: Literal["none", "weights", "focal"] = "none"
-    """Treatment of unequal classes: none, class weights, or focal loss with the probabilities corrected for it."""
-    focal_gamma: float = 2.0
-    """Exponent of the focal loss: how little easy rows weigh."""
     min_frequency: int = 10
     """Rows that a category needs for a code of its own."""
-    max_correlation: float = 1.0
-    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
-    eliminate: bool = False
-    """Whether recursive elimination leaves features out; see `selection`."""
-    kind: Kind = "yes_no"
-    """What the label is: yes or no, a number, or one of several classes."""
     num_threads: int = 1
     """Threads of the fit; the result is the same for any number."""
     memory_gib: float = 2.0
     """Training rows are sampled beyond this."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_positive(
             learning_rate=self.learning_rate,
             min_rows_leaf=self.min_rows_leaf,
@@ -101,22 +84,46 @@ class LightGBM:
             patience=self.patience,
             num_threads=self.num_threads,
             memory_gib=self.memory_gib,
-            focal_gamma=self.focal_gamma,
         )
         if self.num_leaves < 2 or not 0 < self.feature_fraction <= 1 or not 0 < self.bagging_fraction <= 1:
             raise ValueError(
                 f"got num_leaves={self.num_leaves}, feature_fraction={self.feature_fraction}, "
                 f"bagging_fraction={self.bagging_fraction}, expected at least 2 leaves and fractions in (0, 1]"
             )
+
+    applies = staticmethod(needs_features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightGBM(Boosting):
+    """Boosted trees for a label of any kind."""
+
+    GRID: ClassVar[dict[str, tuple]] = {
+        "num_leaves": (8, 32),
+        "feature_fraction": (0.3, 0.8),
+        "min_rows_leaf": (10, 100),
+    }
+
+    stop_on: Literal["logloss", "auc"] = "logloss"
+    """Validation figure of early stopping; AUC alone can stop after a few rounds, with useless probabilities."""
+    imbalance: Literal["none", "weights", "focal"] = "none"
+    """Treatment of unequal classes: none, class weights, or focal loss with the probabilities corrected for it."""
+    focal_gamma: float = 2.0
+    """Exponent of the focal loss: how little easy rows weigh."""
+    max_correlation: float = 1.0
+    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
+    eliminate: bool = False
+    """Whether recursive elimination leaves features out; see `selection`."""
+    kind: Kind = "yes_no"
+    """What the label is: yes or no, a number, or one of several classes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(focal_gamma=self.focal_gamma)
         check_choice("stop_on", self.stop_on, ("logloss", "auc"))
         if self.stop_on == "auc" and (self.kind != "yes_no" or self.imbalance == "focal"):
             raise ValueError(f"got stop_on='auc' with kind={self.kind}, imbalance={self.imbalance}, expected 'logloss'")
         check_imbalance(self.kind, self.imbalance, ("none", "weights", "focal"))
-
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
@@ -193,6 +200,13 @@ class LightGBM:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecentLightGBM(Recent, LightGBM):
+    """Gradient-boosted trees on the newest rows."""
+
+    GRID: ClassVar[dict[str, tuple]] = {**LightGBM.GRID, "newest_share": SHARES}
+
+
 def shared_parameters(candidate: Any, seed: int) -> dict[str, Any]:
     """What LightGBM is told of the hyper-parameters that candidates made of it share, so that a fit repeats."""
     return {
@@ -209,30 +223,6 @@ def shared_parameters(candidate: Any, seed: int) -> dict[str, Any]:
         "num_threads": candidate.num_threads,
         "verbosity": -1,
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Focal:
-    """Focal loss as LightGBM takes a loss of one's own; its trees add up to a logit above `start`."""
-
-    gamma: float
-    """Exponent."""
-    start: float
-    """Logit before the first tree: LightGBM finds none for a loss that it does not know, and keeps none."""
-
-    @classmethod
-    def start_of(cls, labels: np.ndarray, gamma: float) -> Focal:
-        """Starting from the log odds of the training labels (N,)."""
-        return cls(gamma=gamma, start=float(np.log(labels.mean() / (1.0 - labels.mean()))))
-
-    def objective(self, logits: np.ndarray, data: lightgbm.Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """Gradient and Hessian (N,)."""
-        return focal.derivatives(logits, np.asarray(data.get_label()), self.gamma)
-
-    def logloss(self, logits: np.ndarray, data: lightgbm.Dataset) -> tuple[str, float, bool]:
-        """Name, log-loss of the recovered probabilities, and that more is not better."""
-        given = np.abs(1.0 - np.asarray(data.get_label()) - focal.recovered(sigmoid(logits), self.gamma))
-        return "binary_logloss", float(-np.log(np.clip(given, focal.EDGE, None)).mean()), False
 
 
 def _held(
@@ -285,6 +275,8 @@ class LightGBMModel:
     """Their number."""
     history: Mapping[str, list[float]] = field(default_factory=dict)
     """Figures of every round of a fit with early stopping; not saved."""
+    newest_share: float = 1.0
+    """Share of the training rows, of the newest dates, that it was fitted on; see `recent`."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""
@@ -293,15 +285,12 @@ class LightGBMModel:
         threads: dict[str, Any] = {"num_threads": 1} if examples.num_rows < SINGLE_THREAD_ROWS else {}
         raw = np.asarray(self.booster.predict(lightgbm_matrix(self.tabular, examples), **threads))
         if self.focal is not None:
-            raw = focal.recovered(sigmoid(raw + self.focal.start), self.focal.gamma)
+            raw = recovered(sigmoid(raw + self.focal.start), self.focal.gamma)
         return self.target.scores(raw)
-
-    def check(self, examples: pa.Table) -> None:
-        """As `Tabular.check`."""
-        self.tabular.check(examples)
 
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
         state = {**self.tabular.state(), "target": self.target.state()}
         state["focal"] = None if self.focal is None else asdict(self.focal)
-        return {"tabular.json": to_json(state), "model.txt": self.booster.model_to_string().encode()}
+        text = self.booster.model_to_string().encode()
+        return {"tabular.json": to_json(state), "model.txt": text, **share_file(self.newest_share)}

@@ -34,7 +34,6 @@ class ContentBased:
 
     NAME: ClassVar[str] = "content"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"decay": (0.5, 0.9), "popularity": (0.0, 0.3)}
 
     decay: float = 0.7
@@ -73,8 +72,11 @@ class ContentBased:
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> FittedContent:
-        """What FittedContent.save wrote."""
-        return FittedContent.load(files)
+        """What `save` wrote. CorruptError when a file is missing."""
+        catalogue, about = Catalogue.load(files), json.loads(file_of(files, "model.json"))
+        arrays = safetensors.load(file_of(files, "vectors.safetensors"))
+        vectors_IW = matrix_of(arrays, (len(catalogue), about.pop("num_words")))
+        return FittedContent(catalogue=catalogue, vectors_IW=vectors_IW, **about)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,6 @@ class FittedContent(ranking.Ranked):
     """weight of a purchase one visit before the newest one"""
     popularity: float
     """part of popularity in the score"""
-    rounds: ClassVar[int | None] = None
 
     def _likeness(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         return (self.vectors_IW[rows] @ self.vectors_IW[columns].T).toarray()
@@ -116,11 +117,3 @@ class FittedContent(ranking.Ranked):
         about = {"decay": self.decay, "popularity": self.popularity, "num_words": self.vectors_IW.shape[1]}
         own = {"model.json": to_json(about), "vectors.safetensors": safetensors.save(arrays_of(self.vectors_IW))}
         return {**self.catalogue.save(), **own}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> FittedContent:
-        """What `save` wrote. CorruptError when a file is missing."""
-        catalogue, about = Catalogue.load(files), json.loads(file_of(files, "model.json"))
-        arrays = safetensors.load(file_of(files, "vectors.safetensors"))
-        vectors_IW = matrix_of(arrays, (len(catalogue), about.pop("num_words")))
-        return FittedContent(catalogue=catalogue, vectors_IW=vectors_IW, **about)

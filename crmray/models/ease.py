@@ -8,7 +8,6 @@ Steck's G = X'X), and only the strongest weights of each product are kept: the d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,7 +29,6 @@ class Ease:
 
     NAME: ClassVar[str] = "ease"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"l2": (30.0, 100.0, 300.0), "closeness": (0.8, 1.0), "decay": (0.5, 0.7)}
 
     l2: float = 100.0
@@ -57,10 +55,7 @@ class Ease:
         gram = histories.cooccurrence(histories.encode(train, catalogue), len(catalogue), self.closeness)
         return ItemToItem(catalogue=catalogue, votes=solve(gram, self.l2, self.num_neighbours), decay=self.decay)
 
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> ItemToItem:
-        """What ItemToItem.save wrote."""
-        return ItemToItem.load(files)
+    load = ItemToItem.load
 
 
 def solve(gram: sp.csr_matrix, l2: float, num_neighbours: int) -> sp.csr_matrix:

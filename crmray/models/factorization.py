@@ -32,7 +32,6 @@ class ALS:
 
     NAME: ClassVar[str] = "als"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"alpha": (0.3, 3.0), "l2": (1.0, 10.0)}
 
     dim: int = 64
@@ -68,8 +67,10 @@ class ALS:
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> FittedALS:
-        """What FittedALS.save wrote."""
-        return FittedALS.load(files)
+        """What `save` wrote. CorruptError when a file is missing."""
+        about = json.loads(file_of(files, "model.json"))
+        items_ID = safetensors.load(file_of(files, "factors.safetensors"))["items"]
+        return FittedALS(catalogue=Catalogue.load(files), items_ID=items_ID, **about)
 
 
 def solve(weights: sp.csr_matrix, others: np.ndarray, alpha: float, l2: float) -> np.ndarray:
@@ -104,7 +105,6 @@ class FittedALS(ranking.Ranked):
     """regularisation"""
     decay: float
     """weight of a purchase one visit before the newest one"""
-    rounds: ClassVar[int | None] = None
 
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32."""
@@ -118,10 +118,3 @@ class FittedALS(ranking.Ranked):
         about = {"alpha": self.alpha, "l2": self.l2, "decay": self.decay}
         own = {"model.json": to_json(about), "factors.safetensors": safetensors.save({"items": self.items_ID})}
         return {**self.catalogue.save(), **own}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> FittedALS:
-        """What `save` wrote. CorruptError when a file is missing."""
-        about = json.loads(file_of(files, "model.json"))
-        items_ID = safetensors.load(file_of(files, "factors.safetensors"))["items"]
-        return FittedALS(catalogue=Catalogue.load(files), items_ID=items_ID, **about)

@@ -8,11 +8,15 @@ h(v) = v / ((1 - v)^g - g (1 - v)^(g - 1) v log v). It increases and leaves 0.5 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from crmray.models.tabular import sigmoid
+
 if TYPE_CHECKING:
+    import lightgbm
     import torch
 
     Array = TypeVar("Array", np.ndarray, torch.Tensor)
@@ -45,3 +49,27 @@ def derivatives(logits: np.ndarray, labels: np.ndarray, gamma: float) -> tuple[n
     first = sign * rest**gamma * inner
     second = given * rest**gamma * (rest * (gamma * log + gamma + 1.0) - gamma * inner)
     return first, np.maximum(second, LEAST_CURVATURE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Focal:
+    """Focal loss as LightGBM takes a loss of one's own; its trees add up to a logit above `start`."""
+
+    gamma: float
+    """Exponent."""
+    start: float
+    """Logit before the first tree: LightGBM finds none for a loss that it does not know, and keeps none."""
+
+    @classmethod
+    def start_of(cls, labels: np.ndarray, gamma: float) -> Focal:
+        """Starting from the log odds of the training labels (N,)."""
+        return cls(gamma=gamma, start=float(np.log(labels.mean() / (1.0 - labels.mean()))))
+
+    def objective(self, logits: np.ndarray, data: lightgbm.Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Gradient and Hessian (N,)."""
+        return derivatives(logits, np.asarray(data.get_label()), self.gamma)
+
+    def logloss(self, logits: np.ndarray, data: lightgbm.Dataset) -> tuple[str, float, bool]:
+        """Name, log-loss of the recovered probabilities, and that more is not better."""
+        given = np.abs(1.0 - np.asarray(data.get_label()) - recovered(sigmoid(logits), self.gamma))
+        return "binary_logloss", float(-np.log(np.clip(given, EDGE, None)).mean()), False

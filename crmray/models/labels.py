@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import log
+from crmray.data.definitions import Kind
 from crmray.errors import DataError, NotEnoughDataError, SchemaError
 from crmray.models.columns import numbers_of, texts_of
 
@@ -21,10 +22,9 @@ LABEL = "label"
 GIB = 2**30
 IMBALANCE = ("none", "weights", "smote")
 LEAST_CLASS_ROWS, MAX_CLASSES = 10, 100
-CLASS_SCORE = "score="
+CLASS_SCORE = "p:"
 """beginning of the names of the arrays of probabilities that a model of classes predicts, one for each class"""
 
-Kind = Literal["yes_no", "number", "class"]
 KINDS: tuple[Kind, ...] = ("yes_no", "number", "class")
 """of a label: 0 and 1, a number, or one of several classes"""
 
@@ -98,10 +98,8 @@ class Target:
         return values
 
     def scores(self, raw: np.ndarray) -> dict[str, np.ndarray]:
-        """What a model predicts: {"score": (N,)}; for classes, raw (N, K), {"score=<class>": (N,)} each."""
-        if self.kind != "class":
-            return {"score": np.asarray(raw, dtype=np.float64)}
-        return {f"{CLASS_SCORE}{name}": np.asarray(raw[:, k], np.float64) for k, name in enumerate(self.classes)}
+        """What a model predicts: {"score": (N,)}; for classes, raw (N, K), as `by_class`."""
+        return by_class(self.classes, raw) if self.kind == "class" else {"score": np.asarray(raw, dtype=np.float64)}
 
     def empty(self) -> dict[str, np.ndarray]:
         """What is predicted for no rows."""
@@ -123,10 +121,16 @@ def _label_texts(table: pa.Table, where: str) -> pa.Array:
     return texts_of(table, LABEL)
 
 
+def by_class(classes: Sequence[str], probability_NK: np.ndarray) -> dict[str, np.ndarray]:
+    """What a model of classes predicts: {"p:<class>": float64 (N,)}."""
+    return {f"{CLASS_SCORE}{name}": np.asarray(probability_NK[:, k], np.float64) for k, name in enumerate(classes)}
+
+
 def class_scores(predictions: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
-    """Names of the classes (K,) and probabilities (N, K) of what a model of classes predicted."""
-    found = {name: values for name, values in predictions.items() if name.startswith(CLASS_SCORE)}
-    return [name.removeprefix(CLASS_SCORE) for name in found], np.stack(list(found.values()), axis=1)
+    """Names of the classes (K,) and probabilities float64 (N, K) of what a model of classes predicted."""
+    names = [name for name in predictions if name.startswith(CLASS_SCORE)]
+    columns = [np.asarray(predictions[name], np.float64) for name in names]
+    return [name.removeprefix(CLASS_SCORE) for name in names], np.stack(columns, axis=1)
 
 
 def check_imbalance(kind: Kind, imbalance: str, allowed: Sequence[str] = IMBALANCE) -> None:

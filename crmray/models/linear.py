@@ -7,7 +7,7 @@ columns of Tabular.matrix, K outputs (1, or one for each class).
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 from crmray.errors import TrainingError
 from crmray.models.labels import Kind, Target, check_imbalance, rebalanced, within_budget
 from crmray.models.preprocess import Tabular
+from crmray.models.recent import SHARES, Recent, share_file
 from crmray.models.selection import Preprocessing
 from crmray.models.tabular import check_positive, check_some_feature, file_of, needs_features, sigmoid, softmax, to_json
 
@@ -27,7 +28,6 @@ class Linear(Preprocessing):
 
     NAME: ClassVar[str] = "linear"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"scale": ("standard", "quantile"), "C": (0.01, 0.1, 1.0, 10.0)}
 
     C: float = 1.0
@@ -46,10 +46,7 @@ class Linear(Preprocessing):
         check_imbalance(self.kind, self.imbalance)
         super().__post_init__()
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
+    applies = staticmethod(needs_features)
 
     def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> LinearModel:
         """Fit on training rows; validation and rounds change nothing."""
@@ -104,6 +101,13 @@ class Logistic(Linear):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecentLogistic(Recent, Logistic):
+    """Logistic regression on the newest rows."""
+
+    GRID: ClassVar[dict[str, tuple]] = {**Logistic.GRID, "newest_share": SHARES}
+
+
+@dataclass(frozen=True, kw_only=True)
 class LinearModel:
     """A fitted linear model: as JSON, so that serving needs no scikit-learn."""
 
@@ -115,8 +119,8 @@ class LinearModel:
     """float64, columns in the order of tabular.names."""
     intercept_K: np.ndarray
     """Outputs where all scaled features are 0."""
-    rounds: int | None = None
-    """Has none."""
+    newest_share: float = 1.0
+    """Share of the training rows, of the newest dates, that it was fitted on; see `recent`."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""
@@ -125,12 +129,8 @@ class LinearModel:
             return self.target.scores(sigmoid(raw_NK[:, 0]))
         return self.target.scores(softmax(raw_NK) if self.target.kind == "class" else raw_NK[:, 0])
 
-    def check(self, examples: pa.Table) -> None:
-        """As `Tabular.check`."""
-        self.tabular.check(examples)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
         state = {"tabular": self.tabular.state(), "target": self.target.state()}
         state |= {"coefficients": self.coefficients_KD.tolist(), "intercept": self.intercept_K.tolist()}
-        return {"linear.json": to_json(state)}
+        return {"linear.json": to_json(state), **share_file(self.newest_share)}

@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from crmray.errors import NotEnoughDataError, SchemaError
+from crmray.errors import NotEnoughDataError
 from crmray.models import events
 from crmray.models.columns import feature_columns
-from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
+from crmray.models.events import FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
 from crmray.models.labels import LABEL, labels_of
-from crmray.models.network import Codes, Network, feature_arrays, feature_batch, load_network, network_files
+from crmray.models.network import Codes, FittedNetwork, Network, feature_arrays, feature_batch, runs_of
 from crmray.models.preprocess import Tabular
 from crmray.models.tabular import check_positive, needs_features
 
@@ -40,7 +40,6 @@ class LSTM(Network):
 
     NAME: ClassVar[str] = "lstm"
     KIND: ClassVar[str] = "torch"
-    NEURAL: ClassVar[bool] = True
     ARCHITECTURE: ClassVar[str] = "recurrent"
     GRID: ClassVar[dict[str, tuple]] = {"scale": ("standard", "quantile"), "lr": (1e-3, 3e-3), "dropout": (0.1, 0.3)}
 
@@ -143,11 +142,6 @@ class LSTM(Network):
         module.load_state_dict(dict(weights))
         return LSTMModel(candidate=self, state=dict(state), module=module.eval(), rounds=rounds)
 
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> LSTMModel:
-        """The model that `save` wrote."""
-        return load_network(LSTM, files)
-
 
 class ChurnLSTM(nn.Module):
     """Events -> LSTM -> last state and mean; attributes -> tower; both -> one logit.
@@ -206,39 +200,11 @@ class ChurnLSTM(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSTMModel:
+class LSTMModel(FittedNetwork):
     """A fitted LSTM, on the CPU."""
-
-    candidate: LSTM
-    """Its hyper-parameters."""
-    state: dict[str, Any]
-    """Its preprocessing."""
-    module: ChurnLSTM
-    """Its weights."""
-    rounds: int | None
-    """Epochs that it was trained for."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}, the probability of label 1."""
-        known = [name for name in examples.column_names if name != LABEL]
-        arrays = self.candidate.encode(self.state, examples.select(known))
+        arrays = self.encoded(examples)
         order = np.argsort(np.diff(arrays["offsets"]), kind="stable")  # rows of one length need no padding
-        score = np.empty(examples.num_rows)
-        with torch.inference_mode():
-            for start in range(0, len(order), PREDICT_ROWS):
-                rows = order[start : start + PREDICT_ROWS]
-                score[rows] = self.candidate.outputs(self.module, self.candidate.batch(arrays, rows))["score"].numpy()
-        return {"score": score}
-
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError or DataError for rows that no answer should be given for."""
-        if self.state["tabular"] is not None:
-            Tabular.from_state(self.state["tabular"]).check(examples)
-        if self.state["kinds"]:
-            for name in EVENT_COLUMNS:
-                if name not in examples.column_names:
-                    raise SchemaError(f"column {name!r} is missing; expected it as a sequence, as in training")
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model; see `network_files`."""
-        return network_files(self.candidate, self.state, self.module, self.rounds)
+        return self.answered(arrays, runs_of(order, PREDICT_ROWS), ("score",))

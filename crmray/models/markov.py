@@ -60,7 +60,6 @@ class Markov:
 
     NAME: ClassVar[str] = "markov"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"num_tastes": (16, 32), "num_lags": (1, 3)}
 
     num_tastes: int = 16
@@ -144,8 +143,15 @@ class Markov:
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> FittedMarkov:
-        """What FittedMarkov.save wrote."""
-        return FittedMarkov.load(files)
+        """What `save` wrote. CorruptError when a file is missing."""
+        catalogue, about = Catalogue.load(files), json.loads(file_of(files, "model.json"))
+        arrays = safetensors.load(file_of(files, "markov.safetensors"))
+        votes = matrix_of(arrays, (len(catalogue), len(catalogue)))
+        return FittedMarkov(
+            catalogue=catalogue, votes=votes, taste_ZI=arrays["tastes"], taste_added_Z=arrays["added"],
+            lag_weights=tuple(about["lag_weights"]), look_ahead_days=about["look_ahead_days"],
+            membership=about["membership"],
+        )  # fmt: skip
 
 
 def _sampled(bought: Histories, num_lags: int, rng: np.random.Generator) -> Histories:
@@ -209,7 +215,6 @@ class FittedMarkov(ranking.Ranked):
     """days in which a visit after the next one may come"""
     membership: str
     """mixed or single"""
-    rounds: ClassVar[int | None] = None
 
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32."""
@@ -278,15 +283,3 @@ class FittedMarkov(ranking.Ranked):
         about: dict[str, Any] = {name: getattr(self, name) for name in ("lag_weights", "look_ahead_days", "membership")}
         own = {"model.json": to_json(about), "markov.safetensors": safetensors.save(arrays)}
         return {**self.catalogue.save(), **own}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> FittedMarkov:
-        """What `save` wrote. CorruptError when a file is missing."""
-        catalogue, about = Catalogue.load(files), json.loads(file_of(files, "model.json"))
-        arrays = safetensors.load(file_of(files, "markov.safetensors"))
-        votes = matrix_of(arrays, (len(catalogue), len(catalogue)))
-        return FittedMarkov(
-            catalogue=catalogue, votes=votes, taste_ZI=arrays["tastes"], taste_added_Z=arrays["added"],
-            lag_weights=tuple(about["lag_weights"]), look_ahead_days=about["look_ahead_days"],
-            membership=about["membership"],
-        )  # fmt: skip

@@ -52,7 +52,6 @@ class Popularity:
 
     NAME: ClassVar[str] = "popularity"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     window_days: float | None = histories.RECENT_DAYS
@@ -83,7 +82,6 @@ class FittedPopularity(ranking.Ranked):
 
     catalogue: Catalogue
     """products and their popularity"""
-    rounds: ClassVar[int | None] = None
 
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32: share of the most bought product's buyers."""
@@ -100,7 +98,6 @@ class ItemKNN:
 
     NAME: ClassVar[str] = "itemknn"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {
         "alpha": (0.5, 0.7), "shrink": (0.0, 20.0), "closeness": (0.8, 1.0), "decay": (0.0, 0.7),
     }  # fmt: skip
@@ -216,7 +213,6 @@ class ItemToItem(ranking.Ranked):
     """(I, I) float32; row: owned product, column: candidate"""
     decay: float
     """weight of a purchase one visit before the newest one"""
-    rounds: ClassVar[int | None] = None
 
     def scores(self, examples: pa.Table) -> np.ndarray:
         """(B, I) float32."""

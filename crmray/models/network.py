@@ -6,7 +6,7 @@ Shape suffixes: B rows of a batch, N rows of a table, F numbers, A categories.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -60,6 +60,11 @@ class Training:
                 "expected shares within [0, 1) and a decay of 0 or more"
             )
         check_choice("schedule", self.schedule, ("constant", "cosine"))
+
+    @classmethod
+    def load(cls, files: Mapping[str, bytes]) -> Any:
+        """The model that FittedNetwork.save wrote."""
+        return load_network(cls, files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +135,50 @@ class Codes(nn.ModuleList):
     def embedded(self, codes_BA: torch.Tensor) -> list[torch.Tensor]:
         """(B, width) of each column."""
         return [table(codes_BA[:, a]) for a, table in enumerate(self)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedNetwork:
+    """A trained network, on the CPU."""
+
+    candidate: Any
+    """Its hyper-parameters."""
+    state: dict[str, Any]
+    """What the candidate's `prepare` learned on training rows."""
+    module: Any
+    """Its weights."""
+    rounds: int | None
+    """Epochs that it was trained for."""
+
+    def encoded(self, examples: pa.Table, labels: Sequence[str] = ("label",)) -> dict[str, np.ndarray]:
+        """The candidate's arrays of the rows, without their labels."""
+        known = [name for name in examples.column_names if name not in labels]
+        return self.candidate.encode(self.state, examples.select(known))
+
+    def batch(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """Rows as tensors."""
+        return self.candidate.batch(arrays, rows)
+
+    def answered(
+        self, arrays: Mapping[str, np.ndarray], runs: Sequence[np.ndarray], names: Iterable[str]
+    ) -> dict[str, np.ndarray]:
+        """These of the candidate's outputs, float64 (N,) each; runs: the rows of each batch, N in all."""
+        found = {name: np.empty(sum(map(len, runs))) for name in names}
+        with torch.inference_mode():
+            for rows in runs:
+                said = self.candidate.outputs(self.module, self.batch(arrays, rows))
+                for name, values in found.items():
+                    values[rows] = said[name].numpy()
+        return found
+
+    def save(self) -> dict[str, bytes]:
+        """Files of the model; see `network_files`."""
+        return network_files(self.candidate, self.state, self.module, self.rounds)
+
+
+def runs_of(order: np.ndarray, size: int) -> list[np.ndarray]:
+    """Rows cut into runs of at most `size`, in their order."""
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def network_files(

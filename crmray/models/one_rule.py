@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,7 +26,6 @@ class OneRule:
 
     NAME: ClassVar[str] = "one_rule"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     kind: Kind = "yes_no"
@@ -35,10 +34,7 @@ class OneRule:
     def __post_init__(self):
         check_imbalance(self.kind, "none")
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
+    applies = staticmethod(needs_features)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
@@ -101,8 +97,6 @@ class OneRuleModel:
     """Values of a text column, one group each."""
     means_GK: list[list[float]] | None = None
     """Means of the groups; the last one is of rows without a value, or with a value that training did not have."""
-    rounds: int | None = None
-    """Has none."""
 
     @property
     def num_groups(self) -> int:
@@ -129,11 +123,6 @@ class OneRuleModel:
         """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""
         means_NK = self.means(examples)
         return self.target.scores(means_NK if self.target.kind == "class" else means_NK[:, 0])
-
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when the column is missing or of another type."""
-        if self.column is not None:
-            self.groups(examples)
 
     def save(self) -> dict[str, bytes]:
         """Files of the model."""

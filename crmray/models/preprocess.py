@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.errors import DataError, NotEnoughDataError
-from crmray.models.columns import column_of, feature_columns, numbers_of, texts_of
+from crmray.errors import NotEnoughDataError
+from crmray.models.columns import feature_columns, numbers_of, texts_of
 
 UNKNOWN, MISSING, FIRST_KNOWN = 0, 1, 2  # codes: unseen or rare, missing, then the vocabulary
 NUM_QUANTILES = 256
@@ -196,20 +196,6 @@ class Tabular:
     def matrix(self, table: pa.Table) -> np.ndarray:
         """`numbers` beside one-hot categories, float64 (N, D): what linear models take."""
         return np.concatenate([self.numbers(table), self.one_hot(self.codes(table))], axis=1)
-
-    def check(self, table: pa.Table) -> None:
-        """Refuse rows that no answer should be given for: a missing column, a wrong type, a number that is not finite.
-
-        Nulls are allowed. SchemaError or DataError names the column and the value.
-        """
-        for column in self.numeric:
-            values = pc.cast(column_of(table, column.name, "numeric"), pa.float64(), safe=False)
-            wrong = ~np.isfinite(pc.fill_null(values, 0.0).to_numpy())
-            if wrong.any():
-                value = values[int(wrong.argmax())].as_py()
-                raise DataError(f"column {column.name!r}: got {value}, expected a finite number, or null for none")
-        for name in self.code_names:
-            column_of(table, name, "categorical")
 
     def state(self) -> dict[str, Any]:
         """Everything as JSON; floats keep their bits."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -22,7 +22,6 @@ class SourceRate:
 
     NAME: ClassVar[str] = "source_rate"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     column: str = "lead_source"
@@ -64,8 +63,6 @@ class SourceRateModel:
     """Value -> rate."""
     otherwise: float
     """Rate of other values, and where there is none."""
-    rounds: int | None = None
-    """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}."""
@@ -73,10 +70,6 @@ class SourceRateModel:
         index = at.fill_null(len(self.rates)).to_numpy()
         return {"score": np.array([*self.rates.values(), self.otherwise])[index]}
 
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when the column is missing or no text."""
-        texts_of(examples, self.column)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
-        return {"rates.json": to_json({"column": self.column, "rates": self.rates, "otherwise": self.otherwise})}
+        return {"rates.json": to_json(asdict(self))}

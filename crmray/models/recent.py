@@ -3,21 +3,19 @@
 What comes of a lead drifts with the market and with how sales people work. Old rows tell more of other rows and less of
 today's; which weighs more is for validation, out of time, to say.
 
-Recent and RecentModel are mixed with a family and its model, before them: whatever calls `super()` here is the family.
+Recent is mixed with a family, before it: what it calls `super()` is the family, whose model keeps the share.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.models.boosting import LightGBM, LightGBMModel
-from crmray.models.linear import LinearModel, Logistic
 from crmray.models.tabular import to_json
 
 SHARE_FILE = "recent.json"
@@ -38,29 +36,14 @@ def newest(train: pa.Table, share: float) -> pa.Table:
     return train
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecentModel:
-    """A fitted model that knows which of the training rows it saw."""
-
-    newest_share: float = 1.0
-    """As the candidate's."""
-
-    def fitted_on(self, train: pa.Table) -> pa.Table:
-        """Those of the training rows that it was fitted on."""
-        return newest(train, self.newest_share)
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model; a model of all rows is what the plain family gives."""
-        own = {} if self.newest_share == 1 else {SHARE_FILE: to_json({"newest_share": self.newest_share})}
-        return {**super().save(), **own}  # type: ignore[misc]
+def share_file(share: float) -> dict[str, bytes]:
+    """What a model adds to its files; nothing where it saw all rows."""
+    return {} if share == 1 else {SHARE_FILE: to_json({"newest_share": share})}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recent:
     """A candidate fitted on the newest rows."""
-
-    MODEL: ClassVar[type]
-    """what it becomes: RecentModel with the family's model"""
 
     newest_share: float = 1.0
     """Share of the training rows, of the newest dates, that it is fitted on."""
@@ -74,36 +57,10 @@ class Recent:
         """As the family's `fit`, on the newest rows."""
         rows = newest(train, self.newest_share)
         model = super().fit(rows, validation, seed=seed, rounds=rounds)  # type: ignore[misc]
-        return self.MODEL(**vars(model), newest_share=self.newest_share)
+        return replace(model, newest_share=self.newest_share)
 
     @classmethod
     def load(cls, files: Mapping[str, bytes]) -> Any:
         """The model that `save` wrote."""
         share = json.loads(files[SHARE_FILE])["newest_share"] if SHARE_FILE in files else 1.0
-        return cls.MODEL(**vars(super().load(files)), newest_share=share)  # type: ignore[misc]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecentLightGBMModel(RecentModel, LightGBMModel):
-    """Trees fitted on the newest rows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecentLightGBM(Recent, LightGBM):
-    """Gradient-boosted trees on the newest rows."""
-
-    MODEL = RecentLightGBMModel
-    GRID: ClassVar[dict[str, tuple]] = {**LightGBM.GRID, "newest_share": SHARES}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecentLogisticModel(RecentModel, LinearModel):
-    """A logistic regression fitted on the newest rows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecentLogistic(Recent, Logistic):
-    """Logistic regression on the newest rows."""
-
-    MODEL = RecentLogisticModel
-    GRID: ClassVar[dict[str, tuple]] = {**Logistic.GRID, "newest_share": SHARES}
+        return replace(super().load(files), newest_share=share)  # type: ignore[misc]

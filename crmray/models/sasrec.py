@@ -47,7 +47,6 @@ class SASRec(Training):
 
     NAME: ClassVar[str] = "sasrec"
     KIND: ClassVar[str] = "torch"
-    NEURAL: ClassVar[bool] = True
     ARCHITECTURE: ClassVar[str] = "Transformer"
     GRID: ClassVar[dict[str, tuple]] = {"dropout": (0.2, 0.5)}
 
@@ -96,7 +95,7 @@ class SASRec(Training):
         bought = histories.encode(examples, catalogue).distinct()
         return {
             **sequences(bought, len(catalogue), self.max_length),
-            "targets": _targets(catalogue, histories.column_of(examples, "target"), MAX_TARGETS),
+            "targets": _targets(catalogue, histories.column_of(examples, "target")),
         }
 
     def lengths(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -188,9 +187,9 @@ def sequences(bought: Histories, num_items: int, max_length: int) -> dict[str, n
     }
 
 
-def _targets(catalogue: Catalogue, column: pa.ChunkedArray, width: int) -> np.ndarray:
+def _targets(catalogue: Catalogue, column: pa.ChunkedArray) -> np.ndarray:
     offsets, codes, _ = catalogue.codes(column)
-    return _padded(offsets, codes, width, -1, newest=False)
+    return _padded(offsets, codes, MAX_TARGETS, -1, newest=False)
 
 
 def _padded(offsets: np.ndarray, values: np.ndarray, width: int, filler: int, newest: bool = True) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -78,7 +78,6 @@ class Recency:
 
     NAME: ClassVar[str] = "recency"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     column: str = "recency_days"
@@ -129,19 +128,12 @@ class RecencyModel:
     """Of the log odds over log(1 + days); above 0."""
     intercept: float
     """Log odds at 0 days."""
-    rounds: int | None = None
-    """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}."""
         x = _log_days(numbers_of(examples, self.column), self.longest_days)
         return {"score": sigmoid(self.intercept + self.slope * x)}
 
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when the column is missing or not a number."""
-        numbers_of(examples, self.column)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
-        fields = ("column", "longest_days", "slope", "intercept")
-        return {"recency.json": to_json({field: getattr(self, field) for field in fields})}
+        return {"recency.json": to_json(asdict(self))}

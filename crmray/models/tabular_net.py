@@ -12,7 +12,7 @@ number's embedding, D width of the network, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from crmray.models.labels import CLASS_SCORE, LABEL, Kind, Target, check_imbalance
-from crmray.models.network import Codes, Network, feature_arrays, feature_batch, load_network, network_files
+from crmray.models.network import Codes, FittedNetwork, Network, feature_arrays, feature_batch, runs_of
 from crmray.models.preprocess import Tabular
 from crmray.models.tabular import check_positive, check_some_feature, needs_features
 
@@ -36,7 +36,6 @@ class TabularNet(Network):
 
     NAME: ClassVar[str] = "tabular_net"
     KIND: ClassVar[str] = "torch"
-    NEURAL: ClassVar[bool] = True
     ARCHITECTURE: ClassVar[str] = "feed-forward"
     GRID: ClassVar[dict[str, tuple]] = {"dropout": (0.1, 0.4), "lr": (1e-3, 3e-3), "num_bins": (0, 16)}
 
@@ -65,10 +64,7 @@ class TabularNet(Network):
         few = {"hidden": 64, "batch_size": 64, "max_epochs": 40, "patience": 8}
         return few if num_rows < FEW_ROWS else {}
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
+    applies = staticmethod(needs_features)
 
     # -- what the training loop asks for ---------------------------------------------------------------------------
 
@@ -127,7 +123,7 @@ class TabularNet(Network):
         return self.yes_no_loss(logit_B, label_B, module.log_positive_weight)
 
     def outputs(self, module: ResidualNet, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """{"score": (B,)}, corrected for class weight or focal loss; of classes {"score=<class>": (B,)}."""
+        """{"score": (B,)}, corrected for class weight or focal loss; of classes {"p:<class>": (B,)}."""
         logit_B = module(batch).float()
         if self.kind == "class":
             probability_KB = logit_B.softmax(1).T
@@ -141,11 +137,6 @@ class TabularNet(Network):
         module = self.module(state)
         module.load_state_dict(dict(weights))
         return TabularNetModel(candidate=self, state=dict(state), module=module.eval(), rounds=rounds)
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> TabularNetModel:
-        """The model that `save` wrote."""
-        return load_network(TabularNet, files)
 
 
 def _edges(values: np.ndarray, num_bins: int) -> list[float]:
@@ -220,36 +211,10 @@ class ResidualNet(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TabularNetModel:
+class TabularNetModel(FittedNetwork):
     """A fitted network, on the CPU."""
-
-    candidate: TabularNet
-    """Its hyper-parameters."""
-    state: dict[str, Any]
-    """Its preprocessing."""
-    module: ResidualNet
-    """Its weights."""
-    rounds: int | None
-    """Epochs that it was trained for."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""
-        known = [name for name in examples.column_names if name != LABEL]
-        arrays = self.candidate.encode(self.state, examples.select(known))
-        target = Target.from_state(self.state["target"])
-        out = {name: np.empty(examples.num_rows) for name in target.empty()}
-        with torch.inference_mode():
-            for start in range(0, examples.num_rows, PREDICT_ROWS):
-                rows = np.arange(start, min(start + PREDICT_ROWS, examples.num_rows))
-                said = self.candidate.outputs(self.module, self.candidate.batch(arrays, rows))
-                for name, values in out.items():
-                    values[rows] = said[name].numpy()
-        return out
-
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError or DataError for rows that no answer should be given for."""
-        Tabular.from_state(self.state["tabular"]).check(examples)
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model; see `network_files`."""
-        return network_files(self.candidate, self.state, self.module, self.rounds)
+        names = Target.from_state(self.state["target"]).empty()
+        return self.answered(self.encoded(examples), runs_of(np.arange(examples.num_rows), PREDICT_ROWS), names)

@@ -1,14 +1,12 @@
-"""What models that put a text into a class share: their labels, the form of their answers, a rule of
-thumb, a blend, and the figures by which they are chosen.
+"""What models that put a text into a class share: their texts and labels, a rule of thumb, and a blend.
 
-A model answers with one array per class, `p:<class>` float64 (N,): its probability. Rows of examples carry the text in
-`text` and the class in `label` (string).
+A model answers as `labels.by_class` says. Rows of examples carry the text in `text` and the class in `label` (string).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,12 +16,11 @@ import pyarrow.compute as pc
 
 from crmray import log
 from crmray.errors import NotEnoughDataError, SchemaError
-from crmray.evaluate import metrics
-from crmray.models.blend import best_together, member_files, members_of
+from crmray.models.blend import Members, Metric, average, best_average
+from crmray.models.labels import LABEL, by_class
 from crmray.models.tabular import file_of, to_json
 
-TEXT, LABEL, EMBEDDING = "text", "label", "text_embedding"
-PREFIX = "p:"
+TEXT, EMBEDDING = "text", "text_embedding"
 MIN_CLASS_ROWS = 5
 """training rows without which a class is not learned"""
 MAX_CLASSES = 200
@@ -35,6 +32,11 @@ def texts_of(examples: pa.Table) -> list[str]:
     if TEXT not in examples.column_names:
         raise SchemaError(f"column {TEXT!r} is missing; expected what was written, as in training")
     return [text or "" for text in examples[TEXT].to_pylist()]
+
+
+def needs_text(columns: Collection[str]) -> str | None:
+    """The reason why a model of texts cannot run on these columns, or None."""
+    return None if TEXT in columns else f"the examples have no column {TEXT!r}"
 
 
 def learnable(train: pa.Table) -> tuple[pa.Table, list[str], np.ndarray]:
@@ -60,41 +62,15 @@ def learnable(train: pa.Table) -> tuple[pa.Table, list[str], np.ndarray]:
     return train, kept, code.to_numpy().astype(np.int64)
 
 
-def answers(probability_NK: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """The predictions of a model from its probabilities."""
-    return {f"{PREFIX}{name}": np.ascontiguousarray(probability_NK[:, k]) for k, name in enumerate(classes)}
-
-
-def stacked(predictions: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
-    """Classes (K) and probabilities float64 (N, K) of predictions."""
-    names = [name for name in predictions if name.startswith(PREFIX)]
-    columns = [np.asarray(predictions[name], np.float64) for name in names]
-    return [name.removeprefix(PREFIX) for name in names], np.stack(columns, axis=1)
-
-
-def coded(examples: pa.Table, predictions: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Labels (N,) int64, probabilities (N, K), classes (K): those of the model, and after them those that only the
-    labels have, with a probability of 0."""
-    classes, probability = stacked(predictions)
-    unseen = sorted(set(pc.unique(examples[LABEL]).to_pylist()) - set(classes))
-    classes = [*classes, *unseen]
-    probability = np.pad(probability, ((0, 0), (0, len(unseen))))
-    return pc.index_in(examples[LABEL], value_set=pa.array(classes)).to_numpy().astype(np.int64), probability, classes
-
-
 @dataclass(frozen=True, kw_only=True)
 class Majority:
     """The rule of thumb: every text is of the most frequent class."""
 
     NAME: ClassVar[str] = "majority"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return None if TEXT in columns else f"the examples have no column {TEXT!r}"
+    applies = staticmethod(needs_text)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
@@ -116,13 +92,11 @@ class MajorityModel:
 
     shares: dict[str, float]
     """class -> share of the training rows"""
-    rounds: int | None = None
-    """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """The same shares for every row."""
         texts_of(examples.slice(0, 1))
-        return answers(np.tile(list(self.shares.values()), (examples.num_rows, 1)), list(self.shares))
+        return by_class(list(self.shares), np.tile(list(self.shares.values()), (examples.num_rows, 1)))
 
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
@@ -130,57 +104,18 @@ class MajorityModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassBlend:
+class ClassBlend(Members):
     """The plain average of the class probabilities of several models."""
-
-    NAME: ClassVar[str] = "blend"
-
-    members: Mapping[str, Any]
-    """fitted models by candidate name"""
-    rounds: int | None = None
-    """Its members have theirs."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """Means over the members; a class that a member does not know has probability 0 there."""
-        return _mean([member.predict(examples) for member in self.members.values()])
-
-    def with_members(self, members: Mapping[str, Any]) -> ClassBlend:
-        """The same blend of the same candidates fitted again (on more rows)."""
-        return ClassBlend(members={name: members[name] for name in self.members})
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model: blend.json, and each member's under `<name>/`."""
-        return {"blend.json": to_json({"members": list(self.members)}), **member_files(self.members)}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> ClassBlend:
-        """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
-        names = json.loads(file_of(files, "blend.json"))["members"]
-        return ClassBlend(members=members_of(files, names, candidates))
+        return average([member.predict(examples) for member in self.members.values()])
 
 
-def _mean(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    names = sorted({name for part in parts for name in part})
-    zero = np.zeros(len(next(iter(parts[0].values()))))
-    return {name: np.mean([part.get(name, zero) for part in parts], axis=0) for name in names}
-
-
-def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """accuracy, macro_f1, macro_precision, macro_recall, logloss, ece of a candidate's probabilities."""
-    label, probability, _ = coded(examples, predictions)
-    return metrics.classes(label, probability)
-
-
-def blend(models: Mapping[str, Any], validation: pa.Table) -> ClassBlend | None:
-    """The average of the best two or three models, if validation prefers its macro-F1 to the best single one's.
+def best_blend(models: Mapping[str, Any], examples: pa.Table, metric: Metric) -> ClassBlend | None:
+    """The average of the best two or three models, if the metric of these rows prefers it to the best single one's.
 
     models: the best of each family by name.
     """
-    predictions = {name: model.predict(validation) for name, model in models.items()}
-    figures = {name: score(validation, made)["macro_f1"] for name, made in predictions.items()}
-
-    def together(names: list[str]) -> float:
-        return score(validation, _mean([predictions[name] for name in names]))["macro_f1"]
-
-    names = best_together(figures, together)
+    names = best_average(models, examples, metric)
     return ClassBlend(members={name: models[name] for name in names}) if names else None

@@ -11,7 +11,7 @@ table, E tokens of a table.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from crmray.models import text_encoder, text_tokens
-from crmray.models.network import Training, load_network, network_files
+from crmray.models.labels import CLASS_SCORE, LABEL
+from crmray.models.network import FittedNetwork, Training
 from crmray.models.tabular import check_choice, check_positive
-from crmray.models.text_classes import LABEL, PREFIX, TEXT, learnable, texts_of
+from crmray.models.text_classes import learnable, needs_text, texts_of
 
 UNLEARNED = -1
 """code of a class that is not learned: its rows weigh nothing"""
@@ -39,7 +40,6 @@ class TextCNN(Training):
 
     NAME: ClassVar[str] = "text_cnn"
     KIND: ClassVar[str] = "torch"
-    NEURAL: ClassVar[bool] = True
     ARCHITECTURE: ClassVar[str] = "convolutional"
     GRID: ClassVar[dict[str, tuple]] = {"dropout": (0.3, 0.5), "lr": (1e-3, 2e-3)}
 
@@ -88,10 +88,7 @@ class TextCNN(Training):
         """Defaults that depend on the number of training rows: few rows need smaller batches and more epochs."""
         return {"batch_size": 32, "max_epochs": 20, "patience": 5} if num_rows < FEW_ROWS else {}
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return None if TEXT in columns else f"the examples have no column {TEXT!r}"
+    applies = staticmethod(needs_text)
 
     # -- what the training loop asks for ---------------------------------------------------------------------------
 
@@ -185,18 +182,13 @@ class TextCNN(Training):
     def outputs(self, module: TextCNNModule, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """{"p:<class>": (B,)} for each class, corrected for the class weights."""
         probability_BK = torch.softmax(module(batch).float() - module.class_weights.float().log(), dim=1)
-        return {f"{PREFIX}{name}": probability_BK[:, k] for k, name in enumerate(module.classes)}
+        return {f"{CLASS_SCORE}{name}": probability_BK[:, k] for k, name in enumerate(module.classes)}
 
     def fitted(self, state: Mapping[str, Any], weights: Mapping[str, torch.Tensor], rounds: int) -> TextCNNModel:
         """The model with trained weights."""
         module = self._module(state, pretrained=False)
         module.load_state_dict(dict(weights))
         return TextCNNModel(candidate=self, state=dict(state), module=module.eval(), rounds=rounds)
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> TextCNNModel:
-        """The model that `save` wrote."""
-        return load_network(TextCNN, files)
 
 
 class TextCNNModule(nn.Module):
@@ -247,38 +239,15 @@ class TextCNNModule(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextCNNModel:
+class TextCNNModel(FittedNetwork):
     """A fitted network, on the CPU."""
-
-    candidate: TextCNN
-    """Its hyper-parameters."""
-    state: dict[str, Any]
-    """Its classes and tokenizer."""
-    module: TextCNNModule
-    """Its weights."""
-    rounds: int | None
-    """Epochs that it was trained for."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """`p:<class>` float64 (N,) each."""
-        known = [name for name in examples.column_names if name != LABEL]
-        arrays = self.candidate.encode(self.state, examples.select(known))
+        arrays = self.encoded(examples)
         lengths = self.candidate.lengths(arrays)
         order = np.argsort(lengths, kind="stable")  # rows of one length need no padding
-        made = {f"{PREFIX}{name}": np.empty(examples.num_rows) for name in self.module.classes}
-        with torch.inference_mode():
-            for rows in _runs(order, lengths):
-                for name, values in self.candidate.outputs(self.module, self.candidate.batch(arrays, rows)).items():
-                    made[name][rows] = values.numpy()
-        return made
-
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when a column is missing."""
-        texts_of(examples.slice(0, 1))
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model; see `network_files`."""
-        return network_files(self.candidate, self.state, self.module, self.rounds)
+        return self.answered(arrays, _runs(order, lengths), [f"{CLASS_SCORE}{name}" for name in self.module.classes])
 
 
 def _runs(order: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from crmray.errors import DataError, NotEnoughDataError, SchemaError
 from crmray.models import text_penalty
-from crmray.models.labels import within_budget
+from crmray.models.labels import by_class, within_budget
 from crmray.models.tabular import check_choice, check_positive, file_of, softmax, to_json
 from crmray.models.text_calibration import calibrated
-from crmray.models.text_classes import EMBEDDING, TEXT, answers, learnable, texts_of
+from crmray.models.text_classes import EMBEDDING, TEXT, learnable, needs_text, texts_of
 
 ANALYZERS: dict[str, dict[str, Any]] = {
     "word": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w\w+\b"},
@@ -43,7 +43,6 @@ class _Tfidf:
     """What both linear models are set by."""
 
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     NAME: ClassVar[str]
 
     C: float = 0.0
@@ -63,15 +62,21 @@ class _Tfidf:
         check_positive(min_rows=self.min_rows, max_terms=self.max_terms, memory_gib=self.memory_gib)
         check_choice("class_weight", self.class_weight, ("none", "balanced"))
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return None if TEXT in columns else f"the examples have no column {TEXT!r}"
+    applies = staticmethod(needs_text)
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> LinearText:
         """The model that `save` wrote."""
-        return LinearText.load(files)
+        about = json.loads(file_of(files, "linear.json"))
+
+        def array(name: str) -> np.ndarray:
+            return np.load(io.BytesIO(file_of(files, f"{name}.npy")), allow_pickle=False)
+
+        idf = {name: array(f"idf_{name}") for name in about["vocabulary"]}
+        return LinearText(
+            terms=Terms(vocabulary=about.pop("vocabulary"), idf=idf), weights_KF=array("weights"),
+            bias_K=array("bias"), **about,
+        )  # fmt: skip
 
     def _rows(self, train: pa.Table, seed: int) -> tuple[pa.Table, list[str], np.ndarray]:
         """Of the rows within the budget those that can be learned, the classes, and the class of each row."""
@@ -247,8 +252,6 @@ class LinearText:
     """what makes these logits probabilities: see text_calibration"""
     embedding_weight: float
     """of the embeddings; 0: it reads none"""
-    rounds: int | None = None
-    """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """`p:<class>` float64 (N,) each."""
@@ -257,13 +260,7 @@ class LinearText:
         if self.embedding_weight and examples.num_rows:
             margins = margins + self.embedding_weight * embeddings_of(examples) @ self.weights_KF[:, num_terms:].T
         probability = softmax(self.scale * (margins + self.bias_K).astype(np.float64))
-        return answers(calibrated(probability, self.calibration), self.classes)
-
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when a column is missing."""
-        texts_of(examples.slice(0, 1))
-        if self.embedding_weight:
-            embeddings_of(examples.slice(0, 1))
+        return by_class(self.classes, calibrated(probability, self.calibration))
 
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
@@ -277,17 +274,3 @@ class LinearText:
             np.save(buffer, values, allow_pickle=False)
             files[f"{name}.npy"] = buffer.getvalue()
         return files
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> LinearText:
-        """The model that `save` wrote."""
-        about = json.loads(file_of(files, "linear.json"))
-
-        def array(name: str) -> np.ndarray:
-            return np.load(io.BytesIO(file_of(files, f"{name}.npy")), allow_pickle=False)
-
-        idf = {name: array(f"idf_{name}") for name in about["vocabulary"]}
-        return LinearText(
-            terms=Terms(vocabulary=about.pop("vocabulary"), idf=idf), weights_KF=array("weights"),
-            bias_K=array("bias"), **about,
-        )  # fmt: skip

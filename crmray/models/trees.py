@@ -7,7 +7,7 @@ numbers, and categories as codes; the fitted estimator is stored through skops, 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -26,18 +26,12 @@ TRUSTED = ("sklearn.tree._tree.Tree",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionTree:
-    """One tree that people can read."""
+class Trees:
+    """What a tree and a forest are both set by, and how they are fitted."""
 
-    NAME: ClassVar[str] = "decision_tree"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
-    GRID: ClassVar[dict[str, tuple]] = {"max_depth": (3, 5, 8), "min_rows_leaf": (10, 50)}
+    NAME: ClassVar[str]
 
-    max_depth: int = 5
-    """Questions from the root to a leaf."""
-    min_rows_leaf: int = 20
-    """Training rows in each leaf."""
     imbalance: Literal["none", "weights", "smote"] = "none"
     """Treatment of unequal classes on training rows: none, class weights, or SMOTE."""
     missing: Literal["mean", "median", "mode"] = "median"
@@ -55,14 +49,59 @@ class DecisionTree:
     memory_gib: float = 2.0
     """Training rows are sampled beyond this."""
 
-    def __post_init__(self):
-        check_positive(max_depth=self.max_depth, min_rows_leaf=self.min_rows_leaf, memory_gib=self.memory_gib)
+    def __post_init__(self) -> None:
+        check_positive(memory_gib=self.memory_gib)
         check_imbalance(self.kind, self.imbalance)
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
+    applies = staticmethod(needs_features)
+
+    def fitted(self, estimator: Any, train: pa.Table, seed: int, max_rows_tree: int | None = None) -> SklearnModel:
+        """The estimator fitted on training rows, at most max_rows_tree of them for one tree."""
+        target = Target.fit(train, self.kind)
+        train = target.known(train)
+        preparation = Preparation(
+            missing=self.missing, outliers=self.outliers, scale="none", min_frequency=self.min_frequency,
+            max_correlation=self.max_correlation,
+        )  # fmt: skip
+        tabular = fit_tabular(train, preparation, eliminate=self.eliminate, kind=self.kind, seed=seed)
+        check_some_feature(tabular)
+        width = len(tabular.number_names) + len(tabular.code_names)
+        rows = within_budget(
+            train, bytes_per_row=8 * 4 * width, memory_gib=self.memory_gib, candidate=self.NAME, seed=seed
+        )
+        numbers, codes, labels, weights = rebalanced(
+            tabular.numbers(rows), tabular.codes(rows), target.values(rows), self.imbalance, seed
+        )
+        if max_rows_tree is not None and len(labels) > max_rows_tree:
+            log.event("train.rows_per_tree", candidate=self.NAME, rows=len(labels), per_tree=max_rows_tree)
+            estimator.set_params(max_samples=max_rows_tree)
+        estimator.fit(_within_float32(np.concatenate([numbers, codes], axis=1)), labels, sample_weight=weights)
+        return SklearnModel(tabular=tabular, target=target, estimator=estimator)
+
+    @staticmethod
+    def load(files: Mapping[str, bytes]) -> SklearnModel:
+        """The model that `save` wrote."""
+        estimator = estimator_of(files, "model.skops")
+        state = json.loads(file_of(files, "tabular.json"))
+        target = Target.from_state(state["target"])
+        return SklearnModel(tabular=Tabular.from_state(state), target=target, estimator=estimator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionTree(Trees):
+    """One tree that people can read."""
+
+    NAME: ClassVar[str] = "decision_tree"
+    GRID: ClassVar[dict[str, tuple]] = {"max_depth": (3, 5, 8), "min_rows_leaf": (10, 50)}
+
+    max_depth: int = 5
+    """Questions from the root to a leaf."""
+    min_rows_leaf: int = 20
+    """Training rows in each leaf."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(max_depth=self.max_depth, min_rows_leaf=self.min_rows_leaf)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
@@ -72,21 +111,14 @@ class DecisionTree:
 
         family = DecisionTreeRegressor if self.kind == "number" else DecisionTreeClassifier
         estimator = family(max_depth=self.max_depth, min_samples_leaf=self.min_rows_leaf, random_state=seed)
-        return _fit_sklearn(self, estimator, train, seed)
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> SklearnModel:
-        """The model that `save` wrote."""
-        return _load_sklearn(files)
+        return self.fitted(estimator, train, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomForest:
+class RandomForest(Trees):
     """Averaged probabilities of trees on bootstrap samples (Breiman 2001)."""
 
     NAME: ClassVar[str] = "random_forest"
-    KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"min_rows_leaf": (1, 5, 20)}
 
     num_trees: int = 150
@@ -99,42 +131,20 @@ class RandomForest:
     """Most rows drawn for one tree: beyond some ten thousand a forest gains little and its fit takes minutes."""
     max_depth: int | None = None
     """Questions from the root to a leaf; None for no limit."""
-    imbalance: Literal["none", "weights", "smote"] = "none"
-    """Treatment of unequal classes on training rows: none, class weights, or SMOTE."""
-    missing: Literal["mean", "median", "mode"] = "median"
-    """What a missing number becomes; see `Preparation`."""
-    outliers: Literal["none", "clip"] = "none"
-    """Bounds on numbers; see `Preparation`."""
-    min_frequency: int = 10
-    """Rows that a category needs for a code of its own."""
     num_threads: int = 1
     """Threads of the fit; the result is the same for any number."""
-    max_correlation: float = 1.0
-    """Of two numbers that correlate more the later one is left out; see `Preparation`."""
-    eliminate: bool = False
-    """Whether recursive elimination leaves features out; see `selection`."""
-    kind: Kind = "yes_no"
-    """What the label is: yes or no, a number, or one of several classes."""
-    memory_gib: float = 2.0
-    """Training rows are sampled beyond this."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(
             num_trees=self.num_trees,
             min_rows_leaf=self.min_rows_leaf,
             max_rows_tree=self.max_rows_tree,
             num_threads=self.num_threads,
-            memory_gib=self.memory_gib,
             max_depth=self.max_depth or 1,
         )
         if self.max_features != "sqrt" and not 0 < float(self.max_features) <= 1:
             raise ValueError(f"got max_features={self.max_features!r}, expected 'sqrt' or a share above 0, at most 1")
-        check_imbalance(self.kind, self.imbalance)
-
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
@@ -151,40 +161,7 @@ class RandomForest:
             n_jobs=self.num_threads,
             random_state=seed,
         )
-        return _fit_sklearn(self, estimator, train, seed, max_rows_tree=self.max_rows_tree)
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> SklearnModel:
-        """The model that `save` wrote."""
-        return _load_sklearn(files)
-
-
-def _fit_sklearn(
-    candidate: Any, estimator: Any, train: pa.Table, seed: int, max_rows_tree: int | None = None
-) -> SklearnModel:
-    target = Target.fit(train, candidate.kind)
-    train = target.known(train)
-    preparation = Preparation(
-        missing=candidate.missing,
-        outliers=candidate.outliers,
-        scale="none",
-        min_frequency=candidate.min_frequency,
-        max_correlation=candidate.max_correlation,
-    )
-    tabular = fit_tabular(train, preparation, eliminate=candidate.eliminate, kind=candidate.kind, seed=seed)
-    check_some_feature(tabular)
-    width = len(tabular.number_names) + len(tabular.code_names)
-    rows = within_budget(
-        train, bytes_per_row=8 * 4 * width, memory_gib=candidate.memory_gib, candidate=candidate.NAME, seed=seed
-    )
-    numbers, codes, labels, weights = rebalanced(
-        tabular.numbers(rows), tabular.codes(rows), target.values(rows), candidate.imbalance, seed
-    )
-    if max_rows_tree is not None and len(labels) > max_rows_tree:
-        log.event("train.rows_per_tree", candidate=candidate.NAME, rows=len(labels), per_tree=max_rows_tree)
-        estimator.set_params(max_samples=max_rows_tree)
-    estimator.fit(_within_float32(np.concatenate([numbers, codes], axis=1)), labels, sample_weight=weights)
-    return SklearnModel(tabular=tabular, target=target, estimator=estimator)
+        return self.fitted(estimator, train, seed, self.max_rows_tree)
 
 
 def _within_float32(matrix: np.ndarray) -> np.ndarray:
@@ -203,8 +180,6 @@ class SklearnModel:
     """What it predicts."""
     estimator: Any
     """scikit-learn classifier of classes 0, 1, …, or regressor."""
-    rounds: int | None = None
-    """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """{"score": float64 (N,)}, or of classes the probability of each; see Target.scores."""
@@ -227,10 +202,6 @@ class SklearnModel:
         categories = {c.name: ("(other)", "(missing)", *c.values) for c in self.tabular.categorical}
         return {"tree.svg": plots.tree(self.estimator, names, classes, categories=categories)}
 
-    def check(self, examples: pa.Table) -> None:
-        """As `Tabular.check`."""
-        self.tabular.check(examples)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
         from skops import io
@@ -249,10 +220,3 @@ def estimator_of(files: Mapping[str, bytes], name: str) -> Any:
         return io.loads(file_of(files, name), trusted=list(TRUSTED))
     except UntrustedTypesFoundException as error:
         raise CorruptError(f"{name}: {error}; expected none but {', '.join(TRUSTED)}; do not use it") from None
-
-
-def _load_sklearn(files: Mapping[str, bytes]) -> SklearnModel:
-    estimator = estimator_of(files, "model.skops")
-    state = json.loads(file_of(files, "tabular.json"))
-    target = Target.from_state(state["target"])
-    return SklearnModel(tabular=Tabular.from_state(state), target=target, estimator=estimator)

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crmray.models.blend import member_files, members_of
 from crmray.models.boosting import LightGBM
 from crmray.models.labels import LABEL, labels_of
 from crmray.models.linear import Linear
@@ -35,7 +36,6 @@ class Learner:
     """What the meta-learners share: the models that they are made of."""
 
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"base": ("lightgbm", "linear"), "num_rounds": (40, 120)}
 
     base: Literal["lightgbm", "linear"] = "lightgbm"
@@ -60,10 +60,7 @@ class Learner:
         """Defaults that depend on the number of training rows."""
         return {"min_rows_leaf": int(np.clip(num_rows // 100, 20, 200))}
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
+    applies = staticmethod(needs_features)
 
     def outcome(self, rows: pa.Table, seed: int) -> Any:
         """A model of P(label = 1)."""
@@ -92,11 +89,7 @@ class Learner:
     def load(files: Mapping[str, bytes]) -> UpliftModel:
         """The model that `save` wrote."""
         about = json.loads(file_of(files, "uplift.json"))
-        parts = {}
-        for name in about["parts"]:
-            start = f"{name}/"
-            own = {path.removeprefix(start): content for path, content in files.items() if path.startswith(start)}
-            parts[name] = BASES[about["base"]].load(own)
+        parts = members_of(files, about["parts"], dict.fromkeys(about["parts"], BASES[about["base"]]))
         return UpliftModel(kind=about["kind"], base=about["base"], parts=parts, numbers=about["numbers"])
 
 
@@ -186,7 +179,6 @@ class TreatAll:
 
     NAME: ClassVar[str] = "treat_all"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     @classmethod
@@ -215,8 +207,6 @@ class UpliftModel:
     """The models that it is made of."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Shares and rates that it needs."""
-    rounds: int | None = None
-    """Fixed by its settings."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """uplift, p_treated, p_control; float64 (N,) each."""
@@ -245,18 +235,10 @@ class UpliftModel:
     def _score(self, part: str, examples: pa.Table) -> np.ndarray:
         return self.parts[part].predict(examples)["score"]
 
-    def check(self, examples: pa.Table) -> None:
-        """Each part's check."""
-        for part in self.parts.values():
-            part.check(_with_arm(examples, 0.0) if self.kind == "s" else examples)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model: uplift.json, and each part's under `<name>/`."""
         about = {"kind": self.kind, "base": self.base, "parts": list(self.parts), "numbers": dict(self.numbers)}
-        files = {"uplift.json": to_json(about)}
-        for name, part in self.parts.items():
-            files |= {f"{name}/{path}": content for path, content in part.save().items()}
-        return files
+        return {"uplift.json": to_json(about), **member_files(self.parts)}
 
 
 def _with_arm(examples: pa.Table, arm: float) -> pa.Table:

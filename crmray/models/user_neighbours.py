@@ -40,7 +40,6 @@ class UserKNN:
 
     NAME: ClassVar[str] = "userknn"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"num_neighbours": (50, 200), "decay": (0.5, 0.8)}
 
     num_neighbours: int = 100
@@ -79,8 +78,12 @@ class UserKNN:
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> FittedUserKNN:
-        """What FittedUserKNN.save wrote."""
-        return FittedUserKNN.load(files)
+        """What `save` wrote. CorruptError when a file is missing."""
+        catalogue, customers = Catalogue.load(files), json.loads(file_of(files, "customers.json"))
+        arrays = safetensors.load(file_of(files, "bought.safetensors"))
+        bought = matrix_of(arrays, (len(customers), len(catalogue)))
+        about = json.loads(file_of(files, "model.json"))
+        return FittedUserKNN(catalogue=catalogue, customers=customers, bought=bought, **about)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,6 @@ class FittedUserKNN(ranking.Ranked):
     """weight of a purchase one visit before the newest one"""
     rarity: float
     """exponent of a product's buyers by which its weight falls"""
-    rounds: ClassVar[int | None] = None
 
     @cached_property
     def _weights(self) -> sp.dia_matrix:
@@ -154,12 +156,3 @@ class FittedUserKNN(ranking.Ranked):
         about = {name: getattr(self, name) for name in ("num_neighbours", "shrink", "decay", "rarity")}
         own = {"model.json": to_json(about), "customers.json": to_json(self.customers)}
         return {**self.catalogue.save(), **own, "bought.safetensors": safetensors.save(arrays_of(self.bought))}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> FittedUserKNN:
-        """What `save` wrote. CorruptError when a file is missing."""
-        catalogue, customers = Catalogue.load(files), json.loads(file_of(files, "customers.json"))
-        arrays = safetensors.load(file_of(files, "bought.safetensors"))
-        bought = matrix_of(arrays, (len(customers), len(catalogue)))
-        about = json.loads(file_of(files, "model.json"))
-        return FittedUserKNN(catalogue=catalogue, customers=customers, bought=bought, **about)

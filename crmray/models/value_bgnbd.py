@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.errors import NotEnoughDataError, SchemaError, TrainingError
+from crmray.errors import NotEnoughDataError, TrainingError
 from crmray.models.columns import numbers_of
 from crmray.models.tabular import check_positive, file_of, to_json
 from crmray.models.value_targets import targets_of
@@ -38,7 +38,6 @@ class BGNBD:
 
     NAME: ClassVar[str] = "bgnbd_gammagamma"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"penalty": (0.0, 0.01)}
 
     horizon_days: int = 90
@@ -169,8 +168,6 @@ class BGNBDModel:
     """Scale of values over customers, in currency."""
     net_share: float
     """Net spend that came / gross spend expected, on training rows."""
-    rounds: int | None = None
-    """Has none."""
 
     def alive(self, x: np.ndarray, t_x: np.ndarray, age: np.ndarray) -> np.ndarray:
         """(N,) P(not yet left): Fader, Hardie and Lee, "Computing P(alive)" (2008); 1 for one-time buyers always."""
@@ -210,19 +207,6 @@ class BGNBDModel:
         value = self.purchase_value(np.where(known, x + 1.0, 0.0), np.where(known, mean, 0.0))
         return {"p_purchase": p, "purchases": days * per_day, "spend": days * value * self.net_share}
 
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when a column is missing or not a number."""
-        missing = [name for name in COLUMNS if name not in examples.column_names]
-        if missing:
-            raise SchemaError(f"column {missing[0]!r} is missing; expected it as in training")
-        for name in COLUMNS:
-            numbers_of(examples, name)
-
-    def numbers(self) -> dict[str, float]:
-        """The parameters by name."""
-        names = ("weeks", "r", "alpha", "a", "b", "p", "q", "gamma", "net_share")
-        return {name: float(getattr(self, name)) for name in names}
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
-        return {"bgnbd.json": to_json(self.numbers())}
+        return {"bgnbd.json": to_json(asdict(self))}

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from crmray.models.blend import best_together, member_files, members_of
-from crmray.models.tabular import file_of, to_json
+from crmray.models.blend import Members, Metric, best_together
 from crmray.models.value_targets import OUTPUTS, targets_of
-
-Score = Callable[[Mapping[str, np.ndarray]], float]
-"""OUTPUTS on the validation rows -> selection figure, more is better"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValueBlend:
+class ValueBlend(Members):
     """Average of the members' outputs; purchases and spend after each member's factor."""
 
-    NAME: ClassVar[str] = "blend"
-
-    members: Mapping[str, Any]
-    """Fitted models by candidate name."""
     factors: Mapping[str, Mapping[str, float]]
     """Member -> output -> what it is multiplied by, so that its total on validation is the true one."""
-    rounds: int | None = None
-    """Its members have theirs."""
 
     def __post_init__(self):
         if set(self.members) != set(self.factors) or not self.members:
@@ -40,26 +29,6 @@ class ValueBlend:
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """OUTPUTS."""
         return average({name: member.predict(examples) for name, member in self.members.items()}, self.factors)
-
-    def check(self, examples: pa.Table) -> None:
-        """Each member's check."""
-        for member in self.members.values():
-            member.check(examples)
-
-    def with_members(self, members: Mapping[str, Any]) -> ValueBlend:
-        """The same blend of the same candidates fitted again (on more rows)."""
-        return replace(self, members={name: members[name] for name in self.members})
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model: blend.json, and each member's under `<name>/`."""
-        about = {"members": list(self.members), "factors": {name: dict(own) for name, own in self.factors.items()}}
-        return {"blend.json": to_json(about), **member_files(self.members)}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> ValueBlend:
-        """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
-        state = json.loads(file_of(files, "blend.json"))
-        return ValueBlend(members=members_of(files, state["members"], candidates), factors=state["factors"])
 
 
 def average(
@@ -72,7 +41,7 @@ def average(
     }
 
 
-def best_blend(models: Mapping[str, Any], validation: pa.Table, score: Score, *, most: int = 4) -> ValueBlend | None:
+def best_blend(models: Mapping[str, Any], validation: pa.Table, score: Metric, *, most: int = 4) -> ValueBlend | None:
     """The average of the best two (or three, … `most`) models, if validation prefers it to the best single one.
 
     `models` holds the best of each family by name.

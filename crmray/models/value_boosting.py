@@ -10,7 +10,7 @@ Numbers go in as they are, missing ones included, categories as codes. Models ar
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from crmray import log
-from crmray.models.boosting import SINGLE_THREAD_ROWS, lightgbm_matrix, reloaded, shared_parameters
+from crmray.models.boosting import SINGLE_THREAD_ROWS, Boosting, lightgbm_matrix, reloaded, shared_parameters
 from crmray.models.labels import within_budget
 from crmray.models.preprocess import Preparation, Tabular
-from crmray.models.tabular import check_choice, check_positive, check_some_feature, file_of, needs_features, to_json
+from crmray.models.tabular import check_choice, check_some_feature, file_of, to_json
 from crmray.models.value_targets import Targets, targets_of
 
 if TYPE_CHECKING:
@@ -35,12 +35,9 @@ LEAST_SPEND_SHARE = 1e-6  # of the mean: where everything came back, a Gamma reg
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpendLightGBM:
-    """Gradient-boosted trees (Ke et al. 2017), stopped early on validation."""
+class SpendLightGBM(Boosting):
+    """Boosted trees for purchases and spend."""
 
-    NAME: ClassVar[str] = "lightgbm"
-    KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {
         "spend": ("tweedie", "hurdle"),
         "num_leaves": (8, 16),
@@ -61,38 +58,12 @@ class SpendLightGBM:
     """Share of features tried per tree."""
     bagging_fraction: float = 0.7
     """Share of rows per round."""
-    l2: float = 1.0
-    """L2 penalty on leaf values."""
-    max_rounds: int = 2000
-    """Most rounds with early stopping."""
-    num_rounds: int = 200
-    """Rounds where there is neither validation nor a number from the caller."""
-    patience: int = 100
-    """Rounds without a better validation figure before it stops."""
-    min_frequency: int = 10
-    """Rows that a category needs for a code of its own."""
-    num_threads: int = 1
-    """Threads of the fit; the result is the same for any number."""
-    memory_gib: float = 2.0
-    """Training rows are sampled beyond this."""
 
-    def __post_init__(self):
-        check_positive(
-            learning_rate=self.learning_rate, min_rows_leaf=self.min_rows_leaf, max_rounds=self.max_rounds,
-            num_rounds=self.num_rounds, patience=self.patience, num_threads=self.num_threads,
-            memory_gib=self.memory_gib, num_leaves=self.num_leaves - 1,
-        )  # fmt: skip
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("spend", self.spend, ("tweedie", "hurdle"))
-        if not 1 < self.tweedie_power < 2 or not 0 < self.feature_fraction <= 1 or not 0 < self.bagging_fraction <= 1:
-            raise ValueError(
-                f"got tweedie_power={self.tweedie_power}, feature_fraction={self.feature_fraction}, bagging_fraction="
-                f"{self.bagging_fraction}, expected a power between 1 and 2 and fractions in (0, 1]"
-            )
-
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_features(columns)
+        if not 1 < self.tweedie_power < 2:
+            raise ValueError(f"got tweedie_power={self.tweedie_power}, expected a number between 1 and 2")
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
@@ -217,10 +188,6 @@ class SpendLightGBMModel:
             "purchases": p * (1.0 + surplus),
             "spend": spend * p if self.spend == "hurdle" else spend,
         }
-
-    def check(self, examples: pa.Table) -> None:
-        """As `Tabular.check`."""
-        self.tabular.check(examples)
 
     def save(self) -> dict[str, bytes]:
         """Files of the model."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,6 @@ class RunRate:
 
     NAME: ClassVar[str] = "run_rate"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     horizon_days: int = 90
@@ -71,8 +70,6 @@ class RunRateModel:
     """Column of orders."""
     orders_share: float
     """Horizon / window of that column."""
-    rounds: int | None = None
-    """Has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """OUTPUTS; a missing value counts as no orders."""
@@ -80,12 +77,6 @@ class RunRateModel:
         purchases = np.maximum(np.nan_to_num(numbers_of(examples, self.orders)), 0.0) * self.orders_share
         return {"p_purchase": -np.expm1(-purchases), "purchases": purchases, "spend": spend}
 
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError when a column is missing or not a number."""
-        for name in (self.net, self.orders):
-            numbers_of(examples, name)
-
     def save(self) -> dict[str, bytes]:
         """Files of the model."""
-        fields: dict[str, Any] = {name: getattr(self, name) for name in ("net", "net_share", "orders", "orders_share")}
-        return {"run_rate.json": to_json(fields)}
+        return {"run_rate.json": to_json(asdict(self))}

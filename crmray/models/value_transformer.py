@@ -29,10 +29,10 @@ from crmray.models import events
 from crmray.models.attention import Block
 from crmray.models.columns import feature_columns
 from crmray.models.events import FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
-from crmray.models.network import Codes, Training, feature_arrays, feature_batch, load_network, network_files
+from crmray.models.network import Codes, FittedNetwork, Training, feature_arrays, feature_batch, runs_of
 from crmray.models.preprocess import Preparation, Tabular
 from crmray.models.tabular import check_positive
-from crmray.models.value_targets import LABELS, PURCHASES, SPEND, targets_of
+from crmray.models.value_targets import LABELS, OUTPUTS, PURCHASES, SPEND, targets_of
 
 KINDS = (EVENT_KINDS.index("purchase"), EVENT_KINDS.index("return"))
 PREDICT_ROWS = 1024
@@ -46,7 +46,6 @@ class ValueTransformer(Training):
 
     NAME: ClassVar[str] = "transformer"
     KIND: ClassVar[str] = "torch"
-    NEURAL: ClassVar[bool] = True
     ARCHITECTURE: ClassVar[str] = "Transformer"
     GRID: ClassVar[dict[str, tuple]] = {"lr": (3e-4, 1e-3), "dropout": (0.2, 0.4), "num_layers": (1, 2)}
 
@@ -158,11 +157,6 @@ class ValueTransformer(Training):
         # In double precision, so that an amount in the thousands is the same alone and in a batch.
         return ValueTransformerModel(candidate=self, state=dict(state), module=module.double().eval(), rounds=rounds)
 
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> ValueTransformerModel:
-        """The model that `save` wrote."""
-        return load_network(ValueTransformer, files)
-
 
 def _orders(examples: pa.Table) -> pa.Table:
     """The event lists with the orders and returns alone. SchemaError as `events.encode`."""
@@ -239,42 +233,16 @@ class OrderEncoder(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValueTransformerModel:
-    """A fitted Transformer, on the CPU."""
-
-    candidate: ValueTransformer
-    """Its hyper-parameters."""
-    state: dict[str, Any]
-    """Its preprocessing."""
-    module: OrderEncoder
-    """Its weights, float32 numbers held in float64."""
-    rounds: int | None
-    """Epochs that it was trained for."""
+class ValueTransformerModel(FittedNetwork):
+    """A fitted Transformer, its float32 weights held in float64."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """OUTPUTS."""
-        arrays = self.candidate.encode(
-            self.state, examples.select([c for c in examples.column_names if c not in LABELS])
-        )
+        arrays = self.encoded(examples, LABELS)
         order = np.argsort(np.diff(arrays["offsets"]), kind="stable")  # rows of one length need no padding
-        found = {name: np.empty(examples.num_rows) for name in ("p_purchase", "purchases", "spend")}
-        with torch.inference_mode():
-            for start in range(0, len(order), PREDICT_ROWS):
-                rows = order[start : start + PREDICT_ROWS]
-                batch = {
-                    name: values.double() if values.is_floating_point() else values
-                    for name, values in self.candidate.batch(arrays, rows).items()
-                }
-                for name, values in self.candidate.outputs(self.module, batch).items():
-                    found[name][rows] = values.numpy()
-        return found
+        return self.answered(arrays, runs_of(order, PREDICT_ROWS), OUTPUTS)
 
-    def check(self, examples: pa.Table) -> None:
-        """SchemaError or DataError for rows that no answer should be given for."""
-        if self.state["tabular"] is not None:
-            Tabular.from_state(self.state["tabular"]).check(examples)
-        _orders(examples)
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model; see `network_files`."""
-        return network_files(self.candidate, self.state, self.module, self.rounds)
+    def batch(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """Rows as tensors, in double precision as the weights are held."""
+        made = self.candidate.batch(arrays, rows)
+        return {name: values.double() if values.is_floating_point() else values for name, values in made.items()}

@@ -123,7 +123,7 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
         events=as_of is not None,
     )  # fmt: skip
     values = pa.array(label.astype(np.int8)) if labels and label is not None else pa.nulls(len(entities), pa.int8())
-    return splits.labelled(rows, {LABELS[0]: values}, mapped)
+    return splits.with_labels(rows, {LABELS[0]: values}, mapped)
 
 
 _Population = tuple[pa.Array, np.ndarray | None, pa.Array | None]

@@ -29,19 +29,24 @@ class Needs:
     required: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """table -> columns without which the task cannot run"""
     useful: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """table -> columns that make it better"""
+    """table -> columns that make it better; what is required is taken out"""
+
+    def __post_init__(self) -> None:
+        rest = {
+            name: tuple(column for column in columns if column not in self.required.get(name, ()))
+            for name, columns in self.useful.items()
+        }
+        left = {name: columns for name, columns in rest.items() if columns or name not in self.required}
+        object.__setattr__(self, "useful", left)
 
 
 class Fitted(Protocol):
     """A fitted model: predicts, and is saved as named byte strings (never pickle).
 
-    Optional beside these: pictures() -> {file name: SVG}, drawn into the bundle by the report; fitted_on(train) -> the
-    training rows that it used, where these are not all.
+    Optional beside these: rounds: int | None, the boosting rounds or epochs that early stopping chose; pictures() ->
+    {file name: SVG}, drawn into the bundle by the report; newest_share: float, of the training rows that it was fitted
+    on, where these are not all.
     """
-
-    @property
-    def rounds(self) -> int | None:
-        """Boosting rounds or epochs that early stopping chose; None where there is no such number."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """Arrays of the same length and order as the rows."""
@@ -55,8 +60,8 @@ class Candidate(Protocol):
 
     NAME: ClassVar[str]
     KIND: ClassVar[Literal["memory", "torch", "shards"]]
-    NEURAL: ClassVar[bool]
-    """whether it is a neural network; ARCHITECTURE says of which kind: recurrent, convolutional, Transformer, …"""
+    """how it is fitted; what is fitted by torch is a neural network, and says in ARCHITECTURE of which kind: recurrent,
+    convolutional, Transformer, …"""
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]]
     """field -> values that a grid search tries"""
 

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, ValidationInfo, model_validator
 
 from crmray import schema
-from crmray.data import asof, asof_leads, asof_products, definitions, splits
+from crmray.data import asof, asof_leads, asof_products, definitions, measures, splits
 from crmray.data.definitions import EVENTS, OWN_TABLES, Entity, Outcome, Segment
 from crmray.data.names import Names
 from crmray.errors import ConfigError, did_you_mean
@@ -255,8 +255,8 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: D
     if settings.outcome.attribute:
         told = f"{settings.entity}_{settings.outcome.attribute}"
         rows = rows.drop_columns([name for name in (told,) if name in rows.column_names])
-    mapped = definitions.mapped_part(settings.outcome, tables["outcomes"], entities) if "outcomes" in tables else None
-    return splits.labelled(rows, {LABEL: label}, mapped)
+    mapped = measures.mapped_part(settings.outcome, tables["outcomes"], entities) if "outcomes" in tables else None
+    return splits.with_labels(rows, {LABEL: label}, mapped)
 
 
 def _population(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Definition) -> pa.Array:
@@ -269,7 +269,7 @@ def _population(tables: Mapping[str, pa.Table], as_of: datetime | None, settings
     for number, segment in enumerate(settings.population):
         place = f"segment_{number}"
         rows, ids, num = _rows_of(tables, settings, segment.table, segment.where, place, "population", before=as_of)
-        inside &= definitions.in_segment(segment, rows, ids, entities, as_of, num=num)
+        inside &= measures.in_segment(segment, rows, ids, entities, as_of, num=num)
     return entities.filter(pa.array(inside))
 
 
@@ -282,9 +282,9 @@ def _rows_of(
     if place in tables:  # counted by day, over all shards
         return tables[place], "entity_id", "num_lines"
     if table in tables:
-        tables = {**tables, table: definitions.known_before(tables[table], table, before)}
+        tables = {**tables, table: measures.known_before(tables[table], table, before)}
     ids = EVENTS[settings.entity].get(table, schema.table(table).entity)
-    return definitions.chosen(tables, table, where, key), ids, ""
+    return measures.chosen(tables, table, where, key), ids, ""
 
 
 def _label(
@@ -293,7 +293,7 @@ def _label(
     """(N,) label, null where it is not known."""
     outcome = settings.outcome
     if outcome.given:
-        return definitions.given(outcome, tables["outcomes"], entities, as_of, settings.horizon_days)
+        return measures.given(outcome, tables["outcomes"], entities, as_of, settings.horizon_days)
     if outcome.attribute:
         rows, ids, _ = _rows_of(tables, settings, OWN_TABLES[settings.entity], {}, "", "outcome", before=None)
         if outcome.attribute not in rows.column_names:
@@ -302,11 +302,11 @@ def _label(
                 f"with a value: {', '.join(rows.column_names)}{did_you_mean(outcome.attribute, rows.column_names)}"
             )
         values = rows[outcome.attribute].combine_chunks().take(pc.index_in(entities, rows[ids].combine_chunks()))
-        return definitions.as_label(values, settings.kind, f"outcome.attribute {outcome.attribute!r}")
+        return measures.as_label(values, settings.kind, f"outcome.attribute {outcome.attribute!r}")
     assert as_of is not None
     end = as_of + timedelta(days=settings.horizon_days)
     rows, ids, num = _rows_of(tables, settings, outcome.table, outcome.where, "outcome", "outcome", before=end)
-    return definitions.measured(outcome, rows, ids, entities, as_of, end, settings.kind, num=num)
+    return measures.measured(outcome, rows, ids, entities, as_of, end, settings.kind, num=num)
 
 
 def gather_products(tables: Mapping[str, pa.Table], settings: Definition) -> dict[str, pa.Table]:
@@ -316,12 +316,12 @@ def gather_products(tables: Mapping[str, pa.Table], settings: Definition) -> dic
         found["sold"] = asof_products.sold(tables["transactions"])
     outcome = settings.outcome
     if outcome.table:
-        rows = definitions.chosen(tables, outcome.table, outcome.where, "outcome")
+        rows = measures.chosen(tables, outcome.table, outcome.where, "outcome")
         sums = {outcome.column: pc.fill_null(rows[outcome.column].cast(pa.float64()), 0.0)} if outcome.column else {}
         found["outcome"] = asof_products.daily(rows, "product_id", "occurred_at", sums)
     for number, segment in enumerate(settings.population):
         if segment.table != "products":
-            rows = definitions.chosen(tables, segment.table, segment.where, "population")
+            rows = measures.chosen(tables, segment.table, segment.where, "population")
             found[f"segment_{number}"] = asof_products.daily(rows, "product_id", "occurred_at", {})
     return found
 

@@ -20,9 +20,10 @@ from pydantic import BaseModel, Field
 from crmray import log
 from crmray.data import asof_texts
 from crmray.data.asof_texts import TextSettings, dates
-from crmray.evaluate import judge
-from crmray.models import text_calibration, text_classes, text_encoder, text_replies
-from crmray.models.text_classes import ClassBlend, Majority
+from crmray.evaluate import judge, kinds
+from crmray.models import text_calibration, text_encoder, text_replies
+from crmray.models.labels import class_scores
+from crmray.models.text_classes import ClassBlend, Majority, best_blend
 from crmray.models.text_cnn import TextCNN
 from crmray.models.text_tfidf import TfidfLogistic, TfidfSVC
 from crmray.tasks.contract import Fitted, Needs
@@ -112,7 +113,12 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
     return text_encoder.embedded(rows, settings.encoder)
 
 
-score, blend = text_classes.score, text_classes.blend
+score = kinds.class_figures
+
+
+def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
+    """The average of the best two or three families, where validation prefers it to the best single one."""
+    return best_blend(models, validation, lambda told: score(validation, told)[METRIC])
 
 
 def fixed(settings: Settings) -> dict[str, Any]:
@@ -123,7 +129,7 @@ def fixed(settings: Settings) -> dict[str, Any]:
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
     """The calibration and the least confidence from validation rows; solved inquiries with their answers from training
     rows."""
-    label, probability, _ = text_classes.coded(validation, model.predict(validation))
+    label, probability, _ = kinds.coded(validation, model.predict(validation))
     calibration = text_calibration.fit(label, probability)
     calibrated = text_calibration.calibrated(probability, calibration)
     right, confidence = calibrated.argmax(1) == label, calibrated.max(1)
@@ -157,7 +163,7 @@ def predict(model: Fitted, decision: Mapping[str, Any], examples: pa.Table, *, e
     alternatives: list<struct<intent, probability>>, the most probable first; suggested_answer is null where the intent
     is, and where no solved inquiry is alike.
     """
-    classes, probability = text_classes.stacked(model.predict(examples))
+    classes, probability = class_scores(model.predict(examples))
     probability = text_calibration.calibrated(probability, decision["calibration"])
     order = np.argsort(-probability, axis=1, kind="stable")[:, :NUM_ALTERNATIVES]
     likely, names = np.take_along_axis(probability, order, axis=1), np.array(classes, object)[order]
@@ -192,7 +198,7 @@ def _said(
 
 def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
     """Test figures of the calibrated probabilities, and `answered`: how often it is sure, and right then."""
-    label, raw, classes = text_classes.coded(test, model.predict(test))
+    label, raw, classes = kinds.coded(test, model.predict(test))
     probability = text_calibration.calibrated(raw, decision["calibration"])
     intent, suggested, _ = _said(decision, test, classes, probability)
     right, sure = probability.argmax(1) == label, np.array([one is not None for one in intent], bool)

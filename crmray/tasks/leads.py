@@ -23,9 +23,10 @@ from pydantic import BaseModel, Field, model_validator
 from crmray.data import asof_leads, outcomes, splits
 from crmray.evaluate import decide, drift, judge, reasons
 from crmray.models.blend import Blend
+from crmray.models.boosting import RecentLightGBM
 from crmray.models.labels import labels_of
+from crmray.models.linear import RecentLogistic
 from crmray.models.rates import SourceRate
-from crmray.models.recent import RecentLightGBM, RecentLogistic
 from crmray.models.tabular_net import TabularNet
 from crmray.models.trees import DecisionTree, RandomForest
 from crmray.tasks.contract import EntityRequest, Fitted, Needs
@@ -155,7 +156,7 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
         tables, as_of, lookback_days=settings.lookback_days, horizon_days=settings.horizon_days, entities=entities
     )
     values = pa.array(label.astype(np.int8)) if label is not None else pa.nulls(len(entities), pa.int8())
-    return splits.labelled(rows, {LABELS[0]: values}, mapped)
+    return splits.with_labels(rows, {LABELS[0]: values}, mapped)
 
 
 def _population(

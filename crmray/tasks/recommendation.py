@@ -37,7 +37,8 @@ from crmray.models.ease import Ease
 from crmray.models.factorization import ALS
 from crmray.models.markov import Markov
 from crmray.models.neighbours import ItemKNN, Popularity
-from crmray.models.ranking import RankingBlend, Recommender
+from crmray.models.ranking import Recommender
+from crmray.models.ranking_blend import BLEND_ROWS, RankingBlend, best_blend
 from crmray.models.rules import Rules
 from crmray.models.sasrec import SASRec
 from crmray.models.user_neighbours import UserKNN
@@ -249,12 +250,12 @@ def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str
 def blend(models: Mapping[str, Recommender], validation: pa.Table) -> RankingBlend | None:
     """The best weighted sum of the families' reciprocal ranks."""
     rows = next_items.rows_with_target(validation, (ACTIVE,))
-    if len(rows) > ranking.BLEND_ROWS:
-        rows = np.sort(np.random.default_rng(0).permutation(rows)[: ranking.BLEND_ROWS])
+    if len(rows) > BLEND_ROWS:
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:BLEND_ROWS])
     part = validation.take(pa.array(rows))
     truth = part["target"].to_pylist()
     figures = {name: score(part, model.predict(part))[METRIC] for name, model in models.items()}
-    return ranking.best_blend(models, figures, part, lambda products: metrics.ranking_rows(products, truth)["ndcg"])
+    return best_blend(models, figures, part, lambda products: metrics.ranking_rows(products, truth)["ndcg"])
 
 
 def finalize(model: Recommender, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:

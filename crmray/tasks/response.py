@@ -133,8 +133,7 @@ def needs(settings: Settings) -> Needs:
         required["engagement"] = ("entity_id", "occurred_at", "kind")
     else:
         required["outcomes"] = ("entity_id", "name", "value")
-    useful = {name: columns for name, columns in asof.USEFUL.items() if name != "exposures"}
-    return Needs(required=required, useful=useful)
+    return Needs(required=required, useful=asof.USEFUL)
 
 
 def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: Settings, *, labels: bool) -> pa.Table:
@@ -153,7 +152,7 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
         name: pa.nulls(len(entities), pa.int8()) if values is None else pa.array(values.astype(np.int8))
         for name, values in zip(LABELS, (label, treated), strict=True)
     }
-    return splits.labelled(rows, columns, mapped)
+    return splits.with_labels(rows, columns, mapped)
 
 
 def _experiment(

@@ -25,9 +25,10 @@ from pydantic import BaseModel, Field, model_validator
 from crmray.data import asof_texts
 from crmray.data.asof_texts import TextSettings, dates
 from crmray.errors import DataError
-from crmray.evaluate import aspects, judge
-from crmray.models import text_calibration, text_classes, text_encoder
-from crmray.models.text_classes import ClassBlend, Majority
+from crmray.evaluate import aspects, judge, kinds
+from crmray.models import text_calibration, text_encoder
+from crmray.models.labels import class_scores
+from crmray.models.text_classes import ClassBlend, Majority, best_blend
 from crmray.models.text_cnn import TextCNN
 from crmray.models.text_tfidf import TfidfLogistic, TfidfSVC
 from crmray.tasks.contract import Fitted, Needs
@@ -151,7 +152,12 @@ def _named(values: pa.Array, name: str) -> pa.Array:
     return values
 
 
-score, blend = text_classes.score, text_classes.blend
+score = kinds.class_figures
+
+
+def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
+    """The average of the best two or three families, where validation prefers it to the best single one."""
+    return best_blend(models, validation, lambda told: score(validation, told)[METRIC])
 
 
 def fixed(settings: Settings) -> dict[str, Any]:
@@ -161,7 +167,7 @@ def fixed(settings: Settings) -> dict[str, Any]:
 
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
     """What calibrates the probabilities, from validation rows."""
-    label, probability, _ = text_classes.coded(validation, model.predict(validation))
+    label, probability, _ = kinds.coded(validation, model.predict(validation))
     return {"calibration": text_calibration.fit(label, probability)}
 
 
@@ -183,7 +189,7 @@ def predict(model: Fitted, decision: Mapping[str, Any], examples: pa.Table, *, e
 
 def _probability(model: Fitted, decision: Mapping[str, Any], examples: pa.Table) -> np.ndarray:
     """float64 (N, 3), calibrated; 0 for a class that the model does not know."""
-    classes, probability = text_classes.stacked(model.predict(examples))
+    classes, probability = class_scores(model.predict(examples))
     known = text_calibration.calibrated(probability, decision["calibration"])
     whole = np.zeros((len(known), len(CLASSES)))
     whole[:, [CLASSES.index(name) for name in classes]] = known

@@ -105,8 +105,7 @@ class Response(BaseModel):
 
 def needs(settings: Settings) -> Needs:
     """Transactions with amounts; everything else that is known of a customer helps."""
-    useful = {**asof.USEFUL, "transactions": ("order_id", "product_id", "num_units", "channel")}
-    return Needs(required={"transactions": ("entity_id", "occurred_at", "net_amount")}, useful=useful)
+    return Needs(required={"transactions": ("entity_id", "occurred_at", "net_amount")}, useful=asof.USEFUL)
 
 
 def fixed(settings: Settings) -> dict[str, Any]:
@@ -133,7 +132,7 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
         purchases = np.bincount(owner, minlength=len(entities)).astype(np.float64)
         net = asof.later_amount(tables, entities, as_of, settings.horizon_days).to_numpy()
         found = [pa.array(np.where(purchases > 0, np.maximum(net, 0.0), 0.0)), pa.array(purchases)]
-    return splits.labelled(rows, dict(zip((SPEND, PURCHASES), found, strict=True)))
+    return splits.with_labels(rows, dict(zip((SPEND, PURCHASES), found, strict=True)))
 
 
 def _orders(

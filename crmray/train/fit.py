@@ -174,7 +174,7 @@ class _Work:
         """family -> model fitted on `refit` rows (winner's members and the best neural family), and on `hash` rows."""
         task = self.task
         neural = sorted(
-            (name for name in best if task.CANDIDATES[name].NEURAL),
+            (name for name in best if task.CANDIDATES[name].KIND == "torch"),
             key=lambda name: _rank(task, best[name]), reverse=True,
         )[:1]  # fmt: skip
         wanted: list[tuple[str, points.Rows]] = []

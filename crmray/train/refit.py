@@ -25,18 +25,18 @@ def rounds_of(result: Result, kind: str) -> int | None:
     return result.rounds if kind == "torch" else math.ceil(result.rounds * GROWTH)
 
 
-def refit(shared: Search, fits: Sequence[tuple[Fit, pa.Table]], *, name: str, num_workers: int | None) -> list[Result]:
-    """Run the fits (with their rows) that are not finished yet; their results in the same order."""
+def refit(shared: Search, fits: Sequence[tuple[Fit, pa.Table]], *, name: str, num_workers: int | None) -> None:
+    """Run the fits (with their rows) that are not finished yet."""
     todo = [(fit, rows) for fit, rows in fits if shared.results.read(fit) is None]
-    kinds = {fit.key: shared.task.CANDIDATES[fit.point.candidate].KIND for fit, _ in todo}
-    in_memory = [pair for pair in todo if kinds[pair[0].key] == "memory"]
-    torch_fits = [pair for pair in todo if kinds[pair[0].key] == "torch"]
-    if in_memory:
+
+    def of(kind: str) -> list[tuple[Fit, pa.Table]]:
+        return [pair for pair in todo if kind == shared.task.CANDIDATES[pair[0].point.candidate].KIND]
+
+    if in_memory := of("memory"):
         _refit_in_tasks(shared, in_memory)
-    if torch_fits:
-        fits_over_workers = [(fit, rows, None) for fit, rows in torch_fits]
-        trainer.train(shared, fits_over_workers, name=name, num_workers=num_workers)
-    return [shared.results.of(fit) for fit, _ in fits]
+    if by_torch := of("torch"):
+        over_workers = [(fit, rows, None) for fit, rows in by_torch]
+        trainer.train(shared, over_workers, name=name, num_workers=num_workers)
 
 
 def _refit_in_tasks(shared: Search, fits: Sequence[tuple[Fit, pa.Table]]) -> None:

@@ -163,7 +163,7 @@ def about(task: Task) -> str:
 def family(task: Task, name: str) -> dict[str, Any]:
     """Whether a family is a neural network, and of which kind (its ARCHITECTURE), for the comparison of them."""
     candidate = task.CANDIDATES[name]
-    return {"neural": candidate.NEURAL, "architecture": getattr(candidate, "ARCHITECTURE", None)}
+    return {"neural": candidate.KIND == "torch", "architecture": getattr(candidate, "ARCHITECTURE", None)}
 
 
 def learning(task: Task, result: Result) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _neural(outcome: Outcome, test: pa.Table, champion: Mapping[str, Any]) -> di
     """Figures of the neural families as they would be shipped: each with the decision of its own validation rows."""
     task, found = outcome.task, {}
     for name, model in outcome.models.items():
-        if not task.CANDIDATES[name].NEURAL:
+        if task.CANDIDATES[name].KIND != "torch":
             continue
         figures = champion
         if name != outcome.winner:

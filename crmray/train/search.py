@@ -112,7 +112,7 @@ def fit_here(
     candidate: Any = fit.point.make(task)
     if candidate.KIND != "torch":
         model = candidate.fit(train, validation, seed=seed, rounds=fit.rounds)
-        return model, model.rounds, curve(getattr(model, "history", {}))
+        return model, getattr(model, "rounds", None), curve(getattr(model, "history", {}))
     state = candidate.prepare(train)
     data = trainer.encoded(task, candidate, state, train, validation)
     with engine.single_process_group(device):
@@ -200,13 +200,14 @@ def search(
     total = cluster.resources()
     slots = int(total.get("GPU", 0)) if gpus else int(total.get("CPU", 1) / CPUS_PER_TRIAL)
     concurrency = min(concurrency or max(1, slots // per_trial), len(shared.points))
-    todo = [fit for fit in map(_selection(shared), shared.points) if shared.results.read(fit) is None]
+    fits = [shared.fit_on(point, "selection") for point in shared.points]
+    todo = [fit for fit in fits if shared.results.read(fit) is None]
     folder = shared.results.lake.work_folder("search", task.NAME)
     told: dict[str, Any] = {"points": len(shared.points), "left": len(todo), "concurrency": concurrency}
     told |= {"scheduler": scheduler or "none", "search": "optuna" if shared.by_optuna else "grid"}
     log.event("search", task=task.NAME, **told, logs=f"{folder}/{name}")
     if not shared.by_optuna and not todo:
-        return [shared.results.of(fit) for fit in map(_selection(shared), shared.points)]
+        return [shared.results.of(fit) for fit in fits]
     trainable = tune.with_resources(
         tune.with_parameters(_trial, shared=shared, train=train, validation=validation),
         lambda config: tune.PlacementGroupFactory([_resources(shared, config, gpus)]),
@@ -229,10 +230,6 @@ def _resources(shared: Search, config: Mapping[str, Any], gpus: float) -> dict[s
     if shared.over_workers(shared.fit_of(config)):
         return {"memory": 1_000_000}  # not even a part of a CPU: its workers may need them all
     return {"CPU": CPUS_PER_TRIAL, "GPU": gpus} if gpus else {"CPU": CPUS_PER_TRIAL}
-
-
-def _selection(shared: Search) -> Callable[[Point], Fit]:
-    return lambda point: shared.fit_on(point, "selection")
 
 
 def _tuner(

@@ -92,7 +92,8 @@ def _finish(shared: Search, one: Fit, model: Any, seen: rows.Rows, started: floa
             return
     seconds = round(time.perf_counter() - started, 3)
     figures = {name: float(value) for name, value in figures.items()}
-    shared.results.write(Result(fit=one, figures=figures, rounds=model.rounds, seconds=seconds), model)
+    rounds = getattr(model, "rounds", None)
+    shared.results.write(Result(fit=one, figures=figures, rounds=rounds, seconds=seconds), model)
     told: dict[str, Any] = {"trial": one.point.label(shared.task), "state": "finished", "seconds": seconds}
     log.event("trial", **{**told, **figures})
 

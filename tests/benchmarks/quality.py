@@ -111,7 +111,7 @@ def row(name: str, task: str, bundle: dict[str, Any], minutes: float) -> dict[st
     neural = [
         f"{family} {values['plain'][metric]:.4f} / {values.get('refit', {}).get(metric, float('nan')):.4f}"
         for family, values in figures.items()
-        if getattr(TASKS[task].CANDIDATES.get(family), "NEURAL", False)
+        if getattr(TASKS[task].CANDIDATES.get(family), "KIND", None) == "torch"
     ]
     figure = refit if (name, task) in REFITTED else plain
     sign = 1 if metric not in LESS else -1

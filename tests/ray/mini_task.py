@@ -34,7 +34,6 @@ class Net:
 
     NAME: ClassVar[str] = "net"
     KIND: ClassVar[str] = "torch"
-    NEURAL: ClassVar[bool] = True
     GRID: ClassVar[dict[str, tuple]] = {"lr": (0.003, 0.01, 1e38), "hidden": (4, 8)}
 
     hidden: int = 8
@@ -119,7 +118,6 @@ class Column:
 
     NAME: ClassVar[str] = "column"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"index": (0, 2)}
 
     index: int = 2
@@ -135,7 +133,6 @@ class Column:
 @dataclass(frozen=True, kw_only=True)
 class ColumnModel:
     index: int
-    rounds: ClassVar[int | None] = None
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         return {"score": 1 / (1 + np.exp(-features(examples)[:, self.index]))}

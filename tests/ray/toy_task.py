@@ -82,12 +82,10 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
 class Sigmoid:
     NAME: ClassVar[str] = "sigmoid"
     KIND: ClassVar[Literal["memory"]] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     bias: float
     weight: float
-    rounds: ClassVar[None] = None
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         return {"score": 1 / (1 + np.exp(-(self.bias + self.weight * examples["num_orders"].to_numpy())))}

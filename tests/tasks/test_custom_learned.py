@@ -73,7 +73,7 @@ def test_numbers_and_classes_are_learned_decided_and_answered(name):
 
 def test_a_class_that_training_did_not_have_counts_as_missed():
     rows = pa.table({"label": ["a", "b", "new", "a"]})
-    said = {"score=a": np.array([0.9, 0.2, 0.5, 0.8]), "score=b": np.array([0.1, 0.8, 0.5, 0.2])}
+    said = {"p:a": np.array([0.9, 0.2, 0.5, 0.8]), "p:b": np.array([0.1, 0.8, 0.5, 0.2])}
     figures = custom.score(rows, said)
     assert figures["accuracy"] == 0.75
     assert figures["skill"] == pytest.approx((0.8 + 1 + 0) / 3)  # f1 of a: 2·2/(2+3)

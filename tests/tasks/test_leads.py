@@ -20,8 +20,9 @@ from crmray.data.profile import Profile
 from crmray.data.splits import Snapshots, micros
 from crmray.errors import ConfigError, DataError, NotEnoughDataError
 from crmray.evaluate import calibration, drift
+from crmray.models.boosting import RecentLightGBM
 from crmray.models.rates import SourceRate
-from crmray.models.recent import RecentLightGBM, newest
+from crmray.models.recent import newest
 from crmray.models.tabular_net import TabularNet
 from crmray.storage import Lake
 from crmray.tasks import leads

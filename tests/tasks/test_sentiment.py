@@ -17,6 +17,7 @@ from crmray.data import asof_texts
 from crmray.errors import ConfigError, DataError, NotEnoughDataError
 from crmray.evaluate import aspects
 from crmray.models import text_calibration, text_classes, text_encoder, text_tokens
+from crmray.models.labels import class_scores
 from crmray.models.tabular import softmax
 from crmray.models.text_cnn import TextCNN
 from crmray.models.text_tfidf import TfidfLogistic, TfidfSVC
@@ -135,7 +136,7 @@ def test_every_model_learns_words_of_any_number_of_classes(candidate, num_classe
     words = dict(list(WORDS.items())[:num_classes])
     train, test = texts(240, 0, words), texts(120, 1, words)
     model = fitted(candidate, train)
-    probability = text_classes.stacked(model.predict(test))[1]
+    probability = class_scores(model.predict(test))[1]
     assert np.allclose(probability.sum(1), 1.0)
     assert sentiment.score(test, model.predict(test))["accuracy"] > 0.85
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from crmray.errors import NotEnoughDataError, SchemaError
-from crmray.models.lstm import EVENT_COLUMNS, LSTM
+from crmray.models.events import EVENT_COLUMNS
+from crmray.models.lstm import LSTM
 from crmray.schema import KEYS
 
 torch.set_num_threads(1)

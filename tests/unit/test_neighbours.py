@@ -13,7 +13,7 @@ from crmray.models import histories, ranking
 from crmray.models.ease import Ease, solve
 from crmray.models.histories import Catalogue
 from crmray.models.neighbours import ItemKNN, Popularity, strongest
-from crmray.models.ranking import RankingBlend
+from crmray.models.ranking_blend import RankingBlend, best_blend
 
 AS_OF = datetime(2024, 1, 1, tzinfo=timezone.utc)
 
@@ -213,11 +213,11 @@ def test_the_best_blend_is_found_and_none_when_one_model_is_as_good():
     def metric(products):
         return np.array([row[0] == want for row, want in zip(products, ("b", "c"), strict=True)], float)
 
-    found = ranking.best_blend({"one": one, "other": other}, {"one": 0.5, "other": 0.5}, part, metric)
+    found = best_blend({"one": one, "other": other}, {"one": 0.5, "other": 0.5}, part, metric)
     assert found is not None
     assert set(found.weights) == {"one", "other"}
     assert metric(found.predict(part)["products"]).tolist() == [1, 1]
-    assert ranking.best_blend({"one": other, "two": other}, {"one": 1, "two": 1}, part, metric) is None
+    assert best_blend({"one": other, "two": other}, {"one": 1, "two": 1}, part, metric) is None
 
 
 def test_a_saved_blend_gives_the_same_bits_and_names_a_member_it_lacks():

@@ -53,7 +53,7 @@ def test_planted_effect_round_trip_and_single_rows(fitted, name):
     assert auc(y, score) > {"recency": 0.6, "decision_tree": 0.7}.get(name, 0.77)
     again = CLASSES[name].load(model.save())
     assert np.array_equal(again.predict(TEST)["score"], score)
-    assert again.rounds == model.rounds
+    assert getattr(again, "rounds", None) == getattr(model, "rounds", None)
     assert again.save() == model.save() or name in ("decision_tree", "random_forest")  # a skops archive holds dates
     singles = np.concatenate([model.predict(TEST.slice(i, 1))["score"] for i in range(20)])
     assert np.abs(singles - score[:20]).max() < 1e-9
@@ -153,8 +153,8 @@ def test_a_rare_class_is_learned_beyond_the_memory_budget(family):
     quick = {"num_trees": 10} if family is RandomForest else {"num_rounds": 20} if family is LightGBM else {}
     model = family(kind="class", memory_gib=1e-9, **quick).fit(rows, None, seed=1)
     said = model.predict(rows)
-    assert set(said) == {"score=a", "score=b", "score=rare"}
-    assert said["score=rare"][:10].mean() > said["score=rare"][10:].mean()
+    assert set(said) == {"p:a", "p:b", "p:rare"}
+    assert said["p:rare"][:10].mean() > said["p:rare"][10:].mean()
 
 
 def test_a_forest_draws_no_more_rows_per_tree_than_it_is_told():
@@ -188,10 +188,10 @@ def test_blend_averages_wins_only_where_validation_prefers_it_and_comes_back(fit
     expected = 0.5 * parts["logistic"] + 0.25 * parts["lightgbm"] + 0.25 * parts["recency"]
     assert blend.predict(TEST)["score"] == pytest.approx(expected)
     assert np.array_equal(Blend.load(blend.save(), CLASSES).predict(TEST)["score"], blend.predict(TEST)["score"])
-    found = best_blend(fitted, VALIDATION, lambda p: auc(y, p))
+    found = best_blend(fitted, VALIDATION, lambda told: auc(y, told["score"]))
     single = max(auc(y, model.predict(VALIDATION)["score"]) for model in fitted.values())
     assert found is None or auc(y, found.predict(VALIDATION)["score"]) > single
     same = {"a": fitted["logistic"], "b": fitted["logistic"]}
-    assert best_blend(same, VALIDATION, lambda p: auc(y, p)) is None
+    assert best_blend(same, VALIDATION, lambda told: auc(y, told["score"])) is None
     with pytest.raises(CorruptError, match="'recency'"):
         Blend.load(blend.save(), {"logistic": Logistic, "lightgbm": LightGBM})
