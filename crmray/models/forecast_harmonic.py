@@ -143,10 +143,15 @@ class Level:
     """(L,) in units of `scale`"""
     scale: float
     """its mean, or that of the sales without their signs"""
+    past: np.ndarray
     ahead: np.ndarray
-    """(H,) effects of the weeks to come, relative to the newest week's"""
+    """(L,) effects of these weeks and (H,) of those to come, relative to the newest week's"""
     multiplied: bool
     """whether the level is to be multiplied by them; else they are added"""
+
+    def sales(self, level: np.ndarray, effects: np.ndarray) -> np.ndarray:
+        """A level with its effects, in units of `scale`."""
+        return level * effects if self.multiplied else level + effects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +201,8 @@ class Series:
     def forecast(self, effects_E: np.ndarray, horizon: int) -> np.ndarray:
         """(H, Q): the level times the effects to come, or for shares beside them."""
         level = self.level(effects_E)
-        return self.sales(level, smoothed(level.values, horizon, season=False, model="ANN"))
+        found = level.sales(smoothed(level.values, horizon, season=False, model="ANN"), level.ahead[:, None])
+        return within_reach(found * level.scale, self.known[np.isfinite(self.known)])
 
     def level(self, effects_E: np.ndarray) -> Level:
         """What is left without these effects, as they are in the newest week."""
@@ -205,13 +211,7 @@ class Series:
         effects -= effects[len(values) - 1]
         past, ahead = effects[: len(values)], effects[len(values) :]
         if not logarithmic:
-            return Level(values=values - past, scale=scale, ahead=ahead, multiplied=False)
+            return Level(values=values - past, scale=scale, past=past, ahead=ahead, multiplied=False)
         level = np.exp(values - past)
         scale = float(level.mean())
-        return Level(values=level / scale, scale=scale, ahead=np.exp(ahead), multiplied=True)
-
-    def sales(self, level: Level, quantiles_HQ: np.ndarray) -> np.ndarray:
-        """(H, Q) sales of these quantiles of the level."""
-        ahead_H1 = level.ahead[:, None]
-        found_HQ = quantiles_HQ * ahead_H1 if level.multiplied else quantiles_HQ + ahead_H1
-        return within_reach(found_HQ * level.scale, self.known[np.isfinite(self.known)])
+        return Level(values=level / scale, scale=scale, past=np.exp(past), ahead=np.exp(ahead), multiplied=True)

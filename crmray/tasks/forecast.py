@@ -53,6 +53,8 @@ BACKTEST_SERIES = 1_000
 """series of each level in each backtest; of more than that a sample"""
 OWN_MARGINS = 10
 """series that a level needs for margins of its own"""
+MARGIN_SHARE = 0.5
+"""of the margins that is added: the backtests share one quarter and its luck, the model's own intervals know years"""
 
 
 class Settings(Part):
@@ -321,14 +323,13 @@ def _width(quantiles: np.ndarray) -> np.ndarray:
 
 
 def _calibrated(decision: Mapping[str, Any], level: Sequence[str], quantiles: np.ndarray) -> np.ndarray:
-    """(N, H, Q) with the margins of each row's level. A series that never went below 0 stays above it."""
+    """(N, H, Q) with half the margins of each row's level. A series that never went below 0 stays above it."""
     width, out = _width(quantiles), quantiles.copy()
     names = np.array([name if name in decision["margins"] else "" for name in level], dtype=object)
     for name in set(names):
         own = names == name
-        out[own] = forecasts.widened(quantiles[own], QUANTILES, decision["margins"][name], width[own])
-    ended = ~quantiles.any((1, 2))
-    out[ended] = 0.0
+        out[own] = forecasts.widened(quantiles[own], QUANTILES, decision["margins"][name], MARGIN_SHARE * width[own])
+    out[~quantiles.any((1, 2))] = 0.0  # series that have ended
     never_below = np.asarray((quantiles >= 0).all((1, 2)))
     return np.where(never_below[:, None, None], np.maximum(out, 0.0), out)
 

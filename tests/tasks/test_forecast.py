@@ -150,6 +150,13 @@ def test_margins_bring_intervals_to_their_share():
     assert 0.77 < inside.mean() < 0.83
 
 
+def test_half_of_the_margins_is_added():
+    decision = {"margins": {"": {"0.1": [0.1, 0.2], "0.25": [0.0, -0.05]}}}
+    quantiles = np.tile([6.0, 8.0, 10.0, 12.0, 16.0], (1, 2, 1))  # 10 wide
+    found = forecast._calibrated(decision, ["total"], quantiles)
+    assert found[0].tolist() == [[5.5, 8.0, 10.0, 12.0, 16.5], [5.0, 8.25, 10.0, 11.75, 17.0]]
+
+
 def test_expected_is_the_mean_of_the_quantiles():
     assert SHARES.sum() == pytest.approx(1.0)
     assert expected(np.array([[[1.0, 2.5, 5.0, 7.5, 9.0]]])) == pytest.approx(5.0)  # uniform on 0 … 10

@@ -12,7 +12,7 @@ from crmray import log
 from crmray.errors import SchemaError
 from crmray.models import forecast_ets
 from crmray.models.forecast_blend import best_blend
-from crmray.models.forecast_direct import Direct
+from crmray.models.forecast_direct import Direct, _smoothed
 from crmray.models.forecast_ets import ETSModel
 from crmray.models.forecast_features import Known
 from crmray.models.forecast_harmonic import Harmonic
@@ -132,6 +132,32 @@ def test_growth_is_measured_at_the_horizon():
     np.testing.assert_allclose(middle, 100 * np.exp(0.01 * np.arange(150, 162)), rtol=0.06)
     again = Direct.load(model.save())
     np.testing.assert_array_equal(again.predict(known)["q50"], model.predict(known)["q50"])
+
+
+def test_smoothing_begins_with_the_mean_of_what_is_known():
+    values = np.array([2.0, 4.0, 6.0, 8.0])
+    assert _smoothed(values, np.array([0.1, 0.4]))[0].tolist() == [2.0, 3.0, 4.0, 5.0]  # 1/4 is more than 0.1
+    assert _smoothed(values, np.array([0.1, 0.4]))[1].tolist() == pytest.approx([2.0, 3.0, 4.2, 5.72])
+
+
+def test_spread_of_a_level_that_grows_is_that_of_its_present_size():
+    """Poisson counts whose mean doubled each year: neither this growth nor the small past is an error of today."""
+    mean = 50 * 2 ** (np.arange(150) / 52)
+    sales = np.random.default_rng(0).poisson(mean, (60, 150)).astype(float)
+    rows = panel_rows(sales[:, :138].tolist(), sales[:, 138:].tolist(), horizon=12)
+    found = stacked(Direct().fit(rows, None, seed=0).predict(rows))
+    spread = ((found[:, :, -1] - found[:, :, 0]) / 2 / 1.2816).mean(0)
+    np.testing.assert_allclose(spread, np.sqrt(mean[138:]), rtol=0.06)
+
+
+def test_a_series_of_two_weeks_has_the_season_and_the_spread_of_its_level():
+    weeks = Panel.of(panel_rows([[1.0]])).week[0] + np.arange(-138, 12)
+    mean = 40 * np.exp(0.5 * np.sin(2 * np.pi * weeks * 7 / 365.25))
+    sales = np.random.default_rng(0).poisson(mean, (30, 150)).astype(float)
+    model = Direct().fit(panel_rows(sales[:, :138].tolist(), sales[:, 138:].tolist(), horizon=12), None, seed=0)
+    found = stacked(model.predict(panel_rows([mean[136:138].tolist()], horizon=12)))[0]
+    np.testing.assert_allclose(found[:, 2], mean[138:], rtol=0.05)
+    np.testing.assert_allclose((found[:, -1] - found[:, 0]) / 2 / 1.2816, np.sqrt(mean[138:]), rtol=0.15)
 
 
 def test_levels_that_tell_no_growth_are_forecast_by_harmonic_regression():
