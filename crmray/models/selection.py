@@ -105,7 +105,7 @@ def eliminated(train: pa.Table, kind: Kind, *, seed: int) -> dict[str, str]:
     tabular = Tabular.fit(train, Preparation(scale="none"))
     matrix = np.concatenate([tabular.raw(train), tabular.codes(train)], axis=1)
     names = [*(column.name for column in tabular.numeric), *tabular.code_names]
-    values, folds = target.values(train), _folds(train, seed)
+    values, folds = target.values(train), folds_of(train, seed)
     left, rounds = list(range(len(names))), []
     while left:
         losses, gains = _losses(matrix[:, left], values, folds, target, len(tabular.numeric), left, seed)
@@ -123,8 +123,8 @@ def eliminated(train: pa.Table, kind: Kind, *, seed: int) -> dict[str, str]:
     return {name: f"recursive elimination: least gain among {last[name]} columns; {told}" for name in gone}
 
 
-def _folds(train: pa.Table, seed: int) -> np.ndarray:
-    """(N,) fold of each row; all rows of a customer are in one."""
+def folds_of(train: pa.Table, seed: int) -> np.ndarray:
+    """(N,) fold of each row, 0 to NUM_FOLDS - 1; all rows of a customer are in one."""
     if "entity_id" not in train.column_names:
         return np.random.default_rng(seed).permutation(train.num_rows) % NUM_FOLDS
     codes = train["entity_id"].combine_chunks().dictionary_encode()
@@ -153,11 +153,12 @@ def _losses(
         booster = lightgbm.train(options, data, NUM_ROUNDS)
         gains += booster.feature_importance("gain")
         if not inside.all():
-            losses[fold] = _loss(np.asarray(booster.predict(matrix[~inside])), values[~inside], target.kind)
+            losses[fold] = loss_of(np.asarray(booster.predict(matrix[~inside])), values[~inside], target.kind)
     return losses, gains
 
 
-def _loss(predicted: np.ndarray, values: np.ndarray, kind: Kind) -> float:
+def loss_of(predicted: np.ndarray, values: np.ndarray, kind: Kind) -> float:
+    """Mean log-loss of probabilities (N,) or (N, K); of numbers (N,) the mean squared error."""
     if kind == "number":
         return float(np.square(predicted - values).mean())
     given = predicted[np.arange(len(values)), values] if kind == "class" else np.abs(1 - values - predicted)

@@ -10,7 +10,7 @@ from crmray.evaluate.metrics import auc
 from crmray.models import labels as training_rows
 from crmray.models.blend import Blend, best_blend
 from crmray.models.boosting import LightGBM
-from crmray.models.linear import Linear, Logistic
+from crmray.models.linear import PATH, Linear, Logistic
 from crmray.models.tabular import Recency
 from crmray.models.trees import DecisionTree, RandomForest
 
@@ -79,6 +79,34 @@ def test_rounds_of_the_caller_are_kept(fitted):
     assert 1 <= fitted["lightgbm"].rounds < 500
     assert LightGBM().fit(TRAIN, None, seed=0, rounds=7).rounds == 7
     assert LightGBM(num_rounds=9).fit(TRAIN, None, seed=0).rounds == 9
+
+
+def noisy(num_rows: int, num_noise: int, seed: int) -> pa.Table:
+    """One number tells the label, the others nothing; customers have two rows each."""
+    rng = np.random.default_rng(seed)
+    cause = rng.normal(size=num_rows)
+    noise = {f"noise_{k}": rng.normal(size=num_rows) for k in range(num_noise)}
+    label = (rng.random(num_rows) < 1 / (1 + np.exp(-2 * cause))).astype(np.int8)
+    return pa.table({"entity_id": [f"c{i // 2}" for i in range(num_rows)], "cause": cause, **noise, "label": label})
+
+
+def chosen_penalty(family: type[Linear], rows: pa.Table, **settings) -> list[float]:
+    """The values of C that give the very model that is fitted where C is not given."""
+    model = family(**settings).fit(rows, None, seed=0).save()
+    return [C for C in PATH if family(**settings, C=C).fit(rows, None, seed=0).save() == model]
+
+
+def test_the_linear_penalty_is_chosen_by_how_much_the_columns_tell():
+    wide, test = noisy(300, 150, 0), noisy(1000, 150, 1)
+    y = test["label"].to_numpy()
+    chosen, weak = (auc(y, Logistic(C=C).fit(wide, None, seed=0).predict(test)["score"]) for C in (0.0, 1.0))
+    assert chosen > weak + 0.02
+    assert chosen_penalty(Logistic, wide)[0] < 0.1 < chosen_penalty(Logistic, noisy(300, 1, 0))[0]
+    number = wide.set_column(wide.schema.get_field_index("label"), "label", wide["cause"])
+    assert chosen_penalty(Linear, number, kind="number") == [10.0]
+    few = np.array([1, 1, *[0] * 38], np.int8)  # both rows of yes are one customer's: without them nothing is learned
+    rows = noisy(40, 3, 2).drop_columns(["label"]).append_column("label", pa.array(few))
+    assert chosen_penalty(Logistic, rows) == [1.0]
 
 
 def test_smote_evens_the_training_classes_and_keeps_the_given_rows():
