@@ -45,7 +45,6 @@ class Direct:
 
     NAME: ClassVar[str] = "harmonic_direct"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"num_harmonics": (1, 2)}
 
     num_harmonics: int = 1

@@ -39,7 +39,6 @@ class ETS:
 
     NAME: ClassVar[str] = "ets"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"season": (True, False)}
 
     season: bool = True

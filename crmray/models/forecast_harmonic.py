@@ -40,7 +40,6 @@ class Harmonic:
 
     NAME: ClassVar[str] = "harmonic_ets"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"num_harmonics": (1, 2), "shared": (True, False)}
 
     num_harmonics: int = 1

@@ -39,7 +39,6 @@ class Lags:
 
     NAME: ClassVar[str] = "lightgbm_lags"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {"num_leaves": (15, 63), "size_weight": (0.5, 1.0)}
 
     base: Literal["recent", "year"] = "recent"

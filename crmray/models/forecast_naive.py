@@ -39,7 +39,6 @@ class SeasonalNaive:
 
     NAME: ClassVar[str] = "seasonal_naive"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[dict[str, tuple]] = {}
 
     @classmethod

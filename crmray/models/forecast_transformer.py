@@ -49,7 +49,6 @@ class PatchTransformer(Training):
 
     NAME: ClassVar[str] = "patchtst"
     KIND: ClassVar[str] = "torch"
-    NEURAL: ClassVar[bool] = True
     ARCHITECTURE: ClassVar[str] = "Transformer"
     GRID: ClassVar[dict[str, tuple]] = {"lr": (1e-3, 3e-3), "context_weeks": (52, 104)}
 

@@ -43,7 +43,6 @@ class Ward:
 
     NAME: ClassVar[str] = "ward"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"num_segments": NUM_SEGMENTS}
 
     def __post_init__(self) -> None:

@@ -129,7 +129,6 @@ class KMeans:
 
     NAME: ClassVar[str] = "kmeans"
     KIND: ClassVar[str] = "shards"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"num_segments": NUM_SEGMENTS}
 
     def __post_init__(self) -> None:

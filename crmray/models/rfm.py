@@ -24,7 +24,6 @@ class RFMRules:
 
     NAME: ClassVar[str] = "rfm_rules"
     KIND: ClassVar[str] = "memory"
-    NEURAL: ClassVar[bool] = False
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     COLUMNS: ClassVar[tuple[str, str, str]] = ("recency_days", "frequency_orders", "spend_amount")
 

@@ -39,7 +39,6 @@ class SegmentTransformer(Training):
 
     NAME: ClassVar[str] = "transformer"
     KIND: ClassVar[str] = "torch"
-    NEURAL: ClassVar[bool] = True
     ARCHITECTURE: ClassVar[str] = "Transformer"
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lr": (1e-3, 3e-3)}
 
