@@ -151,14 +151,14 @@ def test_the_page_says_what_was_measured(page):
 
 
 def test_two_figures_of_the_champion_are_told_apart(page):
-    path, html, found = page
+    path, _, found = page
     words = "figures of the models' raw scores, so that all are measured alike"
-    raw, answers = found["models"]["logistic"]["test"], found["test"]
-    assert raw["ece"] != answers["ece"]
-    assert words in " ".join(read(html).texts)
+    raw = found["models"]["logistic"]["test"]
+    answers = {**found["test"], "ece": raw["ece"] + 0.1}
+    assert words in pages.bundle_page({**found, "test": answers}).decode()
     assert "Of its answers; probabilities are calibrated." in (path.parent / "card.md").read_text(encoding="utf-8")
     assert words not in pages.bundle_page({**found, "test": {**answers, **raw}}).decode()
-    newer = pages.bundle_page({**found, "at_training": answers}).decode()
+    newer = pages.bundle_page({**found, "test": answers, "at_training": answers}).decode()
     assert "raw scores on the test rows of the training, so" in newer
 
 
