@@ -5,35 +5,27 @@ What forecasts a total well need not forecast a product well: each level has mem
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from crmray.models.blend import member_files, members_of
+from crmray.models.blend import Members
 from crmray.models.forecast_panel import COLUMNS
-from crmray.models.tabular import file_of, to_json
 
 Metric = Callable[[pa.Table, Mapping[str, np.ndarray]], float]
 """the selection figure of rows and their forecasts, less is better"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForecastBlend:
+class ForecastBlend(Members):
     """The plain average of each level's members; averages of ordered quantiles are in order."""
 
-    NAME: ClassVar[str] = "blend"
-
-    members: Mapping[str, Any]
-    """Fitted forecasters by candidate name."""
     of_level: Mapping[str, Sequence[str]]
     """Level -> the members that are averaged; all of them for a level that is not named."""
-    rounds: int | None = None
-    """Its members have theirs."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """Quantiles, each (N, H)."""
@@ -52,23 +44,6 @@ class ForecastBlend:
 
     def _count(self, levels: np.ndarray) -> np.ndarray:
         return np.array([len(self.of_level.get(level, self.members)) for level in levels])
-
-    def with_members(self, members: Mapping[str, Any]) -> ForecastBlend:
-        """The same blend of the same candidates fitted again (on more rows)."""
-        return replace(self, members={name: members[name] for name in self.members})
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model: blend.json, and each member's under `<name>/`."""
-        of_level = {level: list(names) for level, names in self.of_level.items()}
-        state = {"members": list(self.members), "of_level": of_level}
-        return {"blend.json": to_json(state), **member_files(self.members)}
-
-    @staticmethod
-    def load(files: Mapping[str, bytes], candidates: Mapping[str, Any]) -> ForecastBlend:
-        """The blend that `save` wrote; `candidates`: classes by name. CorruptError for a member they lack."""
-        state = json.loads(file_of(files, "blend.json"))
-        members = members_of(files, state["members"], candidates)
-        return ForecastBlend(members=members, of_level=state["of_level"])
 
 
 def best_blend(models: Mapping[str, Any], examples: pa.Table, metric: Metric, *, most: int = 3) -> ForecastBlend | None:

@@ -97,8 +97,6 @@ class DirectModel:
     """effects of each level; forecasts series that sold nothing, or of a level of which nothing could be measured"""
     growth: dict[str, Growth]
     """by level"""
-    rounds: int | None = None
-    """It has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """Quantiles, each (N, H)."""

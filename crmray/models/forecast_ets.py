@@ -67,8 +67,6 @@ class ETSModel:
     """As in ETS."""
     horizon: int
     """Weeks to forecast."""
-    rounds: int | None = None
-    """It has none."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """Quantiles, each (N, H)."""

@@ -92,8 +92,6 @@ class HarmonicModel:
     """Event columns."""
     effects: dict[str, list[float]] | None
     """Level -> (E,) shared effects; None: each series has its own"""
-    rounds: int | None = None
-    """It has none."""
 
     @property
     def growth_place(self) -> int:

@@ -82,8 +82,6 @@ class SeasonalNaiveModel:
 
     spread: list[list[float]]
     """(H, Q) to be added to the point, as shares of the series' size"""
-    rounds: int | None = None
-    """It has none"""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """Quantiles, each (N, H)."""

@@ -33,7 +33,7 @@ from crmray.models.forecast_panel import (
     mean,
     season,
 )
-from crmray.models.network import Training, load_network, network_files
+from crmray.models.network import FittedNetwork, Training
 from crmray.models.tabular import check_positive
 
 PREDICT_ROWS = 512
@@ -158,11 +158,6 @@ class PatchTransformer(Training):
         # In double precision the answer to a row does not depend on the rows beside it, also for large sales.
         return PatchModel(candidate=self, state=dict(state), module=module.double().eval(), rounds=rounds)
 
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> PatchModel:
-        """The model that `save` wrote."""
-        return load_network(PatchTransformer, files)
-
 
 def _code(levels: list[str], name: str) -> int:
     """Place of a level, after 0 for one that training did not have."""
@@ -255,17 +250,8 @@ class PatchForecaster(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchModel:
-    """A fitted forecaster, on the CPU."""
-
-    candidate: PatchTransformer
-    """Its hyper-parameters."""
-    state: dict[str, Any]
-    """Horizon, levels and kinds of events."""
-    module: PatchForecaster
-    """Its weights, in double precision."""
-    rounds: int | None
-    """Epochs that it was trained for."""
+class PatchModel(FittedNetwork):
+    """A fitted forecaster, on the CPU; its weights are in double precision."""
 
     def predict(self, examples: pa.Table) -> dict[str, np.ndarray]:
         """Quantiles, each (N, H)."""
@@ -277,7 +263,3 @@ class PatchModel:
                 scaled = self.module(self.candidate.batch(arrays, rows)).numpy()
                 quantiles[rows] = scaled * arrays["size"][rows, None, None]
         return finish(panel, quantiles)
-
-    def save(self) -> dict[str, bytes]:
-        """Files of the model; see `network_files`."""
-        return network_files(self.candidate, self.state, self.module, self.rounds)
