@@ -29,14 +29,12 @@ def estimate(org: Org, station: str, tasks: Sequence[str] = ()) -> str:
     lake = Lake.of(org)
     size, rows = _to_read(org, lake, station, tasks)
     reads = _told(size, rows) if station in READS else _source_told(org, size, rows)
-    times = {task: _last(lake, station, task) for task in tasks or [""]}
-    if new := [task for task, time in times.items() if time is None]:
+    times = {task: _last(org, lake, station, task) for task in tasks or [""]}
+    if new := [task for task, last_s in times.items() if last_s is None]:
         names = f" for {', '.join(new)}" if tasks else ""
         return f"{station}: {reads}; how long it takes{names} is not known in {lake.root} yet"
-    known = [time for time in times.values() if time is not None]
-    last_s, last_bytes = (sum(time[field] for time in known) for field in ("seconds", "input_bytes"))
-    scale = size / last_bytes if size and last_bytes else 1.0
-    return f"{station}: {reads}; about {max(last_s * scale, 1):.0f} s by its last run here, unless its result is there"
+    last_s = sum(filter(None, times.values()))
+    return f"{station}: {reads}; about {max(last_s, 1):.0f} s by its last run here, unless its result is there"
 
 
 def _told(size: int, rows: int) -> str:
@@ -60,11 +58,14 @@ def note(org: Org, station: str, task: str, seconds: float) -> None:
     lake.write(_place(station, task), json.dumps({"seconds": seconds, "input_bytes": size}).encode())
 
 
-def _last(lake: Lake, station: str, task: str) -> dict[str, float] | None:
+def _last(org: Org, lake: Lake, station: str, task: str) -> float | None:
+    """Seconds that the job took last, scaled by the bytes; None where that is not known."""
     try:
-        return json.loads(lake.read(_place(station, task)))
+        last = json.loads(lake.read(_place(station, task)))
     except NotFoundError:
         return None
+    size, _ = _to_read(org, lake, station, [task] if task else [])
+    return last["seconds"] * (size / last["input_bytes"] if size and last["input_bytes"] else 1.0)
 
 
 def _place(station: str, task: str) -> str:

@@ -84,6 +84,10 @@ def test_an_estimate_says_size_rows_and_the_last_time_scaled(org_file: Path) -> 
     note(org, "shard", "", 15.0)
     commit(lake, "raw", "Order", "r2", b"1234567890", rows=80)
     assert "shard: reads 10 B, 80 rows; about 30 s by its last run here" in estimate(org, "shard")
+    commit(lake, "tables", "transactions", "t1")
+    for task in ("churn", "leads"):
+        note(org, "examples", task, 6.0)
+    assert "about 12 s by its last run" in estimate(org, "examples", ["churn", "leads"])
     note(org, "train", "churn", 9.0)
     assert "about 9 s by its last run" in estimate(org, "train", ["churn"])
     assert "how long it takes for leads is not known" in estimate(org, "train", ["churn", "leads"])
