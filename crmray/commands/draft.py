@@ -143,6 +143,7 @@ def guess(path: str) -> Guess:
         score = len(columns) + 0.5 * len(REQUIRED[table] & set(columns))
         if set(columns) >= REQUIRED[table] and score > best:
             best, found.table, found.columns = score, table, columns
+    _drop_a_log(found, rows)
     if (hit := _first(LABELS, names)) and pc.count_distinct(rows[names[hit]]).as_py() == 2:
         found.label = names[hit]
         found.made_id = found.table != "customers"
@@ -155,6 +156,15 @@ def guess(path: str) -> Guess:
     if found.table in ("transactions", "interactions"):
         found.settings |= _date_format(rows[found.columns["occurred_at"]])
     return found
+
+
+def _drop_a_log(found: Guess, rows: pa.Table) -> None:
+    """No guess where a table of one row per customer or product would lose most rows: it is a log of something."""
+    key = found.columns.get({"customers": "entity_id", "products": "product_id"}.get(found.table or "", ""))
+    if key and pc.count_distinct(rows[key]).as_py() < rows.num_rows / 2:
+        found.why = f"most values of {key!r} repeat, so it is no table of {found.table}, and no column has the name"
+        found.why += f" of a date that it knows; map it by hand if it is a log of orders: {', '.join(found.seen)}"
+        found.table, found.columns = None, {}
 
 
 def _plain(name: str) -> str:

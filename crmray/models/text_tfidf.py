@@ -47,8 +47,8 @@ class _Tfidf:
 
     C: float = 0.0
     """Inverse strength of the L2 penalty; 0: chosen by cross-validation on the training rows."""
-    class_weight: Literal["none", "balanced"] = "none"
-    """`balanced` gives all classes the same total weight."""
+    class_weight: Literal["none", "balanced"] = "balanced"
+    """`balanced` gives all classes the same total weight: rare ones count in the macro-F1 as much as frequent ones."""
     min_rows: int = 2
     """Texts that an n-gram has to stand in."""
     max_terms: int = 300_000
@@ -140,8 +140,6 @@ class TfidfSVC(_Tfidf):
         "embedding_weight": (1.0, 1.5, 2.0), "class_weight": ("none", "balanced"),
     }  # fmt: skip
 
-    class_weight: Literal["none", "balanced"] = "balanced"
-    """`balanced` gives all classes the same total weight."""
     embedding_weight: float = 1.5
     """Length of an embedding beside TF-IDF rows of length sqrt(2); nothing without embeddings."""
 

@@ -46,6 +46,16 @@ def test_init_drafts_an_org_file_for_a_sales_log(tmp_path: Path, capsys: pytest.
     assert cli.main(["init", str(tmp_path / "retail.csv"), "--out", str(out)]) == 2
 
 
+def test_init_takes_no_log_of_orders_for_a_table_of_customers(tmp_path: Path) -> None:
+    path = tmp_path / "orders.csv"
+    path.write_text("Kundennummer;Rechnungsdatum;Menge\n" + "".join(f"{i % 2};0{1 + i}.12.2009;3\n" for i in range(5)))
+    guess = draft.guess(str(path))
+    assert (guess.table, guess.columns) == (None, {})
+    assert guess.why.startswith("most values of 'Kundennummer' repeat, so it is no table of customers")
+    path.write_text("Kundennummer;Ort\n1;Ulm\n2;Ulm\n2;Bonn\n")  # one repeated by mistake is set aside later
+    assert draft.guess(str(path)).table == "customers"
+
+
 def test_init_drafts_an_org_file_for_labelled_rows(tmp_path: Path) -> None:
     path = tmp_path / "churn.csv"
     path.write_text("Call Failure,Complains,Status,Churn\n8,0,1,0\n0,1,2,1\n")
