@@ -11,7 +11,6 @@ import csv
 import difflib
 import hashlib
 import io
-import itertools
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -214,26 +213,28 @@ def _csv_error(source: Source, path: str, error: Exception) -> DataError:
         )
     if "Empty CSV" in text:
         return DataError(f"file {path}: got no header, expected a line with the names of the columns")
-    if ragged := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", text):  # then the row: somebody's data
-        row, expected, got = map(int, ragged.groups())
+    if ragged := re.search(r"Expected (\d+) columns, got (\d+)", text):  # then the row: somebody's data
+        expected, got = map(int, ragged.groups())
         return DataError(
-            f"file {path}: line {_line_of(source, path, row)}: got {got} values, expected {expected} as in the header, "
+            f"file {path}: {_ragged(source, path, expected)}: got {got} values, expected {expected} as in the header, "
             f"with delimiter {source.delimiter!r}; correct the line, quote what holds a delimiter, or set `delimiter:`"
         )
     return DataError(f"file {path}: not readable as CSV with delimiter {source.delimiter!r}: {text}")
 
 
-def _line_of(source: Source, path: str, row: int) -> int:
-    """The line on which a row ends: the header is row 1, empty lines are none, and a quoted value may span lines."""
+def _ragged(source: Source, path: str, expected: int) -> str:
+    """The line of the first row of another length. Arrow tells a row's number only where it reads with one thread."""
     limit = csv.field_size_limit(_BLOCK_BYTES)
     try:
         with open_file(path) as file:
-            lines = csv.reader(io.TextIOWrapper(file, source.encoding, newline=""), delimiter=source.delimiter)
-            for _ in itertools.islice(filter(None, lines), row):
-                pass
-            return lines.line_num
+            text = io.TextIOWrapper(file, source.encoding, errors="replace", newline="")
+            lines = csv.reader(text, delimiter=source.delimiter)
+            found = next((lines.line_num for row in lines if row and len(row) != expected), None)
+    except csv.Error:  # what Arrow reads, this reader need not
+        found = None
     finally:
         csv.field_size_limit(limit)
+    return f"line {found}" if found else "one line"
 
 
 # -- Parquet -------------------------------------------------------------------------------------------------------

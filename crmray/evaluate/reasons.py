@@ -32,7 +32,8 @@ Predict = Callable[[pa.Table], np.ndarray]
 ROWS_PER_CALL = 4096  # small requests put several groups into one call of the model
 LEAST_EFFECT = 0.005  # of a probability: smaller effects are no reason
 LEAST_SHARE = 0.1  # of a group's effect: a value that alone makes less is not shown for it
-MAX_TRIED = 8  # values of a group that are tried for a row, the most unusual ones
+SHARE_DIGITS = 9  # to which shares are compared
+MAX_TRIED = 4  # values of a group that are tried for a row, the most unusual ones
 MAX_TYPICAL_ROWS = 20_000
 
 
@@ -134,17 +135,20 @@ def _typical_row(train: pa.Table, sequences: Sequence[str]) -> int:
 
 
 def effects(
-    predict: Predict, examples: pa.Table, reference: Mapping[str, Any], groups: Mapping[str, Sequence[str]]
+    predict: Predict,
+    examples: pa.Table,
+    scores: np.ndarray,
+    reference: Mapping[str, Any],
+    groups: Mapping[str, Sequence[str]],
 ) -> np.ndarray:
     """score - score with the group at its reference: float64 (N, G), groups in their order.
 
-    One call of the model per group; several groups share a call where the rows are few.
+    scores: (N,) of the examples. One call of the model per group; several groups share a call where the rows are few.
     """
     num_rows, names = examples.num_rows, list(groups)
     out = np.zeros((num_rows, len(names)))
     if not num_rows or not names:
         return out
-    scores = np.asarray(predict(examples), dtype=np.float64)
     per_call = max(1, ROWS_PER_CALL // num_rows)
     for start in range(0, len(names), per_call):
         block = names[start : start + per_call]
@@ -184,11 +188,14 @@ def explain(
     of this beside the typical one (crmray.evaluate.phrases), and what the group adds to the score. Effects below
     LEAST_EFFECT are left out.
     """
-    matrix = effects(predict, examples, reference, groups)
+    if not examples.num_rows:
+        return []
+    scores = np.asarray(predict(examples), dtype=np.float64)
+    matrix = effects(predict, examples, scores, reference, groups)
     order = np.argsort(-np.abs(matrix), axis=1, kind="stable")[:, :top]
     names = list(groups)
     strongest = [(i, j) for i in range(examples.num_rows) for j in order[i] if abs(matrix[i, j]) >= LEAST_EFFECT]
-    shown = _shown(predict, examples, reference, [(i, groups[names[j]], matrix[i, j]) for i, j in strongest])
+    shown = _shown(predict, examples, scores, reference, [(i, groups[names[j]], matrix[i, j]) for i, j in strongest])
     said: list[list[str]] = [[] for _ in range(examples.num_rows)]
     for (i, j), column in zip(strongest, shown, strict=True):
         said[i].append(_sentence(names[j], matrix[i, j], examples, i, reference, column))
@@ -196,7 +203,11 @@ def explain(
 
 
 def _shown(
-    predict: Predict, examples: pa.Table, reference: Mapping[str, Any], told: Sequence[tuple[int, Sequence[str], float]]
+    predict: Predict,
+    examples: pa.Table,
+    scores: np.ndarray,
+    reference: Mapping[str, Any],
+    told: Sequence[tuple[int, Sequence[str], float]],
 ) -> list[str | None]:
     """Of each (row, columns of a group, its effect) the column to show: the only one, or that which alone makes most of
     the effect, at least LEAST_SHARE of it; None for sequences and where there is none."""
@@ -211,14 +222,15 @@ def _shown(
             tried.setdefault(column, []).append(number)
     rows = {column: [told[number][0] for number in numbers] for column, numbers in tried.items()}
     alone = _alone(predict, examples, reference, rows, group_of)
-    best = np.full(len(told), LEAST_SHARE)
-    scores = np.asarray(predict(examples), dtype=np.float64) if tried else np.empty(0)
+    best: dict[int, tuple[float, float, str]] = {}
     for column, numbers in tried.items():
         for number, score in zip(numbers, alone[column], strict=True):
             row, _, effect = told[number]
             share = 1 - (scores[row] - score) / effect  # score alone less that without the group, over the effect
-            if share >= best[number]:
-                best[number], found[number] = share, column
+            # Of equal ones the most unusual, whatever the rows beside this one; the last digits hang on these.
+            mark = (round(share, SHARE_DIGITS), away[column][row], column)
+            if share >= LEAST_SHARE and mark > best.get(number, (0.0, 0.0, "")):
+                best[number], found[number] = mark, column
     return found
 
 

@@ -141,8 +141,9 @@ class Level:
     scale: float
     """its mean, or that of the sales without their signs"""
     past: np.ndarray
+    """(L,) effects of these weeks, relative to the newest week's"""
     ahead: np.ndarray
-    """(L,) effects of these weeks and (H,) of those to come, relative to the newest week's"""
+    """(H,) those of the weeks to come"""
     multiplied: bool
     """whether the level is to be multiplied by them; else they are added"""
 

@@ -94,14 +94,14 @@ class Linear(Preprocessing):
 
     def _chosen(self, tabular: Tabular, target: Target, rows: pa.Table, seed: int) -> float:
         """The C of PATH with the least loss over folds (whole customers) of training rows; NOT_CHOSEN where a fold
-        would leave a class without rows to learn from."""
+        would leave a class with less than two rows to learn from."""
         rows = sampled(rows, MAX_ROWS, seed=seed)
         numbers, codes, labels = tabular.numbers(rows), tabular.codes(rows), target.values(rows)
         fold, losses = folds_of(rows, seed), np.zeros(len(PATH))
         for out in (fold == k for k in range(NUM_FOLDS)):
             if not out.any() or not len(labels[~out]):
                 return NOT_CHOSEN
-            if self.kind != "number" and len(np.unique(labels[~out])) < len(np.unique(labels)):
+            if self.kind != "number" and min((labels[~out] == one).sum() for one in np.unique(labels)) < 2:
                 return NOT_CHOSEN
             kept = rebalanced(numbers[~out], codes[~out], labels[~out], self.imbalance, seed)
             inside = np.concatenate([kept[0], tabular.one_hot(kept[1])], axis=1)

@@ -217,7 +217,10 @@ def nearest(rows_ND: np.ndarray, centers_KD: np.ndarray, whitening_DD: np.ndarra
 
 def _turned(values_ND: np.ndarray, whitening_DD: np.ndarray) -> np.ndarray:
     """The matrix product, in sums whose order does not hang on the number of rows."""
-    return np.sum([values_ND[:, [d]] * axis_D for d, axis_D in enumerate(whitening_DD)], axis=0)
+    out_ND = np.zeros_like(values_ND)
+    for d, axis_D in enumerate(whitening_DD):
+        out_ND += values_ND[:, [d]] * axis_D
+    return out_ND
 
 
 def whitening(squares_DD: np.ndarray, n_K: np.ndarray, centers_KD: np.ndarray) -> np.ndarray:

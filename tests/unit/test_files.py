@@ -93,6 +93,20 @@ def test_one_clear_error(tmp_path, name, content, message):
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"id,n\n1,2\n3,4,SECRET\n", b"id,n\n1,\xe9\n3,4,SECRET\n"])
+def test_a_row_of_another_length_is_never_quoted_however_many_threads_read(tmp_path, content):
+    """With several threads Arrow leaves the row's number out of its message, and what is not UTF-8 comes in between."""
+    (tmp_path / "long.csv").write_bytes(content)
+    before = pa.cpu_count()
+    pa.set_cpu_count(2)
+    try:
+        with pytest.raises(DataError, match=r"line 3: got 3 values, expected 2|not utf-8") as caught:
+            rows(files.find(["long.csv"], tmp_path), ["id"])
+    finally:
+        pa.set_cpu_count(before)
+    assert "SECRET" not in str(caught.value)
+
+
 def test_truncated_parquet(tmp_path):
     pq.write_table(pa.table({"id": ["1"] * 10_000}), tmp_path / "a.parquet")
     whole = (tmp_path / "a.parquet").read_bytes()

@@ -62,7 +62,7 @@ def test_reference_is_the_typical_training_row():
 def test_effects_and_words_by_hand():
     groups = reasons.groups_of(TRAIN.schema, GROUPS)
     reference = reasons.reference(TRAIN, groups)
-    matrix = reasons.effects(model, TRAIN, reference, groups)
+    matrix = reasons.effects(model, TRAIN, model(TRAIN), reference, groups)
     assert matrix[:, 0] == pytest.approx([-0.2, -0.1, 0, 0.1, 0.2])
     assert matrix[:, 1] == pytest.approx(0)
     assert matrix[:, 2] == pytest.approx([0, 0, 0.1, 0.1, 0])
@@ -198,10 +198,10 @@ VISITS = {"visit_num_30d": 4.0, "visit_num_365d": 45.0}
         (lambda lately, ever: 0.1 * lately + 0 * ever, "0 visits in the last 30 days, typically 4 (-0.40)"),
         # it takes both, so neither alone makes it
         (lambda lately, ever: 0.3 * ((lately != 4) & (ever != 45)), "visits (+0.30)"),
-        # either is enough: the first that is found
+        # either is enough: the more unusual one
         (
-            lambda lately, ever: 0.3 * ((lately != 4) | (ever > 200)),
-            "0 visits in the last 30 days, typically 4 (+0.30)",
+            lambda lately, ever: 0.3 * ((lately != 4) | (ever != 45)),
+            "107 visits in the last 365 days, typically 45 (+0.30)",
         ),
     ],
 )
@@ -212,7 +212,10 @@ def test_the_value_of_a_group_that_is_shown_makes_what_is_told(model, said):
     def predict(rows):
         return model(rows["visit_num_30d"].to_numpy(), rows["visit_num_365d"].to_numpy())
 
-    assert reasons.explain(predict, table, reference, {"visits": tuple(VISITS)}) == [[said], []]
+    groups = {"visits": tuple(VISITS)}
+    assert reasons.explain(predict, table, reference, groups) == [[said], []]
+    other = pa.table({"visit_num_30d": [40.0], "visit_num_365d": [46.0]})  # of which the other value is more unusual
+    assert reasons.explain(predict, pa.concat_tables([other, table]), reference, groups)[1] == [said]
 
 
 def test_a_group_whose_rows_do_not_fit_one_call_is_told_the_same(monkeypatch):
@@ -244,12 +247,12 @@ def test_few_rows_share_one_call_and_many_rows_give_the_same(monkeypatch):
         calls.append(examples.num_rows)
         return model(examples)
 
-    together = reasons.effects(counted, TRAIN, reference, groups)
-    assert calls == [5, 20]
+    together = reasons.effects(counted, TRAIN, model(TRAIN), reference, groups)
+    assert calls == [20]
     monkeypatch.setattr(reasons, "ROWS_PER_CALL", 1)
     calls.clear()
-    assert np.array_equal(reasons.effects(counted, TRAIN, reference, groups), together)
-    assert calls == [5, 5, 5, 5, 5]
+    assert np.array_equal(reasons.effects(counted, TRAIN, model(TRAIN), reference, groups), together)
+    assert calls == [5, 5, 5, 5]
     assert reasons.explain(model, TRAIN.slice(0, 0), reference, groups) == []
 
 

@@ -136,6 +136,13 @@ def test_imbalance_settings_move_the_scores_of_new_rows_up_and_touch_nothing_els
     assert weights == pytest.approx([2, 2 / 3, 2 / 3, 2 / 3])
 
 
+@pytest.mark.parametrize("positives", [2, 3, 4])
+def test_smote_with_too_few_of_a_class_to_leave_some_out(positives):
+    labels = pa.array([1.0] * positives + [0.0] * 40)
+    table = pa.table({"recency_days": np.arange(40.0 + positives), "label": labels})
+    assert len(Logistic(imbalance="smote").fit(table, None, seed=0).predict(table)["score"]) == 40 + positives
+
+
 @pytest.mark.parametrize(
     ("values", "error", "words"),
     [
