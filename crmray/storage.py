@@ -71,6 +71,11 @@ class Lake:
             encryption.begin(lake, org.privacy.lake_key, org.folder, any(lake.names(kind) for kind in KINDS))
         return lake
 
+    @staticmethod
+    def address_of(root: str) -> str:
+        """A digest of where a lake is: enough to tell lakes apart, and no secret that its URL may hold."""
+        return hashlib.sha256(root.rstrip("/").encode()).hexdigest()[:16]
+
     def __reduce__(self) -> tuple[type[Lake], tuple[str]]:
         return Lake, (self.root,)
 

@@ -110,27 +110,38 @@ def job(
 
 def _one(name: str, call: Callable[..., Any], arguments: argparse.Namespace, task: str, options: dict[str, Any]) -> int:
     from crmray import config
-    from crmray.commands import estimate
     from crmray.org import OpenOrg
 
     started, start = time.monotonic(), datetime.now(timezone.utc)
     try:
         options = {option: value for option, value in options.items() if value}
         refuse_together(options)
+        whole = not options  # calls take options out
         if "overrides" in options:
             options["overrides"] = settings_of(options["overrides"])
         # The tasks' code is heavy; what runs before any task does without it.
         org = OpenOrg.load(arguments.org) if name not in WITHOUT_TASK else OpenOrg(config.load(arguments.org))
         result = call(org, task, options)
         seconds = round(time.monotonic() - started, 2)
-        if is_new(result, start):
-            estimate.note(org.config, name, task, seconds)
     except CrmrayError as error:
         print(f"{' '.join(filter(None, (name, task)))}: {error}", file=sys.stderr, flush=True)
         return 2
     line = {"job": name, "task": task, **closing(result), "seconds": seconds}
     print(json.dumps(line, default=str), flush=True)
+    if whole:  # with a flag it may have done less: its time is not that of the job
+        _note(org, name, task, result, start, seconds)
     return 0
+
+
+def _note(org: OpenOrg, name: str, task: str, result: Any, start: datetime, seconds: float) -> None:
+    """Keep the time for the next estimate; a warning where that fails, because the job itself is done."""
+    from crmray.commands import estimate
+
+    try:
+        if is_new(result, start):
+            estimate.note(org.config, name, task, seconds)
+    except (CrmrayError, OSError, ValueError) as error:
+        log.warn("job.time_not_kept", station=name, task=task, why=f"{type(error).__name__}: {error}")
 
 
 def settings_of(pairs: Iterable[str]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from crmray.privacy import Pseudonyms
 from crmray.registry import Ledger
 from crmray.storage import Lake
 from crmray.tasks.contract import Task
-from serve import fleet
 from serve.answers import Answers
 from serve.champion import Champion
 from serve.http import root_app, task_app
@@ -84,7 +83,7 @@ class Predict:
 
     def status(self) -> dict[str, Any]:
         """What this replica answers with, and for whom; `serve.fleet` asks all replicas."""
-        lake = fleet.address_of(self.champion.lake)
+        lake = Lake.address_of(self.champion.lake.root)
         return {"pid": os.getpid(), "org": self.org.name, "lake": lake, **self.champion.status()}
 
     def check_health(self) -> None:

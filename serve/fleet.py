@@ -6,7 +6,6 @@ another org is refused before it is promoted, because no replica here would ever
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from typing import Any
@@ -26,7 +25,7 @@ _NO_ENDPOINT = (
 
 def states(task: str) -> list[dict[str, Any]]:
     """{pid, org, lake, version, examples, problem} of each running replica; empty where the task's application is not
-    running. lake: as `address_of` gives it.
+    running. lake: as `Lake.address_of` gives it; not there in answers of an older crmray.
 
     A replica that does not answer, because it is being taken down or is lost, has no org, lake and version, and that
     as its problem.
@@ -54,19 +53,15 @@ def _silent(error: Exception) -> dict[str, Any]:
     return {**unknown, "problem": f"no answer ({type(error).__name__})"}
 
 
-def address_of(lake: Lake) -> str:
-    """A digest of where a lake is: enough to tell lakes apart, and no secret that its URL may hold."""
-    return hashlib.sha256(lake.root.encode()).hexdigest()[:16]
-
-
 def check_org(task: str, org: str, lake: Lake) -> None:
-    """ClusterError where replicas of the task answer from another lake than that of this org."""
-    others = {state["org"] for state in states(task) if state["lake"] not in (None, address_of(lake))}
+    """ClusterError where replicas of the task answer from another lake than that of this org; not where they do not say
+    from which."""
+    others = {state.get("org") for state in states(task) if state.get("lake") not in (None, Lake.address_of(lake.root))}
     if others:
         raise ClusterError(
-            f"the endpoint of {task} on this head answers for org {sorted(others)[0]!r}, from another lake, so nothing "
-            f"was promoted: what was trained stays in the registry of {org!r} and is not served here. A head serves "
-            "one org: do `crmray down` first, or publish on another head"
+            f"the endpoint of {task} on this head answers for org {min(map(str, others))!r}, from another lake, so "
+            f"nothing was promoted: what was trained stays in the registry of {org!r} and is not served here. A head "
+            "serves one org: do `crmray down` first, or publish on another head"
         )
 
 

@@ -20,6 +20,8 @@ class RootOptions(Part):
 
     org: str = ""
     """org file; default: the environment variable CRMRAY_ORG of the cluster, else the demo org of this repository"""
+    lake: str = ""
+    """digest of the lake that this was deployed for (`Lake.address_of`); `crmray deploy` sets it to tell orgs apart"""
     keys: str = ""
     """file with the bearer keys; default: CRMRAY_KEYS, else keys.json in CRMRAY_HOME (~/.crmray)"""
     require_key: bool = True

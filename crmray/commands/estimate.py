@@ -7,8 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from crmray import log
 from crmray.config import DemoSource, FilesSource, Org, SalesforceSource
-from crmray.errors import NotFoundError
+from crmray.errors import NotFoundError, StorageError
 from crmray.storage import Lake
 
 # What a station reads; what is not named here reads the source.
@@ -52,7 +53,10 @@ def _source_told(org: Org, size: int, rows: int) -> str:
 
 
 def note(org: Org, station: str, task: str, seconds: float) -> None:
-    """Keep the time of a job that was not skipped, for the next `estimate`. task: "" for a station without."""
+    """Keep the time of a job that was not skipped, for the next `estimate`. task: "" for a station without.
+
+    StorageError where the lake cannot be read or written.
+    """
     lake = Lake.of(org)
     size, _ = _to_read(org, lake, station, [task] if task else [])
     lake.write(_place(station, task), json.dumps({"seconds": seconds, "input_bytes": size}).encode())
@@ -60,12 +64,25 @@ def note(org: Org, station: str, task: str, seconds: float) -> None:
 
 def _last(org: Org, lake: Lake, station: str, task: str) -> float | None:
     """Seconds that the job took last, scaled by the bytes; None where that is not known."""
+    kept = _kept(lake, _place(station, task))
+    if kept is None:
+        return None
+    seconds, input_bytes = kept
+    size, _ = _to_read(org, lake, station, [task] if task else [])
+    return seconds * (size / input_bytes if size and input_bytes else 1.0)
+
+
+def _kept(lake: Lake, path: str) -> tuple[float, float] | None:
+    """Seconds and bytes as `note` wrote them; None where they are not there, or the file is damaged: that stops no
+    job."""
     try:
-        last = json.loads(lake.read(_place(station, task)))
+        last = json.loads(lake.read(path))
+        return float(last["seconds"]), float(last["input_bytes"])
     except NotFoundError:
         return None
-    size, _ = _to_read(org, lake, station, [task] if task else [])
-    return last["seconds"] * (size / last["input_bytes"] if size and last["input_bytes"] else 1.0)
+    except (StorageError, ValueError, KeyError, TypeError) as error:
+        log.warn("estimate.unreadable", file=path, kind=type(error).__name__)
+        return None
 
 
 def _place(station: str, task: str) -> str:

@@ -34,6 +34,8 @@ START = "do `crmray up`, then `crmray deploy ORG.yaml` (what was published stays
 """how endpoints of this machine come back"""
 HERE = ("http://127.0.0.1", "http://localhost", "http://[::1]")
 """how URLs of endpoints on this machine begin"""
+APPLICATIONS = "serve.app:"
+"""how import paths of applications begin that are crmray's"""
 NOT_SERVED = ("not_found", "not_deployed")
 """codes with which the root answers for a task that has no application"""
 PRINTED = """\
@@ -113,13 +115,16 @@ def route(task: str) -> str:
 
 
 def serve_config(org: Org, *, port: int = PORT, elsewhere: bool = False) -> dict[str, Any]:
-    """serve/config.yaml for this org: an application for each of its tasks, with the org file and the key file as args.
+    """serve/config.yaml for this org: an application for each of its tasks, with the org file, a digest of the lake's
+    address and the key file as args.
 
     elsewhere: on another cluster, whose nodes have a key file of their own (CRMRAY_KEYS) and the org file in the lake;
     an org file is not read from a URL, so with such a storage its path is left to CRMRAY_ORG of the nodes.
     """
     deployment = _template()
-    own = _org_file(org, elsewhere) if elsewhere else {**_org_file(org, elsewhere), "keys": str(KeyFile().path)}
+    own = {**_org_file(org, elsewhere), "lake": Lake.address_of(org.root)}
+    if not elsewhere:
+        own["keys"] = str(KeyFile().path)
     by_task = {application["args"].get("task"): application for application in deployment["applications"]}
     usual = next(application for task, application in by_task.items() if task)
     # Named, so that a task more or less is a change: Serve leaves an application as it is where its args are the same.
@@ -144,27 +149,25 @@ def _org_file(org: Org, elsewhere: bool) -> dict[str, str]:
 def check_org(dashboard: Dashboard, org: Org, tasks: Collection[str] | None = None) -> None:
     """ClusterError where the endpoint of one of these tasks (None: any) answers for another org.
 
-    The same lake is the same org, whatever its file is called. Applications of another tool, and of another cluster
-    those that read the org file of CRMRAY_ORG, do not say whose they are.
+    The same lake is the same org, whatever its file is called. Applications of another tool do not count; those that
+    `crmray deploy` did not make, or one before it told the lake, do not say whose they are.
     """
     for name, application in dashboard.serve()["applications"].items():
-        path = ((application.get("deployed_app_config") or {}).get("args") or {}).get("org")
-        if path and (tasks is None or name in tasks) and (told := _another(dashboard, org, path)):
-            raise ClusterError(
-                f"the endpoints of {dashboard.address} answer for {told}; a head serves one org, so nothing was done "
-                f"for {org.name!r}: do `crmray down` first, or take another head"
-            )
+        args = _args(application)
+        if args.get("lake", "") in ("", Lake.address_of(org.root)) or not (tasks is None or name in tasks):
+            continue
+        theirs = f"the lake that {args['org']} named when they were deployed" if args.get("org") else "another lake"
+        raise ClusterError(
+            f"the endpoints of {dashboard.address} answer from {theirs}, not from {org.root}; a head serves one org, "
+            f"so nothing was done for {org.name!r}: do `crmray down` first, or take another head"
+        )
 
 
-def _another(dashboard: Dashboard, org: Org, path: str) -> str:
-    """Whose the org file of an application is, in words; empty where it is this org's."""
-    if path == _org_file(org, elsewhere=not dashboard.head).get("org"):
-        return ""
-    if dashboard.head:
-        with contextlib.suppress(ConfigError):  # gone or wrong by now: told by its path
-            theirs = config.load(path)
-            return "" if theirs.root == org.root else f"org {theirs.name!r} ({path})"
-    return f"the org of {path}"
+def _args(application: dict[str, Any]) -> dict[str, Any]:
+    """What an application was deployed with; nothing where it is another tool's."""
+    deployed = application.get("deployed_app_config") or {}
+    ours = str(deployed.get("import_path")).startswith(APPLICATIONS)
+    return (deployed.get("args") or {}) if ours else {}
 
 
 def deploy(dashboard: Dashboard, org: Org, *, port: int = PORT) -> dict[str, str]:

@@ -185,6 +185,14 @@ def test_doctor_reads_every_secret_of_the_org_file(tmp_path: Path, monkeypatch: 
     assert found
     found.mark(Lake.of(org))
     assert all(fine for fine, _ in doctor.org_file(str(path)))
+    path.write_text(path.read_text().replace("privacy: {", "privacy: {lake_key: {file: keys/lake.key}, "))
+    (tmp_path / "keys" / "pseudonym.key").unlink()
+    told = {text: fine for fine, text in doctor.org_file(str(path))}
+    assert [text.split(": ")[0] for text, fine in told.items() if not fine] == [
+        "privacy.pseudonym_key", "privacy.lake_key",
+    ]  # fmt: skip
+    assert told[f"storage {tmp_path}/lake can be written"]
+    path.write_text(path.read_text().replace("lake_key: {file: keys/lake.key}, ", ""))
     (tmp_path / "keys" / "pseudonym.key").write_text("33" * 32)
     assert any("is not the key that the pseudonyms of" in text for fine, text in doctor.org_file(str(path)) if not fine)
 
@@ -267,9 +275,10 @@ def test_closing_lines_and_messages_are_told_apart() -> None:
     )
 
 
-def _serving(org_file: str | None = None, head: bool = True) -> Any:
-    """A dashboard whose Serve runs churn for an org file, or nothing."""
-    applications = {"churn": {"deployed_app_config": {"args": {"task": "churn", "org": org_file}}}} if org_file else {}
+def _serving(org: config.Org | None = None, head: bool = True, **changed: Any) -> Any:
+    """A dashboard whose Serve runs the applications that `deploy` makes for an org, with other fields, or nothing."""
+    made = serving.serve_config(org, elsewhere=not head)["applications"] if org else []
+    applications = {one["name"]: {"deployed_app_config": {**one, **changed}} for one in made}
     return SimpleNamespace(
         address="http://127.0.0.1:8265", head=head, serve=lambda: {"applications": applications}, deploy=pytest.fail
     )
@@ -415,6 +424,7 @@ def test_another_cluster_reads_the_org_file_in_its_lake_or_its_own(tmp_path: Pat
     for storage, args in (("/lake", {"org": "/lake/org.yaml"}), ("s3://bucket/lake", {})):
         path.write_text(f"name: acme\nstorage: {storage}\nsource: {{kind: demo}}\ntasks: {{churn: {{}}}}\n")
         root, churn = serving.serve_config(config.load(path), elsewhere=True)["applications"]
+        args["lake"] = Lake.address_of(storage)
         assert root["args"] == {"served": ["churn"], **args}  # another list makes Serve start the root anew
         assert churn["args"] == {"task": "churn", **args}
 
@@ -423,24 +433,39 @@ def test_another_cluster_reads_the_org_file_in_its_lake_or_its_own(tmp_path: Pat
 def test_endpoints_of_another_org_are_not_taken_over(port: int | None, org_file: Path, tmp_path: Path) -> None:
     org, other = config.load(org_file), tmp_path / "other.yaml"
     other.write_text("name: shop\nstorage: shop-lake\nsource: {kind: demo}\ntasks: {churn: {}}\n")
-    said = rf"the endpoints of http://127.0.0.1:8265 answer for org 'shop' \({other}\); .* `crmray down` first"
+    shop = config.load(other)
+    said = rf"of http://127.0.0.1:8265 answer from the lake that {other} named when .* `crmray down` first"
     with pytest.raises(ClusterError, match=said):
-        run_command.run(_serving(str(other)), org, tasks=None, tune=False, port=port)
+        run_command.run(_serving(shop), org, tasks=None, tune=False, port=port)
     if port:
         with pytest.raises(ClusterError, match=said):
-            serving.deploy(_serving(str(other)), org, port=port)
-    with pytest.raises(ClusterError, match="answer for the org of /lake/shop/org.yaml; a head serves one org"):
-        serving.check_org(_serving("/lake/shop/org.yaml", head=False), org)
+            serving.deploy(_serving(shop), org, port=port)
+    far = shop.model_copy(update={"storage": "s3://shop/lake"})  # its nodes read the org file of CRMRAY_ORG
+    with pytest.raises(ClusterError, match=f"answer from another lake, not from {org.root}; a head serves one org"):
+        serving.check_org(_serving(far, head=False), org)
+    serving.check_org(_serving(far, head=False), far)
+    serving.check_org(_serving(shop), org, ["leads"])  # asked about another endpoint
 
 
-def test_the_same_lake_is_the_same_org(org_file: Path, tmp_path: Path) -> None:
-    org, again = config.load(org_file), tmp_path / "again.yaml"
-    again.write_text(org_file.read_text())
-    serving.check_org(_serving(str(org_file)), org)
-    serving.check_org(_serving(str(again)), org)
-    serving.check_org(_serving(f"{org.root}/org.yaml", head=False), org)
+def test_the_same_lake_is_the_same_org_whatever_its_file_is_called(org_file: Path) -> None:
+    org = config.load(org_file)
+    before, renamed = _serving(org), org_file.rename(org_file.with_name("prod.yaml"))  # what was deployed is gone
+    for head in (True, False):
+        serving.check_org(_serving(org, head=head), org)
+    serving.check_org(before, config.load(renamed))
+    renamed.rename(org_file)
+    org_file.write_text(org_file.read_text().replace("storage: ", "storage: other-"))
+    with pytest.raises(ClusterError, match=f"the lake that {org_file} named when they were deployed"):
+        serving.check_org(before, config.load(org_file))  # the replicas answer from the old lake
+
+
+def test_applications_that_do_not_say_whose_they_are_are_no_other_orgs(org_file: Path) -> None:
+    org = config.load(org_file)
     serving.check_org(_serving(), org)
-    serving.check_org(_serving("gone.yaml"), org, ["leads"])  # asked about another endpoint
+    for args in ({"task": "churn", "org": "/gone.yaml"}, None):  # of an earlier crmray; of serve/config.yaml
+        serving.check_org(_serving(org, args=args), org)
+    for args in ({"lake": "another", "org": {"name": "x"}}, "text"):
+        serving.check_org(_serving(org, args=args, import_path="shop.app:build"), org)  # of another tool
 
 
 def test_the_example_request_asks_by_the_orgs_own_id(tmp_path: Path) -> None:

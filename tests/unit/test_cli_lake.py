@@ -91,6 +91,34 @@ def test_an_estimate_says_size_rows_and_the_last_time_scaled(org_file: Path) -> 
     note(org, "train", "churn", 9.0)
     assert "about 9 s by its last run" in estimate(org, "train", ["churn"])
     assert "how long it takes for leads is not known" in estimate(org, "train", ["churn", "leads"])
+    for damaged in (b"", b"[]", b'{"seconds": null}', b"\xff"):
+        lake.write("_work/times/train-churn.json", damaged)
+        assert "how long it takes for churn is not known" in estimate(org, "train", ["churn"])
+
+
+def test_a_job_whose_time_cannot_be_kept_is_done_all_the_same(
+    org_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(org: OpenOrg, task: str, options: dict) -> Run:
+        commit(org.lake, "tables", "customers", "t1")
+        org.lake.fs.rm_file(f"{org.lake.base}/tables/customers/t1/manifest.json")  # its size cannot be told
+        return commit(org.lake, "examples", "churn", "e1")
+
+    assert jobs.job("examples", make, argv=["churn", "--org", str(org_file)]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["run_id"] == "e1"
+    assert "job.time_not_kept" in said.err
+    assert "names run t1, which has no manifest" in said.err
+
+
+def test_a_job_with_flags_does_not_note_its_time(org_file: Path) -> None:
+    def make(org: OpenOrg, task: str, options: dict) -> Run:
+        options.clear()
+        return commit(org.lake, "bundles", "churn", "b1")
+
+    argv = ["churn", "--org", str(org_file), "--candidates", "logistic"]
+    assert jobs.job("train", make, flags=("candidates",), argv=argv) == 0
+    assert Lake(config.load(org_file).root).list("_work/times/*") == []
 
 
 def test_a_job_notes_its_time_unless_its_result_was_there(org_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

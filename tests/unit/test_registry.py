@@ -208,7 +208,7 @@ def test_nothing_is_promoted_where_the_endpoint_answers_for_another_org(tmp_path
     org = OpenOrg(config.load(toy.write_org(tmp_path)))
     toy.write_examples(org.lake, 500)
     monkeypatch.setitem(tasks.TASKS, "toy", TASK)
-    state = {"pid": 1, "org": "shop", "lake": fleet.address_of(Lake(tmp_path / "other")), "version": None}
+    state = {"pid": 1, "org": "shop", "lake": Lake.address_of(str(tmp_path / "other")), "version": None}
     monkeypatch.setattr(fleet, "states", lambda task: [state, fleet._silent(TimeoutError())])
     toy.write_bundle(org.lake, "b" * 16, **RIGHT)
     said = f"the endpoint of toy on this head answers for org 'shop'.*registry of '{org.config.name}'"
@@ -216,7 +216,9 @@ def test_nothing_is_promoted_where_the_endpoint_answers_for_another_org(tmp_path
         with pytest.raises(ClusterError, match=said):
             call("toy")
     assert registry.Ledger(org.lake, "toy").refresh() == []
-    state |= {"org": "renamed", "lake": fleet.address_of(org.lake), "version": "b" * 16}
+    state |= {"org": "renamed", "lake": Lake.address_of(org.lake.root), "version": "b" * 16}
+    fleet.check_org("toy", "toy", org.lake)
+    monkeypatch.setattr(fleet, "states", lambda task: [{"pid": 1, "version": None}])  # of an older crmray
     fleet.check_org("toy", "toy", org.lake)
 
 
