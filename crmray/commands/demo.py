@@ -67,7 +67,7 @@ def command(arguments: argparse.Namespace) -> int:
         print(f"up: {head.dashboard} after {time.monotonic() - started:.1f} s", flush=True)
         dashboard = Dashboard()
         serving.check_org(dashboard, asked)  # before an org is filled
-        with _salesforce(asked, keep=arguments.keep) as org:
+        with _salesforce(asked, keep=arguments.keep, remove=ours and made_here) as org:
             if org is not asked:
                 print(f"Salesforce org: {_url(org)} after {time.monotonic() - started:.1f} s", flush=True)
             code = run(dashboard, org, tasks=None, tune=False, port=head_commands.free_port(serving.PORT))
@@ -94,8 +94,11 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _salesforce(asked: Org, *, keep: bool) -> Iterator[Org]:
-    """The same organisation as a Salesforce org on this machine; an org with a source of its own is left as it is."""
+def _salesforce(asked: Org, *, keep: bool, remove: bool) -> Iterator[Org]:
+    """The same organisation as a Salesforce org on this machine; an org with a source of its own is left as it is.
+
+    remove: whether its folder goes in the end, if it was made here. It holds the keys of the lake and goes with it.
+    """
     if not isinstance(asked.source, DemoSource):
         yield asked
         return
@@ -111,7 +114,7 @@ def _salesforce(asked: Org, *, keep: bool) -> Iterator[Org]:
             _record(process)
         else:
             _end(process)
-            if new:
+            if new and remove:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
