@@ -88,7 +88,10 @@ class Gate:
         assert self.keys is not None
         if kind.lower() != "bearer" or self.keys.check(key.strip()) is None:
             got = "no bearer key" if not header else "an unknown key"
-            message = f"got {got}, expected `Authorization: Bearer <key>` with a key made by `crmray keys add`"
+            message = (
+                f"got {got}, expected `Authorization: Bearer <key>` with a key made by `crmray keys add`, "
+                f"which endpoints know {self.options.poll_s:g} s later"
+            )
             raise Refused(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:

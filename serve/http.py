@@ -229,9 +229,9 @@ def _app(gate: Middleware, make: Callable[..., FastAPI] = FastAPI, **options: An
     async def wrong_address(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-        body = {
-            "error": {"code": code, "message": f"{request.method} {request.url.path}: {error.detail}", "field": None}
-        }
+        hint = "; /docs lists the addresses that are served" if error.status_code in (404, 405) else ""
+        message = f"{request.method} {request.url.path}: {error.detail}{hint}"
+        body = {"error": {"code": code, "message": message, "field": None}}
         return JSONResponse(body, error.status_code, error.headers)
 
     app.add_exception_handler(Refused, refused)

@@ -54,9 +54,13 @@ def command(arguments: argparse.Namespace) -> int:
 
     org = OpenOrg.load(arguments.org).config  # with the tasks' sections, which the first jobs do not look at
     dashboard = Dashboard(arguments.address)
-    return run(
+    code = run(
         dashboard, org, tasks=arguments.task, tune=arguments.tune, port=None if arguments.no_deploy else arguments.port
     )
+    if not code and not arguments.no_deploy:
+        first = (arguments.task or list(org.tasks))[0]
+        print(f"\nnext: crmray predict {first} ID --explain; all endpoints: /docs beside them; `crmray down` ends them")
+    return code
 
 
 def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, port: int | None) -> int:
@@ -92,6 +96,7 @@ def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, 
             failed["the page of all tasks"] = missing[""]
     print()
     print(table([_row(org, task, failed.get(task), endpoints.get(task)) for task in wanted], COLUMNS))
+    print("Champions won on validation rows; the figures are those of the test rows.")
     print(_pages(org, wanted))
     for task, why in failed.items():
         print(f"\n{task}: {why}")

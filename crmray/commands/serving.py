@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -340,6 +341,7 @@ def keys_command(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"keys {arguments.action}: got {arguments.name or 'no name'}, expected {wanted}")
     if arguments.action == "add":
         print(keys.add(arguments.name))
+        print("shown this once; running endpoints know it within seconds", file=sys.stderr)
     elif arguments.action == "revoke":
         keys.revoke(arguments.name)
         print(f"revoked {arguments.name}")
