@@ -20,7 +20,7 @@ from crmray.errors import BundleError, CorruptError
 from crmray.storage import Run
 from crmray.tasks.contract import Fitted, Task
 
-FORMAT = 2
+FORMAT = 3
 """of bundle.json and of the names of the files beside it; raised when this code can no longer read older ones"""
 
 

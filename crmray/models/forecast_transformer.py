@@ -2,8 +2,9 @@
 
 The encoder is PatchTST of `transformers` (Nie et al. 2023): patches of the scaled sales, of whether they are known, and
 of each kind of event, with attention over patches and over channels. A decoder of one cross-attention asks it for each
-week ahead, from what is known in advance: the season, the events of that week, the same week a year ago. All quantiles
-come out at once, in order, for every week directly (no sampling), trained on the quantile loss.
+week ahead, from what is known in advance: the season, the events of that week, the same week a year ago. The forecast
+is told from a mean of the last quarter and of the week a year ago, weighed by a gate that is learned with it. All
+quantiles come out at once, in order, for every week directly (no sampling), trained on the quantile loss.
 
 Shape suffixes: N rows of a table, B of a batch, L weeks of context, C channels, P patches, D width, H weeks ahead, F
 numbers known in advance of a week, S numbers of a row, Q quantiles.
@@ -191,6 +192,8 @@ def _ahead(panel: Panel, size_N: np.ndarray, horizon: int) -> np.ndarray:
 
 
 NUM_AHEAD = 7  # of F: how far, four of the season, a year ago and whether it is known
+YEAR_AGO, YEAR_KNOWN = 5, 6  # their places in F
+QUARTER = 1  # place of the mean of the last quarter in S: WINDOWS[1]
 
 
 def _row(panel: Panel, size_N: np.ndarray) -> np.ndarray:
@@ -228,7 +231,7 @@ class PatchForecaster(nn.Module):
         self.attend = nn.MultiheadAttention(hidden, num_heads, dropout=dropout, batch_first=True)
         self.head = nn.Sequential(
             nn.LayerNorm(2 * hidden), nn.Linear(2 * hidden, 2 * hidden), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(2 * hidden, len(QUANTILES)),
+            nn.Linear(2 * hidden, len(QUANTILES) + 1),
         )  # fmt: skip
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -241,8 +244,11 @@ class PatchForecaster(nn.Module):
         row_BHS = row_BS.unsqueeze(1).expand(-1, ahead_BHF.shape[1], -1)
         asked_BHD = nn.functional.gelu(self.ask(torch.cat([ahead_BHF, row_BHS], dim=2)))
         found_BHD, _ = self.attend(asked_BHD, seen_BSD, seen_BSD, need_weights=False)
-        raw_BHQ = self.head(torch.cat([asked_BHD, found_BHD], dim=2))
-        middle_BH1 = raw_BHQ[:, :, MIDDLE : MIDDLE + 1] + batch["row"][:, None, 1:2].to(kind)  # beside the last quarter
+        raw_BHQ, gate_BH1 = self.head(torch.cat([asked_BHD, found_BHD], dim=2)).split([len(QUANTILES), 1], dim=2)
+        quarter_B11 = row_BS[:, None, QUARTER : QUARTER + 1]
+        before_BH1, known_BH1 = ahead_BHF[:, :, YEAR_AGO : YEAR_AGO + 1], ahead_BHF[:, :, YEAR_KNOWN : YEAR_KNOWN + 1]
+        base_BH1 = quarter_B11 + gate_BH1.sigmoid() * known_BH1 * (before_BH1 - quarter_B11)
+        middle_BH1 = base_BH1 + raw_BHQ[:, :, MIDDLE : MIDDLE + 1]
         steps_BHQ = nn.functional.softplus(raw_BHQ) / 4
         below = -steps_BHQ[:, :, :MIDDLE].flip(2).cumsum(2).flip(2)
         above = steps_BHQ[:, :, MIDDLE + 1 :].cumsum(2)

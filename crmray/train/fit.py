@@ -25,7 +25,7 @@ from crmray.train import points, refit, report, rows, shards
 from crmray.train.points import Point, Result, Results
 from crmray.train.search import Search, search
 
-FORMAT = 5
+FORMAT = 6
 """raised when the choice of a model, or what is written of it, changes"""
 
 

@@ -23,7 +23,7 @@ from crmray.storage import Lake
 from crmray.tasks.contract import Candidate, Fitted, Task
 from crmray.train.engine import EngineSettings
 
-FORMAT = 4
+FORMAT = 5
 MAX_STEPS = 100
 """points of a learning curve that are kept"""
 OWN_FAULT = (ConfigError, DataError, TrainingError, ValueError)

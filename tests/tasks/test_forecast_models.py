@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from conformance import fit
 from weekly import panel_rows
 
@@ -215,6 +216,21 @@ def test_a_young_series_with_events_is_answered_alike_alone():
         found, told = stacked(model.predict(rows)), stacked(model.predict(rows.slice(3)))
         assert np.isfinite(found).all()
         np.testing.assert_allclose(found[3:], told, rtol=1e-6)
+
+
+def test_attention_forecasts_from_the_last_quarter_or_the_week_a_year_ago_as_its_gate_says():
+    rows = panel_rows([list(np.arange(60.0)), list(np.arange(1.0, 9.0))], [[8.0, 9.0], [8.0, 8.0]])
+    candidate = PatchTransformer(hidden=8, num_layers=1)
+    state = candidate.prepare(rows)
+    arrays, module = candidate.encode(state, rows), candidate.module(state).eval()
+    answer, quarter = module.head[-1], arrays["size"] * arrays["row"][:, 1]
+    np.testing.assert_allclose(quarter, [53.0, 4.5], rtol=1e-6)  # means of weeks 47 to 59, and of 1 to 8
+    for logit, first in ((30.0, [8.0, 9.0]), (-30.0, [53.0, 53.0]), (0.0, [30.5, 31.0])):
+        with torch.no_grad():
+            answer.weight.zero_()
+            answer.bias.copy_(torch.tensor([0.0] * 5 + [logit]))
+        found = candidate.outputs(module, candidate.batch(arrays, np.arange(2)))["q50"].detach()
+        np.testing.assert_allclose(found, [first, [4.5, 4.5]], rtol=1e-5)  # the short series has no year
 
 
 def test_another_horizon_of_events_is_refused():

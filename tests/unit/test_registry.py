@@ -71,10 +71,11 @@ def test_changed_bytes_and_other_features_are_refused(lake, monkeypatch):
 
 def test_a_bundle_of_another_format_is_refused_wherever_it_is_opened(lake, monkeypatch):
     with monkeypatch.context() as other_code:
-        other_code.setattr(bundles, "FORMAT", 1)
+        other_code.setattr(bundles, "FORMAT", bundles.FORMAT - 1)
         run = toy.write_bundle(lake, "a" * 16, **HALF)
         registry.publish(lake, TASK)
-    told = f"bundle {'a' * 16}: got format 1, expected 2: another version of crmray wrote it; train again and publish"
+    formats = f"got format {bundles.FORMAT - 1}, expected {bundles.FORMAT}"
+    told = f"bundle {'a' * 16}: {formats}: another version of crmray wrote it; train again and publish"
     for read in (lambda: load_bundle(run, TASK), lambda: bundles.about_of(run)):
         with pytest.raises(BundleError, match=told):
             read()
