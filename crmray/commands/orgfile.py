@@ -59,7 +59,7 @@ def init_command(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out) if arguments.out else None
     if out and out.exists():
         raise ConfigError(f"{out}: is there already, and init does not overwrite; give another --out or remove it")
-    parts = [exported.guesses(path) or [draft.guess(path)] for path in arguments.files]
+    parts = [exported.guesses(path) or [draft.guess(path)] for path in dict.fromkeys(arguments.files)]
     guesses = exported.one_sale(guess for part in parts for guess in part)
     if not any(guess.table for guess in guesses):
         raise ConfigError(
@@ -67,7 +67,8 @@ def init_command(arguments: argparse.Namespace) -> int:
             "id of the customer and a date; write the org file by hand, as the README's “Your own files” shows"
         )
     name = re.sub(r"[^a-z0-9_-]+", "-", (arguments.name or Path(arguments.files[0]).stem).lower()).strip("-_") or "org"
-    text = draft.render(name[:63], guesses, out.parent if out else Path.cwd())
+    folder = out.parent if out else Path.cwd()
+    text = draft.render(name[:63], guesses, folder, is_named=arguments.name is not None)
     if out:
         try:
             out.write_text(text, encoding="utf-8")
