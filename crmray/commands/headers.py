@@ -117,9 +117,9 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
         "entity_id": (*_ENTITY, "id"),
         "created_at": _words(
             "createddate createdat signupdate joined since",
-            "kundeseit angelegtam erstelltam registriertam anmeldedatum",
-            "datecreation datedecreation dateinscription datedinscription clientdepuis",
-            "fechaalta fechadealta fecharegistro fechaderegistro clientedesde",
+            "kundeseit seit angelegtam erstelltam registriertam anmeldedatum",
+            "datecreation datedecreation dateinscription datedinscription clientdepuis depuis",
+            "fechaalta fechadealta fecharegistro fechaderegistro clientedesde desde",
         ),
         "country": _COUNTRY,
         "region": _words("region state billingstate", "bundesland", "provincia"),
@@ -162,6 +162,8 @@ OUTCOMES = _words(
     "convertido ganado comprado renovado resultado",
 )
 """columns that may say something else that came of a customer"""
+TOPICS = _words("sentiment polarity intent topic label class target")
+"""columns that may say what a text is about, or how it is meant"""
 PERSONAL = re.compile(
     r"mail|phone|mobil|fax|name|street|address|birth|passport|iban|card"
     r"|telefon|handy|strasse|adress|geburt|ausweis|karte"

@@ -11,7 +11,7 @@ from typing import Any
 
 import crmray
 from crmray import schema
-from crmray.commands import draft, exported
+from crmray.commands import draft, exported, look
 from crmray.commands.text import table
 from crmray.data import rejected
 from crmray.data.clean import ASKED_FOR
@@ -60,7 +60,7 @@ def init_command(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out) if arguments.out else None
     if out and out.exists():
         raise ConfigError(f"{out}: is there already, and init does not overwrite; give another --out or remove it")
-    parts = [exported.guesses(path) or [draft.guess(path)] for path in dict.fromkeys(arguments.files)]
+    parts = [exported.guesses(path) or [look.guess(path)] for path in dict.fromkeys(arguments.files)]
     guesses = exported.one_sale(guess for part in parts for guess in part)
     if not any(guess.table for guess in guesses):
         raise ConfigError(
@@ -128,7 +128,7 @@ def _is_empty(manifest: Mapping[str, Any], column: str) -> bool:
 
 
 def _dates_as_text(name: str, run: Run) -> list[str]:
-    """A line for each attribute that holds dates and became text, by the first shard that has rows."""
+    """What to say of attributes that hold dates and became text, by the first shard that has rows."""
     manifest = run.manifest()
     texts = [column for column in _attributes(name, manifest) if manifest["columns"][column] == "string"]
     if not texts:
@@ -137,7 +137,7 @@ def _dates_as_text(name: str, run: Run) -> list[str]:
 
     rows = next((part for file in run.files("shard-*.parquet") if (part := run.read_table(file, texts)).num_rows), None)
     forms = {} if rows is None else {column: infer.form_of_dates(rows[column]) for column in texts}
-    return [f"attribute {column} {draft.DATES.format(form=form)}" for column, form in forms.items() if form]
+    return draft.dates_as_text({column: form for column, form in forms.items() if form})
 
 
 def _counted(count: int) -> str:
