@@ -100,7 +100,7 @@ def _repeats(values: pa.ChunkedArray) -> bool:
 
 
 def _take_texts(found: Guess, rows: pa.Table, names: dict[str, str]) -> None:
-    """Labelled texts of no date, of customers or of nobody: the number of the row serves as what the file does not say."""
+    """Labelled texts without a date, of customers or of nobody: the row's number serves as what the file lacks."""
     columns = _columns("interactions", names)
     topic = next((names[name] for name in TOPICS if name in names), None)
     if found.table or "text" not in columns or not topic:
