@@ -99,7 +99,7 @@ class Lake:
         """The current run; NotFoundError says which job makes it."""
         path = f"{kind}/{name}/latest.json"
         try:
-            run = self.run(kind, name, json.loads(self.read(path))["run_id"])
+            run = self.run(kind, name, self._named_by(path, kind))
         except NotFoundError:
             raise NotFoundError(
                 f"{kind}/{name}: nothing there yet in {self.root}; run the {MAKES.get(kind, kind)!r} job first"
@@ -109,6 +109,16 @@ class Lake:
                 f"{path} names run {run.run_id}, which has no manifest; run the {MAKES.get(kind, kind)!r} job again"
             )
         return run
+
+    def _named_by(self, path: str, kind: str) -> str:
+        """The run id in a latest.json; NotFoundError when there is none, CorruptError when it says no run id."""
+        try:
+            return str(json.loads(self.read(path))["run_id"])
+        except (ValueError, KeyError, TypeError):
+            raise CorruptError(
+                f'{path} in {self.root}: got a file that is damaged, expected {{"run_id": …}}; run the '
+                f"{MAKES.get(kind, kind)!r} job again, which writes it anew"
+            ) from None
 
     def has(self, kind: str, name: str) -> bool:
         """Whether a current run is there."""
@@ -379,11 +389,9 @@ class Run:
     def make_latest(self) -> Run:
         """Make this complete run the current one."""
         rel = f"{self.kind}/{self.name}/latest.json"
-        try:
-            if json.loads(self.lake.read(rel))["run_id"] == self.run_id:
+        with contextlib.suppress(NotFoundError, CorruptError):  # a damaged one is written anew
+            if self.lake._named_by(rel, self.kind) == self.run_id:
                 return self
-        except NotFoundError:
-            pass
         self.lake.write(rel, json.dumps({"run_id": self.run_id}).encode())
         return self
 

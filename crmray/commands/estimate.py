@@ -26,16 +26,24 @@ READS = {
 
 
 def estimate(org: Org, station: str, tasks: Sequence[str] = ()) -> str:
-    """One line: bytes and rows to read, and the time the same job took last in this lake, scaled by the bytes."""
+    """One line: bytes and rows to read, and the time the same job took last in this lake, scaled by the bytes; no word
+    of the time of what has not run here."""
     lake = Lake.of(org)
     size, rows = _to_read(org, lake, station, tasks)
     reads = _told(size, rows) if station in READS else _source_told(org, size, rows)
-    times = {task: _last(org, lake, station, task) for task in tasks or [""]}
-    if new := [task for task, last_s in times.items() if last_s is None]:
-        names = f" for {', '.join(new)}" if tasks else ""
-        return f"{station}: {reads}; how long it takes{names} is not known in {lake.root} yet"
-    last_s = sum(filter(None, times.values()))
-    return f"{station}: {reads}; about {max(last_s, 1):.0f} s by its last run here, unless its result is there"
+    known = {task: last_s for task in tasks or [""] if (last_s := _last(org, lake, station, task)) is not None}
+    if not known:
+        return f"{station}: {reads}"
+    names = f" for {', '.join(known)}" if len(known) < len(tasks) else ""
+    last_s = max(sum(known.values()), 1)
+    return f"{station}: {reads}; about {last_s:.0f} s{names} by its last run here, unless its result is there"
+
+
+def first_run(org: Org) -> str:
+    """What to know of times while no job has run in the lake; else nothing."""
+    if Lake.of(org).list(_place("*", "")):
+        return ""
+    return "the first run here: how long each step takes is told before it from the second run on"
 
 
 def _told(size: int, rows: int) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crmray.commands.draft import Guess, look
+from crmray.commands.look import Guess, look
 from crmray.data import files
 from crmray.salesforce import mapping
 from crmray.sources import TableSource

@@ -11,8 +11,9 @@ from typing import Any
 
 import crmray
 from crmray import schema
-from crmray.commands import draft, exported
+from crmray.commands import draft, exported, look
 from crmray.commands.text import table
+from crmray.data import rejected
 from crmray.data.clean import ASKED_FOR
 from crmray.data.partition import REPEATED
 from crmray.errors import ClusterError, ConfigError, CrmrayError
@@ -59,7 +60,7 @@ def init_command(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out) if arguments.out else None
     if out and out.exists():
         raise ConfigError(f"{out}: is there already, and init does not overwrite; give another --out or remove it")
-    parts = [exported.guesses(path) or [draft.guess(path)] for path in arguments.files]
+    parts = [exported.guesses(path) or [look.guess(path)] for path in dict.fromkeys(arguments.files)]
     guesses = exported.one_sale(guess for part in parts for guess in part)
     if not any(guess.table for guess in guesses):
         raise ConfigError(
@@ -67,7 +68,8 @@ def init_command(arguments: argparse.Namespace) -> int:
             "id of the customer and a date; write the org file by hand, as the README's “Your own files” shows"
         )
     name = re.sub(r"[^a-z0-9_-]+", "-", (arguments.name or Path(arguments.files[0]).stem).lower()).strip("-_") or "org"
-    text = draft.render(name[:63], guesses, out.parent if out else Path.cwd())
+    folder = out.parent if out else Path.cwd()
+    text = draft.render(name[:63], guesses, folder, is_named=arguments.name is not None)
     if out:
         try:
             out.write_text(text, encoding="utf-8")
@@ -89,21 +91,53 @@ def check_command(arguments: argparse.Namespace) -> int:
     runs = org.shard()
     found = {name: run.manifest() for name, run in runs.items()}
     print(table([_table_row(name, manifest) for name, manifest in found.items()]))
-    for name, manifest in found.items():
-        for reason, count in manifest.get("rejected", {}).items():
-            if reason == ASKED_FOR:
-                print(f"{name}: {_counted(count)} {reason}")
-                continue
-            share = count / max(_rows(manifest) + sum(manifest["rejected"].values()), 1)
-            alarm = f"  ({share:.0%}: is the mapping right?)" if share > MANY_SET_ASIDE else ""
-            print(f"{name}: {_counted(count)} set aside: {reason}{alarm}")
-        for column in _unfilled(org.config, name, manifest):
-            print(f"{name}: column {column} is mapped and has no value in any row")
+    for name, run in runs.items():
+        print("".join(f"{name}: {told}\n" for told in _notes(org.config, name, run)), end="")
     print()
     refused = [name for name in org.config.tasks if not _verdict(org, name, found, runs)]
     lost = {name: told for name, manifest in found.items() if (told := _mostly_lost(org.config, name, manifest))}
     print("".join(f"\n{told}" for told in lost.values()), end="\n" if lost else "")
     return 2 if refused or set(lost) & _needed(org.config) else 0
+
+
+def _notes(org: crmray.config.Org, name: str, run: Run) -> list[str]:
+    """What to know of a table: rows set aside and where they stand, columns without values, dates that are text."""
+    manifest, told = run.manifest(), []
+    counts, places = manifest.get("rejected", {}), rejected.told(org, run)
+    for reason, count in counts.items():
+        if reason == ASKED_FOR:
+            told.append(f"{_counted(count)} {reason}")
+            continue
+        share = count / max(_rows(manifest) + sum(counts.values()), 1)
+        alarm = f"  ({share:.0%}: is the mapping right?)" if share > MANY_SET_ASIDE else ""
+        told += [f"{_counted(count)} set aside: {reason}{alarm}", *(f"  {place}" for place in places.get(reason, ()))]
+    if set(counts) - {ASKED_FOR}:
+        told.append(f"the ids of rows set aside: {run.path}/{rejected.FILE}")
+    told += [f"column {column} is mapped and has no value in any row" for column in _unfilled(org, name, manifest)]
+    if empty := [column for column in _attributes(name, manifest) if _is_empty(manifest, column)]:
+        told.append(f"no value in any row, so of no use: {', '.join(empty)}")
+    return told + _dates_as_text(name, run)
+
+
+def _attributes(name: str, manifest: Mapping[str, Any]) -> list[str]:
+    return [column for column in manifest.get("columns", ()) if column not in schema.TABLES[name].fields]
+
+
+def _is_empty(manifest: Mapping[str, Any], column: str) -> bool:
+    return manifest.get("missing", {}).get(column, 0) >= _rows(manifest) > 0
+
+
+def _dates_as_text(name: str, run: Run) -> list[str]:
+    """What to say of attributes that hold dates and became text, by the first shard that has rows."""
+    manifest = run.manifest()
+    texts = [column for column in _attributes(name, manifest) if manifest["columns"][column] == "string"]
+    if not texts:
+        return []
+    from crmray.data import infer
+
+    rows = next((part for file in run.files("shard-*.parquet") if (part := run.read_table(file, texts)).num_rows), None)
+    forms = {} if rows is None else {column: infer.form_of_dates(rows[column]) for column in texts}
+    return draft.dates_as_text({column: form for column, form in forms.items() if form})
 
 
 def _counted(count: int) -> str:
@@ -174,7 +208,7 @@ def _rows(manifest: Mapping[str, Any]) -> int:
 def _unfilled(org: crmray.config.Org, name: str, manifest: Mapping[str, Any]) -> list[str]:
     """Mapped columns of a table without a single value, in the order of the org file."""
     mapped = dict.fromkeys(column for source in _sources(org, name) for column in source.columns)
-    return [column for column in mapped if manifest.get("missing", {}).get(column, 0) >= _rows(manifest) > 0]
+    return [column for column in mapped if _is_empty(manifest, column)]
 
 
 def _sources(org: crmray.config.Org, table: str) -> list[TableSource]:

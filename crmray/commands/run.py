@@ -9,7 +9,7 @@ from typing import Any
 
 from crmray.commands import lake as lake_commands
 from crmray.commands import serving
-from crmray.commands.estimate import estimate
+from crmray.commands.estimate import estimate, first_run
 from crmray.commands.submit import submit
 from crmray.commands.text import LogReader, table
 from crmray.config import Org
@@ -74,6 +74,8 @@ def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, 
         settings(org, one)  # refuses what the org file does not ask for
     serving.check_org(dashboard, org, wanted if port is None else None)  # `publish` and `deploy` would refuse
     failed: dict[str, str] = {}
+    if first := first_run(org):
+        print(first, flush=True)
     for station in ("ingest", "shard"):
         told = _station(dashboard, org, station, [])
         if told:

@@ -91,6 +91,8 @@ class Cleaned:
     """canonical columns and attributes, in a fixed order and in the order of the rows"""
     rejected: pa.Table
     """`key` (the entity id as text), `reason`: one row for each row set aside"""
+    first: Mapping[str, list[int]] = field(default_factory=dict)
+    """reason -> the first few rows set aside for it, from 0; without those that the mapping asks for"""
 
 
 def clean(frame: pd.DataFrame | pa.Table, plan: Plan) -> Cleaned:
@@ -117,10 +119,13 @@ def clean(frame: pd.DataFrame | pa.Table, plan: Plan) -> Cleaned:
         return Cleaned(rows=rows, rejected=REJECTED.empty_table())
     keep = pa.array(verdict.codes == 0)
     keys = columns[spec.entity].filter(pc.invert(keep))
-    return Cleaned(rows=rows.filter(keep), rejected=pa.table([keys, verdict.reasons()], schema=REJECTED))
+    rejected = pa.table([keys, verdict.reasons()], schema=REJECTED)
+    return Cleaned(rows=rows.filter(keep), rejected=rejected, first=verdict.first())
 
 
 ASKED_FOR = "left out by the mapping"
+FEW = 3
+"""rows of which a reason says where they stand"""
 REJECTED = pa.schema([("key", pa.string()), ("reason", pa.dictionary(pa.int16(), pa.string()))])
 
 
@@ -151,6 +156,14 @@ class _Verdict:
         """Reasons of the rejected rows, in row order."""
         codes = self.codes[self.codes > 0] - 1
         return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int16()), pa.array(self.names, pa.string()))
+
+    def first(self) -> dict[str, list[int]]:
+        """The first FEW rows of each reason that somebody has to look at."""
+        return {
+            name: np.flatnonzero(self.codes == code)[:FEW].tolist()
+            for code, name in enumerate(self.names, 1)
+            if name != ASKED_FOR
+        }
 
 
 def _canonical(data: pa.Table, name: str, type_: pa.DataType, plan: Plan, verdict: _Verdict) -> pa.ChunkedArray:

@@ -115,7 +115,10 @@ class Outcome(Part):
     def _checked(self) -> Outcome:
         said = [name for name in ("table", "given", "attribute") if getattr(self, name)]
         if len(said) != 1:
-            raise ValueError(f"got {said or 'none'} of table, given, attribute; expected exactly one of them")
+            raise ValueError(
+                f"got {' and '.join(said) or 'none'} of table, given, attribute; expected exactly one of them, for "
+                "example {table: interactions} or {attribute: plan, kind: class}"
+            )
         if self.table:
             self._check_measure()
         elif self.where or self.column or self.measure != "exists":
@@ -154,7 +157,13 @@ class Outcome(Part):
         table, column = (self.table, self.column) if self.table else (OWN_TABLES[entity], self.attribute)
         fields = schema.table(table).fields
         if column not in fields:
-            raise ValueError(f"kind: got nothing for attribute {column!r} of {table}, expected yes_no, number or class")
+            said = (
+                f"table: {table}, measure: {self.measure}, column: {column}" if self.table else f"attribute: {column}"
+            )
+            raise ValueError(
+                f"outcome.kind: got nothing for attribute {column!r} of {table}, expected yes_no, number or class, for "
+                f"example outcome: {{{said}, kind: yes_no}}"
+            )
         return "class" if pa.types.is_string(fields[column]) else "number"
 
 

@@ -11,9 +11,11 @@ import csv
 import difflib
 import hashlib
 import io
+import itertools
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from crmray.errors import DataError
 ROW = "$row"
 BATCH_ROWS = 64 * 1024
 _BLOCK_BYTES = 8 << 20
+_ROWS_LOOKED_AT = 5_000_000
 _PARQUET = (".parquet", ".pq")
 _EXCEL = (".xlsx", ".xls", ".xlsm")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z")
@@ -94,6 +97,12 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
+def told(path: str, folder: str | Path) -> str:
+    """A path as an org file in `folder` has it."""
+    base = Path(folder).absolute()
+    return str(Path(path).relative_to(base)) if Path(path).is_relative_to(base) else path
+
+
 def schema(source: Source) -> pa.Schema:
     """Names and types of the columns of all files (names that a file has twice are left out).
 
@@ -109,8 +118,11 @@ def schema(source: Source) -> pa.Schema:
         raise DataError(f"files {source.paths[0]} …: columns differ in type between files: {error}") from None
 
 
-def batches(source: Source, columns: Sequence[str], rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-    """The rows of all files in order, with these columns (in this order), a batch at a time.
+def batches(
+    source: Source, columns: Sequence[str], rows: int = BATCH_ROWS, *, counts: Counter[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of all files in order, with these columns (in this order), a batch at a time. counts: takes the number
+    of rows that were read, by path.
 
     DataError names the file and the column that is not there, or why a file cannot be read.
     """
@@ -124,6 +136,8 @@ def batches(source: Source, columns: Sequence[str], rows: int = BATCH_ROWS) -> I
             if ROW in columns:
                 arrays[ROW] = pa.array(range(seen, seen + batch.num_rows), pa.int64())
             seen += batch.num_rows
+            if counts is not None:
+                counts[path] += batch.num_rows
             yield pa.record_batch({name: arrays[name] for name in columns})
 
 
@@ -224,17 +238,36 @@ def _csv_error(source: Source, path: str, error: Exception) -> DataError:
 
 def _ragged(source: Source, path: str, expected: int) -> str:
     """The line of the first row of another length. Arrow tells a row's number only where it reads with one thread."""
+    found = next((line for line, row in _csv_rows(source, path) if len(row) != expected), None)
+    return f"line {found}" if found else "one line"
+
+
+def lines(source: Source, path: str, rows: Collection[int]) -> dict[int, int]:
+    """Row of a CSV file, from 1, -> the line on which it begins; without those beyond the first few million rows, which
+    are not looked for."""
+    last = min(max(rows), _ROWS_LOOKED_AT)
+    begins = enumerate(itertools.islice(_csv_rows(source, path), last + 1))  # the first is the header
+    return {row: line for row, (line, _) in begins if row in rows}
+
+
+def _csv_rows(source: Source, path: str) -> Iterator[tuple[int, list[str]]]:
+    """The line on which it begins, and the values, of the header and of each row; fewer where Python's reader cannot go
+    on: what Arrow reads, it need not."""
     limit = csv.field_size_limit(_BLOCK_BYTES)
     try:
         with open_file(path) as file:
-            text = io.TextIOWrapper(file, source.encoding, errors="replace", newline="")
-            lines = csv.reader(text, delimiter=source.delimiter)
-            found = next((lines.line_num for row in lines if row and len(row) != expected), None)
-    except csv.Error:  # what Arrow reads, this reader need not
-        found = None
+            reader = csv.reader(
+                io.TextIOWrapper(file, source.encoding, errors="replace", newline=""), delimiter=source.delimiter
+            )
+            before = 0
+            for row in reader:
+                if row:
+                    yield before + 1, row
+                before = reader.line_num
+    except csv.Error:
+        return
     finally:
         csv.field_size_limit(limit)
-    return f"line {found}" if found else "one line"
 
 
 # -- Parquet -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ digits are codes and stay text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -21,6 +22,9 @@ KINDS = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "time
 _INTEGER = r"^[+-]?(0|[1-9][0-9]{0,14})$"
 _FLOAT = r"^[+-]?(0|[1-9][0-9]{0,14})?([.][0-9]+)?([eE][+-]?[0-9]{1,3})?$"
 _SOME_DIGIT = r"[0-9]"
+ISO = "ISO 8601"
+_DAYS = re.compile(r"^(\d{1,2})([/.-])(\d{1,2})\2(\d{2}|\d{4})(?: (\d{1,2}):(\d{2})(:\d{2})?)?$")
+_LOOKED_AT, _MOST = 5000, 0.9
 
 
 def possible(column: pa.ChunkedArray, decimal: str = ".") -> set[str]:
@@ -44,6 +48,23 @@ def _all(values: pa.ChunkedArray, pattern: str) -> bool:
     # A glance at the first rows spares the full scan of most columns of words.
     head = values.slice(0, 100)
     return all(pc.all(pc.match_substring_regex(part, pattern)).as_py() for part in (head, values))
+
+
+def form_of_dates(column: pa.ChunkedArray) -> str | None:
+    """How a column of text writes dates, told by its first values: ISO, or a strptime format; None where fewer than
+    nine in ten are dates. Day or month first is told by values above 12."""
+    values = parse.without_missing(parse.text(column.slice(0, _LOOKED_AT))).drop_null()
+    if not len(values):
+        return None
+    if parse.times(values).values.null_count <= (1 - _MOST) * len(values):
+        return ISO
+    found = [match for value in values.to_pylist() if (match := _DAYS.match(value))]
+    if len(found) < _MOST * len(values):
+        return None
+    mark, year = found[0][2], "%Y" if len(found[0][4]) == 4 else "%y"
+    days = f"%m{mark}%d" if max(int(match[3]) for match in found) > 12 else f"%d{mark}%m"
+    clock = "" if not found[0][5] else " %H:%M:%S" if found[0][7] else " %H:%M"
+    return f"{days}{mark}{year}{clock}"
 
 
 def decide(kinds: set[str]) -> pa.DataType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -129,9 +130,9 @@ def _files(org: Org, lake: Lake, origin: Origin, guard: FilesGuard) -> Run:
     with run.claim("ingest") as mine:
         if not mine:
             return run
-        rows = 0
+        rows, read = 0, Counter[str]()
         with log.progress(f"ingest.{origin.raw}", unit="rows") as bar:
-            for index, part in enumerate(_parts(files.batches(found, columns))):
+            for index, part in enumerate(_parts(files.batches(found, columns, counts=read))):
                 kept = guard.apply(part, plan)
                 run.write_table(f"part-{index:05d}.parquet", kept)
                 rows += kept.num_rows
@@ -140,7 +141,8 @@ def _files(org: Org, lake: Lake, origin: Origin, guard: FilesGuard) -> Run:
             raise DataError(f"files {source.files}: got a header and no rows, expected rows; fetch them again")
         types = {name: "int64" if name == files.ROW else str(there.field(name).type) for name in columns}
         types |= dict.fromkeys((*plan.pseudonyms, *plan.texts), "string")
-        run.commit(rows=rows, columns=types, text=found.text, num_files=len(found.paths), **inputs)
+        rows_read = {files.told(path, org.folder): count for path, count in read.items()}
+        run.commit(rows=rows, columns=types, text=found.text, num_files=len(found.paths), rows_read=rows_read, **inputs)
     log.event("ingest.wrote", raw=origin.raw, rows=rows, run_id=run.run_id)
     return run
 

@@ -18,15 +18,14 @@ import pandas as pd
 import pyarrow as pa
 
 from crmray import schema
-from crmray.data import partition
-from crmray.data.clean import REJECTED, clean
+from crmray.data import partition, rejected
+from crmray.data.clean import FEW, REJECTED, clean
 from crmray.data.plans import Feed
 from crmray.data.profile import Profile
 from crmray.errors import CorruptError
 from crmray.storage import Run
 
 FOLDER = "groups"
-REJECTED_FILE = "rejected/rows.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +124,7 @@ def make_piece(run: Run, num_shards: int, piece: Piece, frame: pd.DataFrame | pa
     if cleaned.rejected.num_rows:
         run.write_table(f"{piece.name}.rejected", cleaned.rejected)
     profile = Profile(rows_in=len(frame), rows=cleaned.rows.num_rows).count(cleaned.rejected)
-    run.write_bytes(f"{piece.name}.json", json.dumps(profile.to_json()).encode())
+    run.write_bytes(f"{piece.name}.json", json.dumps({**profile.to_json(), "first": cleaned.first}).encode())
     return profile
 
 
@@ -137,6 +136,21 @@ def done(run: Run, piece: Piece) -> bool:
 def profile_of(run: Run, piece: Piece) -> Profile:
     """The profile of a piece that was made."""
     return Profile.from_json(json.loads(run.read_bytes(f"{piece.name}.json")))
+
+
+def rejected_at(run: Run, pieces: Sequence[Piece]) -> dict[str, list[dict[str, Any]]]:
+    """Where the first few rows set aside for each reason stand; see `crmray.data.rejected`."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    feed, before = None, 0
+    for piece in pieces:
+        told = json.loads(run.read_bytes(f"{piece.name}.json"))
+        before = before if piece.feed is feed else 0
+        feed = piece.feed
+        for reason, rows in told["first"].items():
+            some = found.setdefault(reason, [])
+            some += [rejected.place(feed, before + row, reason) for row in rows[: FEW - len(some)]]
+        before += told["rows_in"]
+    return dict(sorted(found.items()))
 
 
 def make_shard(run: Run, table: str, pieces: Sequence[Piece], shard: int) -> dict[str, Any]:
@@ -168,10 +182,10 @@ def _batch(run: Run, name: str, shard: int) -> pa.RecordBatch:
 
 
 def gather_rejected(run: Run) -> None:
-    """Bring all rows set aside into one file, REJECTED_FILE; none is written when there are none."""
+    """Bring all rows set aside into one file, `rejected.FILE`; none is written when there are none."""
     names = run.files(f"{FOLDER}/*/*.rejected")
     if not names:
         return
-    with run.parquet_writer(REJECTED_FILE, REJECTED) as writer:
+    with run.parquet_writer(rejected.FILE, REJECTED) as writer:
         for name in names:
             writer.write_table(run.open_parquet(name).read())

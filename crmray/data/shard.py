@@ -33,6 +33,7 @@ from crmray.data.ingest import Origin, origins
 from crmray.data.pieces import Piece
 from crmray.data.plans import Feed, MapShards, feeds, inline
 from crmray.data.profile import Profile
+from crmray.data.rejected import Places, first_of
 from crmray.errors import CrmrayError, DataError, WatchdogError
 from crmray.storage import Lake, Run, run_id
 
@@ -109,7 +110,8 @@ def _make(
             pieces.make_piece(run, num_shards, piece, pieces.read(piece))
     whole = [piece for group in groups for piece in group]
     total = sum_profiles([pieces.profile_of(run, piece) for piece in whole])
-    refuse_illegible(table, total)
+    rejected_at = pieces.rejected_at(run, whole)
+    refuse_illegible(table, total, rejected_at)
     manifest = _second_pass(
         run, table, whole, num_shards, size.bytes, budget_bytes, map_shards if on_ray else inline, total
     )
@@ -119,7 +121,12 @@ def _make(
     left_out = manifest["rejected"].get(ASKED_FOR, 0)  # on purpose: the org file drops them
     rejected = sum(manifest["rejected"].values()) - left_out
     log.event("shard.wrote", table=table, rows=manifest["rows"], rejected=rejected, left_out=left_out, seconds=seconds)
-    return run.commit(inputs=inputs, **manifest, facts={"seconds": seconds, "groups": len(groups), "modin": backend})
+    return run.commit(
+        inputs=inputs,
+        **manifest,
+        rejected_at=rejected_at,
+        facts={"seconds": seconds, "groups": len(groups), "modin": backend},
+    )
 
 
 def _free_cpu(table: str) -> None:
@@ -272,9 +279,11 @@ def _second_pass(
     }
 
 
-def refuse_illegible(table: str, total: Profile) -> None:
+def refuse_illegible(table: str, total: Profile, rejected_at: Places) -> None:
     """DataError when no row is left, or more than half of the rows hold values that cannot be read."""
-    reasons = ", ".join(f"{count} × {reason}" for reason, count in total.rejected.most_common(3))
+    reasons = ", ".join(
+        f"{count} × {reason}{first_of(rejected_at.get(reason, ()))}" for reason, count in total.rejected.most_common(3)
+    )
     illegible = sum(count for reason, count in total.rejected.items() if ": not " in reason or "currency" in reason)
     if total.rows and illegible <= _MAX_ILLEGIBLE * total.rows_in:
         return

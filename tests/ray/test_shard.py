@@ -117,6 +117,9 @@ def test_modin_gives_the_same_bytes_in_many_groups(source, expected, tmp_path, m
     assert run.run_id == expected.run_id
     assert digests(run) == digests(expected)
     assert manifest["rejected"] == {"entity_id: missing": 400, "unit_price_amount: not finite or absurdly large": 40}
+    assert manifest["rejected_at"] == expected.manifest()["rejected_at"]
+    rows = {reason: [place["row"] for place in places] for reason, places in manifest["rejected_at"].items()}
+    assert list(rows.values()) == [[1, 101, 201], [2, 1_002, 2_002]]
     assert (manifest["rows_in"], manifest["rows"]) == (ROWS, ROWS - 440)
     assert run.read_table("rejected/*.parquet").num_rows == 440
 

@@ -111,7 +111,7 @@ def test_given_labels_and_attributes():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"outcome": {}}, "outcome: .*got none of table, given, attribute; expected exactly one"),
+        ({"outcome": {}}, "got none of table, given, attribute; expected .* or {attribute: plan, kind: class}"),
         ({"outcome": {"table": "leads"}}, "got 'leads' for entity customer, expected one of transactions"),
         ({"outcome": {"table": "interactions", "measure": "sum"}}, "column: got '' with measure sum, expected the col"),
         ({"outcome": {"table": "interactions", "column": "rating"}}, "got 'rating' with measure exists, expected none"),
@@ -208,7 +208,8 @@ def test_a_column_that_the_org_does_not_have_is_named():
         ("outcome: {table: transactions, where: {rating: 5}}", "; table interactions has one"),
         ("outcome: {attribute: Tear}",
          "outcome.attribute: table customers: got column 'Tear', expected one of .*, Tier; did you mean 'Tier'?"),
-        ("outcome: {attribute: Tier}", "kind: got nothing for attribute 'Tier' of customers"),
+        ("outcome: {attribute: Tier}", "outcome.kind: got nothing for attribute 'Tier' of customers, expected yes_no, "
+         "number or class, for example outcome: {attribute: Tier, kind: yes_no}"),
         ("population: [{table: customers, where: {shoe: 43}}]",
          "population: .*got column 'shoe', .*; what else the source has goes under `attributes:`"),
         ("population: [{table: interactions, where: {Origin: Web}}]", "Origin of the source is called 'channel' there"),

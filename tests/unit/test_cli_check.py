@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from crmray import cli, tasks
@@ -74,6 +76,41 @@ def test_what_the_mapping_leaves_out_is_not_told_as_rejected(tmp_path: Path, che
     assert told.splitlines()[2].split()[:5] == ["transactions", "1", "2020-01-01", "2020-01-01", "1"]
     (wrote,) = (fields for name, fields in events if name == "shard.wrote")
     assert (wrote["rows"], wrote["rejected"], wrote["left_out"]) == (1, 1, 30)
+
+
+def test_check_tells_where_rows_stand_that_were_set_aside(tmp_path: Path, checked, monkeypatch) -> None:
+    """Two files that are one source; a value over two lines and an empty line come before the first row in question."""
+    monkeypatch.setattr(OpenOrg, "trial", lambda self, name: (1, 1))
+    good = "c1,2020-01-01,5,hm\n"
+    (tmp_path / "s1.csv").write_text(f'who,when,paid,note\n{good}c1,2020-01-01,5,"two\nlines"\n\n{good}c1,soon,5,\n')
+    (tmp_path / "s2.csv").write_text(f"who,when,paid,note\nc1,never,5,\n{good * 9}c2,later,5,\nc3,,5,\nc4,no,5,\n")
+    code, told = checked(SALES.replace("sales.csv", "s*.csv"), "churn: {}")
+    assert code == 0
+    assert (
+        "transactions: 4 rows set aside: occurred_at: not a time in ISO 8601 (set date_format?)  (24%: is the mapping "
+        "right?)\ntransactions:   s1.csv: line 7 (column 'when')\n"
+        "transactions:   s2.csv: line 2, line 12 (column 'when')\n"
+    ) in told
+    assert "transactions:   s2.csv: line 13 (column 'when')\n" in told  # the value that is missing
+    assert "transactions: the ids of rows set aside: " in told
+    assert not any(word in told for word in ("soon", "never", "later", "c1"))
+
+
+def test_check_tells_rows_of_parquet(tmp_path: Path, checked) -> None:
+    rows = pa.table({"who": ["c1", "c2", None, "c3"], "when": ["2020-01-01"] * 4, "paid": [1.0] * 4})
+    pq.write_table(rows, tmp_path / "sales.parquet")
+    _, told = checked(SALES.replace("sales.csv", "sales.parquet"), "")
+    assert "transactions:   sales.parquet: row 3 (column 'who')\n" in told
+
+
+def test_check_tells_attributes_that_are_empty_or_hold_dates_as_text(tmp_path: Path, checked) -> None:
+    header = "who,fax,plan,signup,seen,ends"
+    rows = [f"c{n},,p,{n}.03.2020,2021-03-{n},{'2022-01-01' if n < 28 else 'open'}" for n in range(10, 29)]
+    (tmp_path / "people.csv").write_text("\n".join([header, *rows]) + "\n")
+    _, told = checked("{customers: {files: [people.csv], columns: {entity_id: who}, attributes: '*'}}", "")
+    assert told.count("customers: no value in any row, so of no use: fax\n") == 1
+    assert "customers: dates as text (%d.%m.%Y), each a category of its own: signup; write them in ISO 8601, as" in told
+    assert "customers: dates as text (ISO 8601), each a category of its own: ends; write" in told  # `seen` is a time
 
 
 @pytest.mark.parametrize(("late", "code"), [(2, 2), (1, 0)])

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from crmray import cli, config
-from crmray.commands import draft, exported
+from crmray.commands import draft, exported, look
 from crmray.data.ingest import ingest
 from crmray.data.plans import inline
 from crmray.data.shard import shard
+from crmray.org import OpenOrg
 from crmray.storage import Lake
 
 
@@ -48,19 +49,19 @@ def test_init_drafts_an_org_file_for_a_sales_log(tmp_path: Path, capsys: pytest.
 
 def test_init_takes_no_log_of_orders_for_a_table_of_customers(tmp_path: Path) -> None:
     path = tmp_path / "orders.csv"
-    path.write_text("Kundennummer;Rechnungsdatum;Menge\n" + "".join(f"{i % 2};0{1 + i}.12.2009;3\n" for i in range(5)))
-    guess = draft.guess(str(path))
+    path.write_text("Customer;Köpdatum;Antal\n" + "".join(f"{i % 2};0{1 + i}.12.2009;3\n" for i in range(5)))
+    guess = look.guess(str(path))
     assert (guess.table, guess.columns) == (None, {})
-    assert guess.why.startswith("most values of 'Kundennummer' repeat, so it is no table of customers")
+    assert guess.why.startswith("most values of 'Customer' repeat, so it is no table of customers")
     path.write_text("Kundennummer;Ort\n1;Ulm\n2;Ulm\n2;Bonn\n")  # one repeated by mistake is set aside later
-    assert draft.guess(str(path)).table == "customers"
+    assert look.guess(str(path)).table == "customers"
 
 
 def test_init_drafts_an_org_file_for_labelled_rows(tmp_path: Path) -> None:
     path = tmp_path / "churn.csv"
     path.write_text("Call Failure,Complains,Status,Churn\n8,0,1,0\n0,1,2,1\n")
-    guess = draft.guess(str(path))
-    assert (guess.table, guess.label, guess.made_id) == ("customers", "Churn", True)
+    guess = look.guess(str(path))
+    assert (guess.table, guess.label, guess.columns) == ("customers", "Churn", {"entity_id": "$row"})
     drafted = tmp_path / "org.yaml"
     drafted.write_text(draft.render("calls", [guess], tmp_path))
     org = config.load(drafted)
@@ -74,10 +75,10 @@ def test_init_drafts_an_org_file_for_labelled_rows(tmp_path: Path) -> None:
 def test_init_sees_a_decimal_comma_in_an_attribute(tmp_path: Path) -> None:
     path = tmp_path / "customers.csv"
     path.write_text("customer;city;credit_limit\n1;Bonn;2500,50\n2;Kiel;900,00\n")
-    guess = draft.guess(str(path))
+    guess = look.guess(str(path))
     assert (guess.table, guess.settings) == ("customers", {"delimiter": ";", "decimal": ","})
     path.write_text("customer;city;credit_limit;sizes\n1;Bonn;2500.50;1,2\n2;Kiel;900.00;3,4\n")
-    assert draft.guess(str(path)).settings == {"delimiter": ";"}  # a list is no number
+    assert look.guess(str(path)).settings == {"delimiter": ";"}  # a list is no number
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_init_sees_a_decimal_comma_in_an_attribute(tmp_path: Path) -> None:
 def test_init_names_the_tasks_that_the_columns_can_carry(tmp_path: Path, columns: str, tasks: set[str]) -> None:
     path, drafted = tmp_path / "rows.csv", tmp_path / "org.yaml"
     path.write_text(f"{columns}\n" + ",".join("1" for _ in columns.split(",")) + "\n")
-    drafted.write_text(draft.render("shop", [draft.guess(str(path))], tmp_path))
+    drafted.write_text(draft.render("shop", [look.guess(str(path))], tmp_path))
     assert set(config.load(drafted).tasks) == tasks
 
 
@@ -95,11 +96,126 @@ def test_init_knows_a_shops_headers_and_leaves_out_who_somebody_is(tmp_path: Pat
     orders, customers = tmp_path / "orders.csv", tmp_path / "customers.csv"
     orders.write_text("OrderNo,CustomerNo,OrderDate,Article,Quantity\n1,7,2024-01-02,tea,1\n2,8,2024-01-03,cup,2\n")
     customers.write_text("Customer Number,E-Mail,Last Name,Plan\n7,a@example.org,Roe,gold\n8,b@example.org,Doe,free\n")
-    bought, known = draft.guess(str(orders)), draft.guess(str(customers))
+    bought, known = look.guess(str(orders)), look.guess(str(customers))
     assert (bought.columns["entity_id"], bought.columns["product_id"]) == ("CustomerNo", "Article")
     text_of = draft.render("shop", [bought, known], tmp_path)
     assert "attributes: [Plan]" in text_of
     assert "# personal, left out: E-Mail, Last Name" in text_of
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Kundennummer;Bestelldatum;Bestellung;Artikel-Nr.;Menge;Stück-Preis;Betrag",
+        "Kunde;Rechnungsdatum;Rechnung;Artikel;Stückzahl;Preis;Umsatz",
+        "N° client;Date de commande;Commande;Produit;Quantité;Prix unitaire;Montant",
+        "Cliente;Fecha;Pedido;Artículo;Cantidad;Precio;Importe",
+    ],
+)
+def test_init_knows_german_french_and_spanish_headers(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f"{header}\n7;13.01.2024;A1;tea;2;1,50;3,00\n8;02.02.2024;A2;cup;1;4,00;4,00\n")
+    guess = look.guess(str(path))
+    canonical = ("entity_id", "occurred_at", "order_id", "product_id", "num_units", "unit_price_amount", "net_amount")
+    assert (guess.table, guess.columns) == ("transactions", dict(zip(canonical, header.split(";"), strict=True)))
+    assert guess.settings == {"delimiter": ";", "decimal": ",", "date_format": "%d.%m.%Y"}
+
+
+def test_init_leaves_out_who_somebody_is_in_other_languages(tmp_path: Path) -> None:
+    path = tmp_path / "kunden.csv"
+    columns = "Kundennr,Vorname,Straße,Telefon,Prénom,Adresse,Nom,Correo,Teléfono,Nombre,Economy,Tarif"
+    path.write_text(f"{columns}\n{','.join('abcdefghijkl')}\n")
+    text_of = draft.render("shop", [look.guess(str(path))], tmp_path)
+    assert "attributes: [Economy, Tarif]" in text_of
+
+
+def test_init_marks_the_name_and_the_second_use_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "calls.csv"
+    path.write_text("id;minutes;Churn\n1;8,5;0\n2;0,5;1\n")
+    assert cli.main(["init", str(path), str(path), "--out", str(tmp_path / "org.yaml")]) == 0
+    text_of = (tmp_path / "org.yaml").read_text()
+    assert "name: calls  # GUESS by the first file\n" in text_of
+    assert "outcomes:  # of the same file, on purpose: what is predicted is no attribute\n" in text_of
+    org = config.load(tmp_path / "org.yaml")
+    assert org.source.kind == "files"
+    ((customers,), (outcomes,)) = (
+        org.source.tables["customers"],
+        org.source.tables["outcomes"],
+    )  # named twice, read once
+    assert (customers.decimal, outcomes.delimiter) == (",", ";")
+    assert cli.main(["init", str(path), "--name", "mine"]) == 0
+    assert "name: mine\n" in capsys.readouterr().out
+
+
+def test_init_keeps_the_files_of_a_table_together(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("customer,plan,churned\n1,x,0\n2,y,1\n")
+    (tmp_path / "b.csv").write_text("customer,city\n1,Ulm\n2,Bonn\n")
+    guesses = [look.guess(str(tmp_path / name)) for name in ("a.csv", "b.csv")]
+    (tmp_path / "org.yaml").write_text(draft.render("two", guesses, tmp_path))
+    org = config.load(tmp_path / "org.yaml")
+    assert org.source.kind == "files"
+    assert {name: len(sources) for name, sources in org.source.tables.items()} == {"customers": 2, "outcomes": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "tasks", "told"),
+    [
+        ("customer,plan,converted\n1,x,no\n2,y,yes\n", {"custom.converted": {"outcome": {"given": "converted"}}}, ""),
+        ("customer,plan,Gekündigt\n1,x,0\n2,y,1\n", {"churn": {"label": "outcome:churn"}}, ""),
+        ("customer,converted\n1,0\n2,1\n", {}, "# converted is an outcome, but nothing else is known of the customers"),
+        ("customer,plan,vip\n1,x,0\n2,y,1\n3,z,1\n", {},
+         "# to predict vip:  custom.mine: {outcome: {attribute: vip, kind: yes_no}}"),
+        ("customer,since\n1,2020-01-01\n", {}, "# none fits yet: churn, segmentation and value need purchases"),
+        ("lead,created,converted date,source\n1,2020-01-01,,web\n", {"leads": {}}, ""),
+    ],
+)  # fmt: skip
+def test_init_proposes_the_task_of_an_outcome_or_says_what_is_missing(
+    content: str, tasks: dict, told: str, tmp_path: Path
+) -> None:
+    path, drafted = tmp_path / "rows.csv", tmp_path / "org.yaml"
+    path.write_text(content)
+    drafted.write_text(draft.render("shop", [look.guess(str(path))], tmp_path))
+    assert OpenOrg.load(drafted).config.tasks == tasks
+    assert told in drafted.read_text()
+    assert ("none fits yet" in drafted.read_text()) == (not tasks)
+
+
+@pytest.mark.parametrize(
+    ("labels", "task"), [(["positive", "Negative"], "sentiment"), (["refund", "delivery", "other"], "intent")]
+)
+def test_init_reads_labelled_texts_of_nobody(labels: list[str], task: str, tmp_path: Path) -> None:
+    path, drafted = tmp_path / "rows.csv", tmp_path / "org.yaml"
+    path.write_text("text,label\n" + "".join(f"late again,{label}\n" for label in labels))
+    drafted.write_text(draft.render("shop", [look.guess(str(path))], tmp_path))
+    org = OpenOrg.load(drafted).config
+    assert org.tasks == {task: {"label": "attribute:label", "by": "part"}}
+    lake = Lake.of(org)
+    ingest(org, lake)
+    rows = shard(org, lake, inline)["interactions"].read_table(columns=["interaction_id", "text", "label"])
+    assert sorted(map(tuple, (row.values() for row in rows.to_pylist()))) == [
+        (str(number), "late again", label) for number, label in enumerate(labels)
+    ]
+
+
+def test_init_takes_the_label_of_a_log_for_no_outcome_of_its_customers(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("customer,date,amount,label\n" + "".join(f"{n % 2},2024-01-0{n + 1},5,{n % 2}\n" for n in range(6)))
+    guess = look.guess(str(path))
+    assert (guess.table, guess.label) == ("transactions", None)
+
+
+def test_init_says_which_attributes_hold_dates_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "people.csv"
+    path.write_text(
+        "customer;since;signup;seen;mostly;plan\n"
+        + "".join(f"{n};{n}.01.2020;{n}.02.2021;2021-01-{n};2021-01-{n};x{n}\n" for n in range(10, 30))
+        + "31;31.01.2020;31.01.2021;2021-01-31;never;x\n"
+    )
+    guess = look.guess(str(path))
+    assert guess.settings == {"delimiter": ";", "date_format": "%d.%m.%Y"}  # of the column that is a canonical one
+    assert guess.dates == {"signup": "%d.%m.%Y", "mostly": "ISO 8601"}  # `seen` becomes a time as it stands
+    drafted = draft.render("t", [guess], tmp_path)
+    assert "# dates as text (%d.%m.%Y), each a category of its own: signup; write them in ISO 8601" in drafted
 
 
 EXPORT = {
@@ -253,7 +369,7 @@ def test_init_does_not_look_into_an_archive(tmp_path: Path, capsys: pytest.Captu
 def test_init_says_which_file_fits_nothing(tmp_path: Path) -> None:
     path = tmp_path / "odd.csv"
     path.write_text("alpha,beta\n1,2\n")
-    text_of = draft.render("odd", [draft.guess(str(path))], tmp_path)
+    text_of = draft.render("odd", [look.guess(str(path))], tmp_path)
     assert f"# left out: {path}: no canonical table fits its columns alpha, beta" in text_of
 
 

@@ -9,8 +9,9 @@ import pytest
 
 import jobs
 from crmray import cli, config
-from crmray.commands.estimate import estimate, note
+from crmray.commands.estimate import estimate, first_run, note
 from crmray.commands.lake import leftovers, unreferenced
+from crmray.errors import CorruptError
 from crmray.org import OpenOrg
 from crmray.storage import Lake, Run
 
@@ -79,9 +80,10 @@ def test_an_estimate_says_size_rows_and_the_last_time_scaled(org_file: Path) -> 
     assert estimate(org, "ingest").startswith("ingest: generates about")
     assert "its input is not there yet" in estimate(org, "shard")
     commit(lake, "raw", "Order", "r1", rows=40)
-    told = estimate(org, "shard")
-    assert told == f"shard: reads 5 B, 40 rows; how long it takes is not known in {org.root} yet"
+    assert estimate(org, "shard") == "shard: reads 5 B, 40 rows"
+    assert "the first run here" in first_run(org)
     note(org, "shard", "", 15.0)
+    assert first_run(org) == ""
     commit(lake, "raw", "Order", "r2", b"1234567890", rows=80)
     assert "shard: reads 10 B, 80 rows; about 30 s by its last run here" in estimate(org, "shard")
     commit(lake, "tables", "transactions", "t1")
@@ -90,10 +92,24 @@ def test_an_estimate_says_size_rows_and_the_last_time_scaled(org_file: Path) -> 
     assert "about 12 s by its last run" in estimate(org, "examples", ["churn", "leads"])
     note(org, "train", "churn", 9.0)
     assert "about 9 s by its last run" in estimate(org, "train", ["churn"])
-    assert "how long it takes for leads is not known" in estimate(org, "train", ["churn", "leads"])
+    assert "; about 9 s for churn by its last run" in estimate(org, "train", ["churn", "leads"])
     for damaged in (b"", b"[]", b'{"seconds": null}', b"\xff"):
         lake.write("_work/times/train-churn.json", damaged)
-        assert "how long it takes for churn is not known" in estimate(org, "train", ["churn"])
+        assert estimate(org, "train", ["churn"]) == "train: its input is not there yet"
+
+
+@pytest.mark.parametrize("damaged", [b"", b"not JSON", b"[]", b"{}", b"\xff"])
+def test_an_estimate_says_what_to_do_about_a_damaged_latest_json(org_file: Path, damaged: bytes) -> None:
+    org = config.load(org_file)
+    lake = Lake(org.root)
+    run = commit(lake, "raw", "Order", "r1", rows=40)
+    lake.write("raw/Order/latest.json", damaged)
+    with pytest.raises(
+        CorruptError, match="raw/Order/latest.json in .*: got a file that is damaged, .*'ingest' job again"
+    ):
+        estimate(org, "shard")
+    run.make_latest()
+    assert estimate(org, "shard") == "shard: reads 5 B, 40 rows"
 
 
 def test_a_job_whose_time_cannot_be_kept_is_done_all_the_same(

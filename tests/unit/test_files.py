@@ -30,6 +30,15 @@ def test_globs_in_order_of_names_gzip_and_row_numbers(tmp_path):
     assert rows(source, ["id", "$row"]) == {"id": ["1", "2", "3"], "$row": [0, 1, 2]}
 
 
+def test_the_line_on_which_a_row_begins(tmp_path, monkeypatch):
+    path = str(tmp_path / "a.csv.gz")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b'id;note\n1;x\n\n2;"two\n\nlines;"\n3;y\n'))
+    source = files.find([path], tmp_path, delimiter=";")
+    assert files.lines(source, path, {1, 2, 3}) == {1: 2, 2: 4, 3: 7}
+    monkeypatch.setattr(files, "_ROWS_LOOKED_AT", 2)
+    assert files.lines(source, path, {2, 3}) == {2: 4}
+
+
 def test_delimiter_and_encoding(tmp_path):
     (tmp_path / "a.csv").write_bytes("id;name\n1;Müller\n".encode("latin-1"))
     source = files.find(["a.csv"], tmp_path, encoding="latin-1", delimiter=";")

@@ -1,5 +1,6 @@
 """Whole customers per shard: a hash that never changes, splits and merges that lose nothing, small tables."""
 
+import json
 import random
 from collections import Counter
 from datetime import datetime, timezone
@@ -11,6 +12,7 @@ import pytest
 
 from crmray import schema
 from crmray.config import Org
+from crmray.data import ingest as ingest_module
 from crmray.data import partition, pieces
 from crmray.data.ingest import ingest
 from crmray.data.plans import inline
@@ -135,6 +137,12 @@ def test_a_small_table_end_to_end(tmp_path):
         "num_units: not a number": 1,
         "occurred_at: not a time in ISO 8601 (set date_format?)": 1,
     }
+    assert manifest["rejected_at"] == {
+        reason: [{"raw": "transactions-0", "file": "orders.csv", "row": row, "column": column}]
+        for (reason, row, column) in zip(
+            sorted(manifest["rejected"]), (1000, 1002, 1001), ("who", "n", "when"), strict=True
+        )
+    }
     assert manifest["missing"] == dict.fromkeys(("channel", "order_id", "product_id", "transaction_id"), 999)
     assert (manifest["earliest"], manifest["latest"]) == ("2024-01-01T00:00:00+00:00", "2024-01-28T00:00:00+00:00")
     assert run.files("*.parquet") == [f"shard-{n:05d}.parquet" for n in range(4)]
@@ -157,6 +165,33 @@ def test_one_customer_leaves_the_other_shards_empty(tmp_path):
     run = shard(*make(tmp_path, {"transactions": source}, shards=8), inline)["transactions"]
     assert sorted(run.read_table([name]).num_rows for name in run.files("*.parquet")) == [0] * 7 + [1]
     assert (run.manifest()["rows"], run.manifest()["entities"]) == (1, 1)
+
+
+def test_rows_set_aside_are_told_by_their_file_whatever_way_they_are_cut(tmp_path, monkeypatch):
+    """Three files of seven rows in parts of five; the rows of who was erased cannot be counted any more."""
+    monkeypatch.setattr(ingest_module, "PART_ROWS", 5)
+    for name in "abc":
+        (tmp_path / f"{name}.csv").write_text(
+            "who,when\n" + "c1,2024-01-01\n" * 6 + ("c1,x\n" if name != "b" else "c2,y\n")
+        )
+    source = {"files": ["*.csv"], "columns": {"entity_id": "who", "occurred_at": "when"}}
+    org, lake = make(tmp_path, {"transactions": source})
+    (places,) = shard(org, lake, inline)["transactions"].manifest()["rejected_at"].values()
+    assert [(place["file"], place["row"]) for place in places] == [("a.csv", 7), ("b.csv", 7), ("c.csv", 7)]
+    raw = lake.latest("raw", "transactions-0")
+    told = raw.manifest()
+    assert told["rows_read"] == {"a.csv": 7, "b.csv": 7, "c.csv": 7}
+    lake.write(f"raw/transactions-0/{raw.run_id}/manifest.json", json.dumps({**told, "rows": 20}).encode())
+    lake.fs.rm(f"{lake.base}/tables", recursive=True)
+    (places,) = shard(org, lake, inline)["transactions"].manifest()["rejected_at"].values()
+    assert places[0] == {"raw": "transactions-0", "row": 7, "column": "when"}
+
+
+def test_what_cannot_be_read_is_told_by_its_first_row(tmp_path):
+    (tmp_path / "orders.csv").write_text("who,when\nc1,2024-01-01\nc1,01/02/2024\nc1,02/02/2024\n")
+    source = {"files": ["orders.csv"], "columns": {"entity_id": "who", "occurred_at": "when"}}
+    with pytest.raises(DataError, match="2 × occurred_at: not a .*, the first in row 2 of orders.csv, column 'when'"):
+        shard(*make(tmp_path, {"transactions": source}), inline)
 
 
 def test_duplicate_customers_of_two_sources(tmp_path):
