@@ -18,7 +18,7 @@ from crmray.sources import TableSource
 from crmray.storage import Lake, Run, run_id
 
 PART_ROWS = 256 * 1024
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)

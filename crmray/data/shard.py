@@ -37,7 +37,7 @@ from crmray.data.rejected import Places, first_of
 from crmray.errors import CrmrayError, DataError, WatchdogError
 from crmray.storage import Lake, Run, run_id
 
-FORMAT = 1
+FORMAT = 2
 MODIN_ROWS = 100_000
 """tables with fewer rows are cleaned by the same functions in this process: starting Modin would take longer"""
 _GROUP_COPIES = 8
