@@ -166,7 +166,6 @@ class OpenOrg:
 
         if dry_run and undo:
             raise ConfigError("got --dry-run with --undo, expected one of them")
-        self._salesforce()
         where = self.aim(task)
         if dry_run:
             return writeback.preview(self.config, self.lake, where)
@@ -175,10 +174,18 @@ class OpenOrg:
         return writeback.write(self.config, self.lake, where)
 
     def fields(self) -> dict[str, bytes]:
-        """Metadata to deploy for the fields that the tasks' write-backs need; path -> content."""
+        """Metadata to deploy for the fields that the tasks' write-backs need; path -> content.
+
+        Of the tasks that `writeback:` names; without that section of all. ConfigError where there is none.
+        """
         from crmray.salesforce import fields
 
-        aims = [self.aim(name) for name in self.config.tasks]
+        aims = [self.aim(name) for name in self.config.writeback or self.config.tasks]
+        if not aims:
+            raise ConfigError(
+                f"org file {self.config.path}: got no task, so no prediction that a field is needed for; expected "
+                "`tasks:` with at least one, for example `churn: {}`, and `writeback:` with those that are written back"
+            )
         wanted: dict[str, list[Target]] = {}
         for where in aims:
             wanted.setdefault(where.object, []).extend(where.targets)
@@ -187,13 +194,17 @@ class OpenOrg:
 
     def _salesforce(self) -> config.SalesforceSource:
         if not isinstance(self.config.source, config.SalesforceSource):
-            raise ConfigError(f"org file: got source kind {self.config.source.kind}, expected salesforce")
+            raise ConfigError(
+                f"org file {self.config.path}: got source kind {self.config.source.kind}, expected salesforce: only "
+                "there are records with fields to write to; `crmray submit score` leaves predictions in the lake"
+            )
         return self.config.source
 
     def aim(self, task: str) -> Aim:
-        """The object and fields that the write-back of a task goes to."""
+        """The object and fields that the write-back of a task goes to; ConfigError where there can be none."""
         from crmray.salesforce import writeback
 
+        self._salesforce()
         which, _ = self._asked_for(task)
         (answer,) = get_args(which.Response.model_fields["predictions"].annotation)
         return writeback.aim(self.config, which.NAME, which.ENTITY, answer)

@@ -102,8 +102,12 @@ def job(
     arguments = parser.parse_args(argv)
     log.setup()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that claims are given back and Ray is left in order
+    tasks, started = getattr(arguments, "tasks", None) or [""], time.monotonic()
     outcomes = []
-    for task in getattr(arguments, "tasks", None) or [""]:
+    for number, task in enumerate(tasks, 1):
+        if len(tasks) > 1:
+            elapsed_s = round(time.monotonic() - started, 1)
+            log.event(f"{name} {task}.begun", number=number, of=len(tasks), elapsed_s=elapsed_s)
         outcomes.append(_one(name, call, arguments, task, {option: getattr(arguments, option) for option in flags}))
     return max(outcomes)
 

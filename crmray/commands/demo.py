@@ -88,6 +88,7 @@ def command(arguments: argparse.Namespace) -> int:
                 print(f"ended the head and removed {asked.root}; `crmray demo --keep` leaves all of it to look around")
             else:
                 print(f"ended the head; the results stay in {asked.root}")
+            head_commands.tell_what_stays()
 
 
 # ------------------------------------------------------------------------------------------------ the Salesforce org
@@ -256,7 +257,10 @@ def _next_steps(dashboard: Dashboard, token_path: str, org: Org) -> str:
         f"  {serving.base_url(dashboard)}/docs    the endpoints",
     ]
     if isinstance(org.source, SalesforceSource):
-        lines.append(f"  {crmray} describe {org.path}    what is read of the Salesforce org, and at what cost")
+        lines += [
+            f"  {_url(org)}    the Salesforce org (how to log in: cat {org.folder}/sandbox.log)",
+            f"  {crmray} describe {org.path}    what is read of it, and at what cost",
+        ]
     lines += [
         f"  {crmray} compare {next(iter(org.tasks))} --org {org.path}",
         f"  {crmray} down    ends it all",

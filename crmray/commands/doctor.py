@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -10,11 +11,13 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import psutil
 
 from crmray import config
+from crmray.commands.head import family
 from crmray.commands.serving import PORT as SERVE_PORT
 from crmray.config import Org, SalesforceSource, Secret
 from crmray.dashboard import Dashboard
@@ -30,10 +33,14 @@ PORTS = {
     SERVE_PORT: ("endpoints", "give --port to `crmray deploy` and `crmray run`"),
 }
 """port -> whose it is by default, and what happens where it is taken"""
-MIN_MEMORY_GIB, MIN_DISK_GIB, MIN_SHM_GIB = 8, 10, 2
+MIN_MEMORY_GIB, MIN_DISK_GIB, MIN_SHM_GIB, MIN_OPEN_FILES = 8, 10, 2, 8192
+ANSWER_S = 15.0
+"""so long a busy head may take for an answer"""
 
-Finding = tuple[bool, str]
-"""(fine, what was found and, where it is not fine, what to do)"""
+Level = Literal["ok", "note", "BAD"]
+"""note: to know of, and nothing fails of it; BAD: something will fail, or is open to others"""
+Finding = tuple[Level, str]
+"""(how it is, what was found and, where it is not ok, what to do)"""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -41,7 +48,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "doctor",
         help="what is wrong with this machine or cluster",
-        description="Look at versions, memory, disk, ports, files of tokens and keys, the cluster, an org file.",
+        description="Look at versions, memory, disk, ports, files of tokens and keys, the cluster, an org file. BAD: "
+        "something will fail, or is open to others; note: to know of, and nothing fails of it.",
         epilog="example: crmray doctor --org org.yaml",
     )
     parser.add_argument("--org", metavar="ORG.yaml", help="look at this org file too")
@@ -50,20 +58,28 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Print the findings; exit code 2 when one is not fine."""
-    findings = [*versions(), *machine(arguments.address), *secrets_files(), *cluster(arguments.address)]
+    """Print the findings; exit code 2 when one is bad."""
+    address = arguments.address
+    findings = [*versions(), *machine(), *ports(address), *secrets_files(), *cluster(address)]
     if arguments.org:
         findings += org_file(arguments.org)
-    for fine, text in findings:
-        print(f"{'ok  ' if fine else 'BAD '} {text}")
-    bad = sum(not fine for fine, _ in findings)
-    print(f"\n{bad} of {len(findings)} checks failed" if bad else f"\n{len(findings)} checks passed")
+    for level, text in findings:
+        print(f"{level:<4} {text}")
+    levels = [level for level, _ in findings]
+    bad, notes = levels.count("BAD"), levels.count("note")
+    told = f"{bad} of {len(levels)} checks failed" if bad else f"{len(levels) - notes} checks passed"
+    print(f"\n{told}" + (f"; notes: {notes}" if notes else ""))
     return 2 if bad else 0
+
+
+def _unless(fine: bool, level: Level) -> Level:
+    return "ok" if fine else level
 
 
 def versions() -> Iterator[Finding]:
     """Python and the pinned packages against what crmray asks for."""
-    yield (3, 11) <= sys.version_info[:2] < (3, 14), f"Python {sys.version.split()[0]} (3.11 to 3.13 are supported)"
+    supported = (3, 11) <= sys.version_info[:2] < (3, 14)
+    yield _unless(supported, "BAD"), f"Python {sys.version.split()[0]} (3.11 to 3.13 are supported)"
     pins = [part.split(";")[0] for part in importlib.metadata.requires("crmray") or []]
     wanted = {pin.split("==")[0].split("[")[0]: pin.split("==")[1].strip() for pin in pins if "==" in pin}
     for name in PINNED:
@@ -73,54 +89,63 @@ def versions() -> Iterator[Finding]:
             there = importlib.metadata.version(name).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
             there = "none"
-        fine = there == wanted[name]
-        yield fine, f"{name} {there}" + ("" if fine else f", expected {wanted[name]}; install with constraints.txt")
+        advice = "" if there == wanted[name] else f", expected {wanted[name]}; install with constraints.txt"
+        yield _unless(not advice, "BAD"), f"{name} {there}{advice}"
 
 
-def machine(address: str | None) -> Iterator[Finding]:
-    """CPUs, memory, disk, shared memory, open files, ports; address: of the cluster, as for `cluster`."""
-    yield True, f"{os.cpu_count()} CPUs"
+def machine() -> Iterator[Finding]:
+    """CPUs, memory, disk, shared memory, open files."""
+    yield "ok", f"{os.cpu_count()} CPUs"
     memory = psutil.virtual_memory()
-    text = f"memory {memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} GiB of it free"
-    yield memory.total / 2**30 >= MIN_MEMORY_GIB, f"{text} (at least {MIN_MEMORY_GIB} GiB are asked for)"
-    for folder, least, what in (("/tmp", MIN_DISK_GIB, "Ray's sessions"), ("/dev/shm", MIN_SHM_GIB, "objects of Ray")):
-        if os.path.isdir(folder):
-            free = shutil.disk_usage(folder).free / 2**30
-            advice = "" if free >= least else "; free some, or mount more"
-            yield (
-                free >= least,
-                f"{folder} (for {what}) has {free:.0f} GiB free, at least {least} are asked for{advice}",
-            )
+    enough = memory.total / 2**30 >= MIN_MEMORY_GIB
+    told = f"memory {memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} GiB of it free"
+    advice = "" if enough else f", at least {MIN_MEMORY_GIB} are asked for; lower memory_gib in the org file"
+    yield _unless(enough, "note"), told + advice
+    yield from _room("/tmp", MIN_DISK_GIB, "Ray's sessions", "BAD", "free some, or mount more")
+    yield from _room("/dev/shm", MIN_SHM_GIB, "objects of Ray", "note", "mount more: what has no place goes to /tmp")
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield max(soft, hard) >= 8192, f"open files: up to {max(soft, hard)} (8192 are asked for; ulimit -n)"
-    own = _own_ports(address)
+    most = max(resource.getrlimit(resource.RLIMIT_NOFILE))
+    yield (
+        _unless(most >= MIN_OPEN_FILES, "BAD"),
+        f"open files: up to {most} ({MIN_OPEN_FILES} are asked for; ulimit -n)",
+    )
+
+
+def _room(folder: str, least_gib: int, what: str, level: Level, advice: str) -> Iterator[Finding]:
+    if os.path.isdir(folder):
+        free_gib = shutil.disk_usage(folder).free / 2**30
+        told = f"{folder} (for {what}) has {free_gib:.0f} GiB free, at least {least_gib} are asked for"
+        yield _unless(free_gib >= least_gib, level), told + ("" if free_gib >= least_gib else f"; {advice}")
+
+
+def ports(address: str | None) -> Iterator[Finding]:
+    """Who has the ports that a head and its endpoints take by default; address: of the cluster, as for `cluster`."""
+    own: set[int | None] = set()
+    served = False
+    with contextlib.suppress(CrmrayError):  # no cluster, or one that does not answer: a finding of `cluster`
+        own |= _own_ports()
+        dashboard = Dashboard(address, timeout_s=ANSWER_S)
+        own.add(urlsplit(dashboard.address).port)
+        served = dashboard.head is None or bool(dashboard.serve().get("proxies"))
     for port, (what, advice) in PORTS.items():
         if not _busy(port):
-            yield True, f"port {port} ({what}) is free"
+            yield "ok", f"port {port} ({what}) is free"
         elif port in own:
-            yield True, f"port {port} ({what}) is that of the running cluster"
+            yield "ok", f"port {port} ({what}) is that of the running cluster"
         else:
-            yield port != SERVE_PORT, f"port {port} ({what}) is another program's; {advice}"
+            fails = port == SERVE_PORT and not served  # endpoints that are up stay where they are
+            yield "BAD" if fails else "note", f"port {port} ({what}) is another program's; {advice}"
 
 
-def _own_ports(address: str | None) -> set[int | None]:
-    """Ports of this machine at which the cluster is reached: its dashboard, its endpoints, and the GCS of a local head.
-
-    None of a cluster that is elsewhere or does not answer, which is a finding of `cluster`.
-    """
-    try:
-        dashboard = Dashboard(address, timeout_s=5)
-        served = dashboard.serve()
-    except CrmrayError:
-        return set()
-    place = urlsplit(dashboard.address)
-    if place.hostname not in ("127.0.0.1", "localhost"):
-        return set()
-    gcs = [urlsplit(f"//{dashboard.head.address}").port] if dashboard.head else []
-    endpoints = [(served.get("http_options") or {}).get("port", SERVE_PORT)] if served.get("proxies") else []
-    return {place.port, *gcs, *endpoints}
+def _own_ports() -> set[int]:
+    """What the processes of the local head listen on, endpoints included, however busy it is."""
+    head = local_head()
+    found: set[int] = set()
+    for process in family(head) if head else ():
+        with contextlib.suppress(psutil.Error):  # it may have ended since
+            found |= {at.laddr.port for at in process.net_connections("tcp") if at.status == psutil.CONN_LISTEN}
+    return found
 
 
 def _busy(port: int) -> bool:
@@ -139,35 +164,39 @@ def secrets_files() -> Iterator[Finding]:
         if path.exists():
             mode = path.stat().st_mode & 0o777
             fine = mode & 0o077 == 0
-            yield fine, f"{path} has mode {mode:04o}" + ("" if fine else f"; others can read it: chmod 600 {path}")
+            told = f"{path} has mode {mode:04o}" + ("" if fine else f"; others can read it: chmod 600 {path}")
+            yield _unless(fine, "BAD"), told
         elif named and path == Path(named):
-            yield False, f"RAY_AUTH_TOKEN_PATH names {path}, which is not there"
+            yield "BAD", f"RAY_AUTH_TOKEN_PATH names {path}, which is not there"
 
 
 def cluster(address: str | None) -> Iterator[Finding]:
     """Whether the head answers, speaks our version of Ray, asks for the token, and has room."""
     try:
-        dashboard = Dashboard(address, timeout_s=5)
+        dashboard = Dashboard(address, timeout_s=ANSWER_S)
         version = dashboard.version()["ray_version"]
         ours = importlib.metadata.version("ray")
-        yield (
-            version == ours,
-            f"cluster {dashboard.address} runs Ray {version}"
-            + ("" if version == ours else f", this machine has {ours}; both have to be the same"),
-        )
-        yield (
-            _asks_for_token(dashboard),
-            "the cluster asks for the token; without it anybody who reaches it can run code",
-        )
+        told = f"cluster {dashboard.address} runs Ray {version}"
+        advice = "" if version == ours else f", this machine has {ours}; both have to be the same"
+        yield _unless(version == ours, "BAD"), told + advice
+        if _asks_for_token(dashboard):
+            yield "ok", "the cluster asks for the token"
+        else:
+            yield "BAD", "the cluster asks for no token: who reaches it can run code; start it with RAY_AUTH_MODE=token"
         dead = [node["node_ip"] for node in dashboard.nodes() if node["state"] != "ALIVE"]
-        yield not dead, f"{len(dead)} nodes are down: {', '.join(dead)}" if dead else "all nodes are alive"
+        told = (
+            f"{len(dead)} nodes are down: {', '.join(dead)}; jobs run on the others" if dead else "all nodes are alive"
+        )
+        yield _unless(not dead, "note"), told
         for name, (used, total) in dashboard.usage().items():
             if name in ("CPU", "GPU") and total:
-                fine = used < total
-                yield fine, f"{used:g} of {total:g} {name} in use" + ("" if fine else "; jobs wait until one is free")
+                told = f"{used:g} of {total:g} {name} in use" + (
+                    "" if used < total else "; jobs wait until one is free"
+                )
+                yield _unless(used < total, "note"), told
     except CrmrayError as error:
         no_head = address is None and local_head() is None
-        yield no_head, "no cluster runs here; `crmray up` starts one" if no_head else str(error)
+        yield _unless(no_head, "BAD"), "no cluster runs here; `crmray up` starts one" if no_head else str(error)
 
 
 def _asks_for_token(dashboard: Dashboard) -> bool:
@@ -176,7 +205,7 @@ def _asks_for_token(dashboard: Dashboard) -> bool:
     try:
         with requests.Session() as session:
             session.trust_env = dashboard.address.startswith("https://")
-            return session.get(f"{dashboard.address}/api/version", timeout=5).status_code in (401, 403)
+            return session.get(f"{dashboard.address}/api/version", timeout=ANSWER_S).status_code in (401, 403)
     except requests.RequestException as error:
         raise ClusterError(f"{dashboard.address} does not answer without the token ({type(error).__name__})") from None
 
@@ -190,17 +219,17 @@ def org_file(path: str) -> Iterator[Finding]:
         org = config.load(path)
         for name in org.tasks:
             tasks.settings(org, name)
-        yield True, f"org file {path}: {org.name}, tasks {', '.join(org.tasks) or 'none'}"
+        yield "ok", f"org file {path}: {org.name}, tasks {', '.join(org.tasks) or 'none'}"
         secrets = list(secrets_of(org))
         yield from secrets
         lake = Lake(org.root)
-        if all(fine for fine, text in secrets if text.startswith("privacy.")):  # else told above, once
+        if all(level == "ok" for level, text in secrets if text.startswith("privacy.")):  # else told above, once
             Pseudonyms.of_lake(org, Lake.of(org))  # both refuse another key than that of the lake
         lake.write("_work/doctor.txt", b"may be removed")
         lake.fs.rm_file(f"{lake.base}/_work/doctor.txt")
-        yield True, f"storage {org.root} can be written"
+        yield "ok", f"storage {org.root} can be written"
     except (CrmrayError, OSError) as error:
-        yield False, str(error)
+        yield "BAD", str(error)
 
 
 def secrets_of(org: Org) -> Iterator[Finding]:
@@ -221,5 +250,5 @@ def _secret(name: str, secret: Secret, folder: Path) -> Finding:
         else:
             secret.read(folder)
     except ConfigError as error:
-        return False, f"{name}: {error}"
-    return True, f"{name} can be read" + (" in this shell; jobs have the variables of the head" if secret.env else "")
+        return "BAD", f"{name}: {error}"
+    return "ok", f"{name} can be read" + (" in this shell; jobs have the variables of the head" if secret.env else "")

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,13 @@ from crmray.head import Head, home, local_head, process_started, token_file
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 15.0
+KEPT = {
+    "auth_token": "the cluster's token",
+    "key": "the key of `crmray predict`",
+    "keys.json": "the endpoints' keys",
+    "lakes/*": "lakes, the demo's with its Salesforce org",
+}
+"""what lies in the folder of this machine's state and stays, by pattern"""
 HAPROXY_ENV = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 
 
@@ -202,15 +210,24 @@ def down_command(arguments: argparse.Namespace) -> int:
     head = local_head()
     if head is None:
         print("nothing to end: no head of ours runs")
-        return 0
-    count = stop(head, keep_logs=arguments.keep_logs)
-    print(f"ended {count} processes of the head with pid {head.pid}")
+    else:
+        count = stop(head, keep_logs=arguments.keep_logs)
+        logs = f"; its logs stay in {head.temp_dir}" if arguments.keep_logs else ""
+        print(f"ended {count} processes of the head with pid {head.pid}{logs}")
+    tell_what_stays()
     return 0
+
+
+def tell_what_stays() -> None:
+    """Print one line about the state that is left on this machine, and how it goes; nothing where there is none."""
+    there = [f"{name} ({what})" for name, what in KEPT.items() if any(home().glob(name))]
+    if there:
+        print(f"{home()} stays: {', '.join(there)}; to remove all of it: rm -r {shlex.quote(str(home()))}")
 
 
 def stop(head: Head, *, keep_logs: bool = False) -> int:
     """End the head's process and all that descend from it or share its group; the number of processes."""
-    processes = _family(head)
+    processes = family(head)
     for process in processes:
         if process.pid == head.pid:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -226,7 +243,7 @@ def stop(head: Head, *, keep_logs: bool = False) -> int:
     return len(processes)
 
 
-def _family(head: Head) -> list[psutil.Process]:
+def family(head: Head) -> list[psutil.Process]:
     """The head's processes. psutil remembers each one's start, so that a pid used anew is not ended."""
     if not head.alive:
         return []

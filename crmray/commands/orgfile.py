@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -86,8 +87,12 @@ def init_command(arguments: argparse.Namespace) -> int:
 
 def check_command(arguments: argparse.Namespace) -> int:
     """Report; exit code 2 when a task cannot run, or needs a table most of whose rows were set aside."""
+    from crmray import cluster  # imports Ray
+
     org = crmray.open(arguments.org)
     org.ingest()
+    # Not on the head of `crmray up`, unless it is named: what runs there may keep its CPUs for hours.
+    cluster.connect(os.environ.get("RAY_ADDRESS") or "local")
     runs = org.shard()
     found = {name: run.manifest() for name, run in runs.items()}
     print(table([_table_row(name, manifest) for name, manifest in found.items()]))

@@ -65,6 +65,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, port: int | None) -> int:
     """Every station for the tasks (None: all of the org file); port None: no deployment. Prints the closing table."""
+    from crmray.org import OpenOrg
     from crmray.tasks import settings  # imports torch, which the other commands do without
 
     wanted = tasks or list(org.tasks)
@@ -72,6 +73,8 @@ def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, 
         raise ConfigError(f"org file {org.path}: got no task, expected at least one under `tasks:`")
     for one in wanted:
         settings(org, one)  # refuses what the org file does not ask for
+        if one in org.writeback:
+            OpenOrg(org).aim(one)  # refuses what could not be written back in the end
     serving.check_org(dashboard, org, wanted if port is None else None)  # `publish` and `deploy` would refuse
     failed: dict[str, str] = {}
     if first := first_run(org):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
-import json
 import re
 import secrets
 import shlex
@@ -17,6 +17,7 @@ from typing import Any
 
 from crmray import __version__, config
 from crmray.commands.estimate import estimate
+from crmray.commands.text import LogReader, object_of
 from crmray.config import FilesSource, Org
 from crmray.dashboard import Dashboard
 from crmray.errors import ConfigError
@@ -28,7 +29,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "submit",
         help="run one job on the cluster",
-        description="Submit a job through the Ray Jobs API, follow its log and end with its exit code.",
+        description="Submit a job through the Ray Jobs API, follow its log and end with its exit code. A terminal gets "
+        "the log as lines for people, a pipe or a file as the job wrote it: a JSON object for each event.",
         epilog="examples: crmray submit shard --org org.yaml    crmray submit train churn --org org.yaml --set lr=3e-4"
         "    crmray submit evaluate --org org.yaml",
     )
@@ -45,6 +47,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--address", help="dashboard of another cluster, e.g. http://head:8265; default: the local head"
     )
     parser.add_argument("--no-wait", action="store_true", help="do not follow the job")
+    parser.add_argument("--json", action="store_true", help="the log as the job wrote it on a terminal too")
     add_flags(parser, FLAGS)
     parser.set_defaults(call=command)
 
@@ -55,14 +58,17 @@ def command(arguments: argparse.Namespace) -> int:
         wanted = "no task" if arguments.job in WITHOUT_TASK else "at least one task"
         raise ConfigError(f"submit {arguments.job}: got {arguments.tasks or 'no task'}, expected {wanted}")
     _check_flags(arguments)
-    org, dashboard = _asked(arguments.org, arguments.tasks), Dashboard(arguments.address)
+    org, dashboard = _asked(arguments.org, arguments.job, arguments.tasks), Dashboard(arguments.address)
     print(estimate(org, arguments.job, arguments.tasks), file=sys.stderr)
     started = submit(dashboard, org, arguments.job, arguments.tasks, flags_of(arguments))
     print(f"{started.submission_id} on {dashboard.address}", file=sys.stderr, flush=True)
     if arguments.no_wait:
         return 0
     try:
-        return dashboard.follow(started.submission_id, lambda text: print(text, end="", flush=True))
+        if arguments.json or not sys.stdout.isatty():
+            return dashboard.follow(started.submission_id, lambda text: print(text, end="", flush=True))
+        with contextlib.closing(LogReader(started.read, indent="", whole=True)) as reader:
+            return dashboard.follow(started.submission_id, reader)
     except KeyboardInterrupt:
         print(f"the job goes on; to stop it: ray job stop {started.submission_id}", file=sys.stderr)
         raise
@@ -78,18 +84,20 @@ def _check_flags(arguments: argparse.Namespace) -> None:
     refuse_together(given)
 
 
-def _asked(path: str, wanted: Sequence[str]) -> Org:
-    """The org file; ConfigError, before anything goes to the cluster, for a task that it does not ask for or whose
-    section is wrong."""
+def _asked(path: str, job: str, wanted: Sequence[str]) -> Org:
+    """The org file; ConfigError, before anything goes to the cluster, for a task that it does not ask for, whose
+    section is wrong, or whose predictions have no place in the source to be written back to."""
     if not wanted:
         return config.load(path)  # the tasks' code is heavy; what runs before any task does without it
     from crmray import tasks
     from crmray.org import OpenOrg
 
-    org = OpenOrg.load(path).config
+    org = OpenOrg.load(path)
     for name in wanted:
-        tasks.settings(org, name)
-    return org
+        tasks.settings(org.config, name)
+        if job == "writeback":
+            org.aim(name)
+    return org.config
 
 
 def flags_of(arguments: argparse.Namespace) -> list[str]:
@@ -119,21 +127,11 @@ class Submitted:
 
     def read(self, line: str) -> None:
         """Sort one line of the log in."""
-        parsed = event_of(line)
+        parsed = object_of(line)
         if parsed and "job" in parsed and ("manifest" in parsed or "manifests" in parsed or "version" in parsed):
             self.closings.append(parsed)
         elif not parsed:
             self.said = [*self.said[-199:], line]
-
-
-def event_of(line: str) -> dict[str, Any] | None:
-    """The JSON object of a log line, or None."""
-    if not line.startswith("{"):
-        return None
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
 
 
 def check_reachable(org: Org, address: str) -> None:

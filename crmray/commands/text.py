@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from crmray import log
-from crmray.commands.submit import event_of
 
 _QUIET = {"time", "level", "event", "job", "task"}
 
@@ -42,11 +44,24 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most].rpartition(' ')[0] or text[:most]} …"
 
 
-class LogReader:
-    """Cuts a job's log into lines, hands each to `read`, and shows events shortly: progress in place on a terminal."""
+def object_of(line: str) -> dict[str, Any] | None:
+    """The JSON object that a line of a job's log is: an event or a closing line; None for other lines."""
+    if not line.startswith("{"):
+        return None
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
-    def __init__(self, read: Callable[[str], None], indent: str = "    "):
-        self.read, self.indent, self._rest = read, indent, ""
+
+class LogReader:
+    """Cuts a job's log into lines, hands each to `read`, and shows events shortly: progress in place on a terminal.
+
+    whole: the rest of the log is shown too, closing lines with one field a line.
+    """
+
+    def __init__(self, read: Callable[[str], None], indent: str = "    ", *, whole: bool = False):
+        self.read, self.indent, self.whole, self._rest = read, indent, whole, ""
         self._in_place = sys.stdout.isatty()
 
     def __call__(self, chunk: str) -> None:
@@ -63,15 +78,19 @@ class LogReader:
             print("\r\033[K", end="", flush=True)
 
     def _show(self, line: str) -> None:
-        event = event_of(line)
+        event = object_of(line)
         if event is None or "event" not in event:
+            if self.whole:
+                self._say(line if event is None else yaml.safe_dump(event, sort_keys=False, allow_unicode=True))
             return
         name = event["event"]
         fields = " ".join(f"{key}={log.short(value)}" for key, value in event.items() if key not in _QUIET)
-        if name.endswith(".progress"):
-            if self._in_place:
-                width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
-                print(f"\r{f'{self.indent}{name} {fields}'[:width]}\033[K", end="", flush=True)
-            return
-        start = "\r\033[K" if self._in_place else ""
-        print(f"{start}{cut(f'{self.indent}{name} {fields}', 200)}", flush=True)
+        if not name.endswith(".progress"):
+            self._say(cut(f"{self.indent}{name} {fields}", 200))
+        elif self._in_place:
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
+            print(f"\r{f'{self.indent}{name} {fields}'[:width]}\033[K", end="", flush=True)
+
+    def _say(self, text: str) -> None:
+        """Print what stays, over the line of progress."""
+        print(("\r\033[K" if self._in_place else "") + text, flush=True)

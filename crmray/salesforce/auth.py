@@ -5,9 +5,11 @@ Source: Salesforce Help, "OAuth Authorization Flows". No token, secret or user n
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import jwt
 import requests
@@ -35,12 +37,17 @@ def login(how: Login, folder: Path, session: requests.Session, *, timeout_s: flo
     """Ask for a token once. Secrets are read anew each time, so a rotated one is found.
 
     folder: of the org file, where paths of secrets start. AuthError when the org refuses; ConfigError for a secret that
-    is not there; requests' own exceptions when nobody answers, and SalesforceError for an answer that is none.
+    is not there; requests' own exceptions when nobody answers, and SalesforceError for an answer that is none, or where
+    a sandbox on this machine is down.
     """
     form, basic = _form(how, folder)
-    response = session.post(
-        f"{how.url}/services/oauth2/token", data=form, auth=basic, timeout=(10.0, timeout_s), allow_redirects=False
-    )
+    try:
+        response = session.post(
+            f"{how.url}/services/oauth2/token", data=form, auth=basic, timeout=(10.0, timeout_s), allow_redirects=False
+        )
+    except requests.ConnectionError as error:
+        _refuse_a_sandbox_that_is_down(how, folder, error)
+        raise
     if response.status_code >= 500 or response.status_code == 429:
         response.raise_for_status()
     if response.status_code != 200:
@@ -57,6 +64,20 @@ def login(how: Login, folder: Path, session: requests.Session, *, timeout_s: flo
         raise SalesforceError(
             f"login to {how.url}: got an answer without access_token and instance_url; check `source.login.url`"
         ) from None
+
+
+def _refuse_a_sandbox_that_is_down(how: Login, folder: Path, error: requests.ConnectionError) -> None:
+    """SalesforceError where nobody listens at an address of this machine, which no other org has: waiting is no use."""
+    address = urlsplit(how.url)
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    if address.hostname not in ("127.0.0.1", "localhost") or type(reason).__name__ != "NewConnectionError":
+        return
+    keys = (folder / Path(how.client_id.file).expanduser()).parent  # where it keeps them, if they stand in files
+    where = f"--folder {shlex.quote(str(keys))} " if how.client_id.file else ""
+    raise SalesforceError(
+        f"{how.url}: got no connection, expected the local sandbox org, which is down; start it with "
+        f"`crmray sandbox {where}--port {address.port or 443}`"
+    ) from None
 
 
 def _form(how: Login, folder: Path) -> tuple[dict[str, str], tuple[str, str] | None]:

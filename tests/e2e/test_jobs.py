@@ -18,7 +18,7 @@ import requests
 
 from crmray import cli, config
 from crmray.commands import head as head_commands
-from crmray.commands.head import _family
+from crmray.commands.head import family
 from crmray.commands.submit import submit
 from crmray.dashboard import Dashboard
 from crmray.errors import AuthError, ClusterError, ConfigError
@@ -42,14 +42,14 @@ def head() -> Iterator[Head]:
     assert cli.main(["up", "--num-cpus", "2", "--object-store-gib", "0.2", "--dashboard-port", "0", "--port", "0"]) == 0
     head = local_head()
     assert head
-    family = _family(head)
+    processes = family(head)
     try:
         yield head
     finally:
-        family += _family(head)
+        processes += family(head)
         assert cli.main(["down"]) == 0
         patch.undo()
-    assert [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+    assert [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
     assert not Path(head.temp_dir).exists()
     assert local_head() is None
 
@@ -70,7 +70,7 @@ def org_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_of_the_head_listens_on_loopback_and_asks_for_the_token(head: Head) -> None:
     listening = [
         connection.laddr.ip
-        for process in _family(head)
+        for process in family(head)
         for connection in process.net_connections(kind="tcp")
         if connection.status == psutil.CONN_LISTEN
     ]
@@ -139,7 +139,7 @@ def test_a_job_that_is_stopped_ends_with_143(head: Head, org_file: Path) -> None
 def test_shard_and_check_report_what_the_data_can_carry(
     head: Head, org_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a process of its own, as a user does: `check` joins the running head."""
+    """In a process of its own, as a user does, which does not wait for what the running head is busy with."""
     done = subprocess.run(
         [sys.executable, "-m", "crmray.cli", "check", str(org_file)],
         env=dict(os.environ),
@@ -148,6 +148,7 @@ def test_shard_and_check_report_what_the_data_can_carry(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    assert "cluster.joined address=local " in done.stderr
     assert "transactions  400   2024-01-01  2024-12-28" in done.stdout
     assert "churn: can run" in done.stdout
     assert Lake(config.load(org_file).root).has("tables", "transactions")

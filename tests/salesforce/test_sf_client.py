@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,20 @@ def test_each_flow_logs_in(server: Sandbox, flow: str) -> None:
         assert client.count("Account", "ParentId = null") == 1
         assert server.client_secret not in repr(client)
         assert client._token.access_token not in repr(client._token)
+
+
+def test_a_sandbox_that_is_down_is_told_at_once_with_how_to_start_it(server: Sandbox, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"https://127.0.0.1:{port}"
+    org = config.load(server.org_file(tmp_path / "org.yaml"))
+    login = org.source.login.model_copy(update={"url": url})  # type: ignore[union-attr]
+    told = (
+        f"{url}: got no connection, expected the local sandbox org, which is down; start it with `crmray sandbox "
+        f"--folder {server.folder} --port {port}`"
+    )
+    with pytest.raises(SalesforceError, match=f"^{re.escape(told)}$"):
+        Client.connect(org.source.model_copy(update={"login": login}), org.folder)  # type: ignore[arg-type]
 
 
 def test_a_refused_login_tells_no_secret(server: Sandbox, tmp_path: Path) -> None:

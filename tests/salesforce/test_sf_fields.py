@@ -12,6 +12,7 @@ from writing import BAND, REASONS, SCORE, World
 from crmray.cli import main
 from crmray.config import Writeback
 from crmray.errors import SalesforceError
+from crmray.org import OpenOrg
 from crmray.salesforce import fields, values
 from crmray.salesforce.sandbox.deploy import deploy
 from crmray.tasks import TASKS, task
@@ -37,6 +38,25 @@ def test_the_metadata_names_every_field_and_the_rights(
     assert main([*words, "--deploy"]) == 0
     assert "deployed" in capsys.readouterr().out
     assert deploy(world.server.store, files) == [], "all are there now"
+
+
+def test_an_org_file_without_tasks_gets_no_empty_package(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = world.server.org_file(world.folder / "org.yaml")
+    assert main(["fields", str(path), "--to", str(tmp_path / "made")]) == 2
+    told = capsys.readouterr().err
+    assert f"org file {path}: got no task, so no prediction that a field is needed for; expected `tasks:` with" in told
+    assert not (tmp_path / "made").exists()
+
+
+def test_fields_are_those_of_the_tasks_that_are_written_back(world: World) -> None:
+    asked = {"churn": {}, "leads": {}, "forecast": {}}  # of a series Salesforce has no record
+    path = world.server.org_file(world.folder / "org.yaml", tasks=asked, writeback={"churn": {}})
+    package = OpenOrg.load(path).fields()["package.xml"].decode()
+    assert (f"Account.{SCORE}" in package, "Lead." in package) == (True, False)
+    path = world.server.org_file(path, tasks={"churn": {}})
+    assert f"Account.{SCORE}" in OpenOrg.load(path).fields()["package.xml"].decode()
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))

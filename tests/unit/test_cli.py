@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-import stat
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import requests
 
 import jobs
 from crmray import cli, config, log
-from crmray.commands import doctor, submit, text
 from crmray.commands import run as run_command
+from crmray.commands import submit, text
 from crmray.dashboard import _reason
 from crmray.errors import ConfigError, did_you_mean
-from crmray.head import token_file
-from crmray.privacy import Pseudonyms
-from crmray.storage import Lake
 
 COMMANDS = (
     "init", "check", "up", "down", "run", "demo", "submit", "deploy", "predict", "keys", "compare", "status", "gc",
@@ -66,6 +64,11 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
             ["submit", "train", "churn", "--org", "ORG", "--undo", "r1"],
             "submit train: got --undo, expected flags of this job: --candidates, --set, --workers, --concurrency",
         ),
+        (
+            ["submit", "writeback", "churn", "--org", "ORG"],
+            "got source kind demo, expected salesforce: only there are records with fields to write to",
+        ),
+        (["fields", "ORG"], "got source kind demo, expected salesforce: only there are records"),
         (["submit", "train", "value", "--org", "ORG"], "(asked for: churn); add it under `tasks:`"),
         (["submit", "shard", "--org", "ORG"], "no cluster: none was given and no local head runs; do `crmray up`"),
         (["status", "--address", "head:8265"], "got address 'head:8265', expected the dashboard's URL"),
@@ -122,75 +125,6 @@ def test_events_of_a_command_are_lines_for_people_off_a_terminal_too(capsys: pyt
     out, err = capsys.readouterr()
     assert err.endswith(" shard.wrote rows=5\n")  # after the time
     assert "shard" not in out
-
-
-def test_doctor_tells_the_ports_of_the_running_cluster_from_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ports() -> list[tuple[bool, str]]:
-        return [finding for finding in doctor.machine(None) if finding[1].startswith("port ")]
-
-    monkeypatch.setattr(doctor, "_busy", lambda port: True)
-    assert [fine for fine, _ in ports()] == [True, True, False]  # `crmray up` takes other ports, Serve does not
-    assert ports()[0][1] == "port 6379 (GCS) is another program's; `crmray up` takes another port"
-
-    class Running:
-        address = "http://127.0.0.1:8265"
-        head = SimpleNamespace(address="127.0.0.1:6379")
-
-        def serve(self) -> dict:
-            return {"proxies": {"node": {}}, "http_options": {"port": 8000}}
-
-    monkeypatch.setattr(doctor, "Dashboard", lambda *_args, **_options: Running())
-    assert {text.partition(") ")[2] for _, text in ports()} == {"is that of the running cluster"}
-    assert all(fine for fine, _ in ports())
-
-
-def test_doctor_finds_the_token_that_others_can_read(capsys: pytest.CaptureFixture[str]) -> None:
-    path = token_file()
-    path.chmod(0o644)
-    assert cli.main(["doctor"]) == 2
-    told = capsys.readouterr().out
-    assert f"BAD  {path} has mode 0644; others can read it: chmod 600" in told
-    assert re.search(r"\n\d+ of \d+ checks failed\n$", told)
-    assert token_file() == path
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-def test_doctor_reads_every_secret_of_the_org_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "org.yaml"
-    path.write_text(
-        "name: a\nstorage: lake\nsource: {kind: salesforce, login: {flow: client_credentials, "
-        "client_id: {env: CRM_ID}, client_secret: {file: keys/secret}}}\n"
-        "privacy: {pseudonym_key: {file: keys/pseudonym.key}, vault_key: {file: keys/vault.key}}\n"
-    )
-    (tmp_path / "keys").mkdir()
-    (tmp_path / "keys" / "secret").write_text("s")
-    (tmp_path / "keys" / "vault.key").write_text("00" * 31)
-    monkeypatch.setenv("CRM_ID", "me")
-    told = {text: fine for fine, text in doctor.org_file(str(path))}
-    assert [text for text, fine in told.items() if not fine] == [
-        "privacy.pseudonym_key: secret file keys/pseudonym.key: got No such file or directory, expected a readable "
-        "text file",
-        "privacy.vault_key: secret file keys/vault.key: got 31 bytes, expected 32; `openssl rand -hex 32` makes some",
-    ]
-    assert {"source.login.client_secret can be read", f"storage {tmp_path}/lake can be written"} <= set(told)
-    assert "source.login.client_id can be read in this shell; jobs have the variables of the head" in told
-    (tmp_path / "keys" / "pseudonym.key").write_text("11" * 32)
-    (tmp_path / "keys" / "vault.key").write_text("22" * 32)
-    org = config.load(path)
-    found = Pseudonyms.of_org(org)
-    assert found
-    found.mark(Lake.of(org))
-    assert all(fine for fine, _ in doctor.org_file(str(path)))
-    path.write_text(path.read_text().replace("privacy: {", "privacy: {lake_key: {file: keys/lake.key}, "))
-    (tmp_path / "keys" / "pseudonym.key").unlink()
-    told = {text: fine for fine, text in doctor.org_file(str(path))}
-    assert [text.split(": ")[0] for text, fine in told.items() if not fine] == [
-        "privacy.pseudonym_key", "privacy.lake_key",
-    ]  # fmt: skip
-    assert told[f"storage {tmp_path}/lake can be written"]
-    path.write_text(path.read_text().replace("lake_key: {file: keys/lake.key}, ", ""))
-    (tmp_path / "keys" / "pseudonym.key").write_text("33" * 32)
-    assert any("is not the key that the pseudonyms of" in text for fine, text in doctor.org_file(str(path)) if not fine)
 
 
 def test_check_misses_a_key_before_it_reads_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,6 +243,52 @@ def test_a_log_in_pieces_is_read_by_line(capsys: pytest.CaptureFixture[str]) -> 
     reader.close()
     assert lines == ['{"event": "shard.wrote", "rows": 5, "parts": ["a", 0.5]}', "plain text", "last"]
     assert capsys.readouterr().out == "    shard.wrote rows=5 parts=a, 0.5\n"
+
+
+@pytest.mark.parametrize(("terminal", "flags"), [(True, []), (True, ["--json"]), (False, [])])
+def test_a_terminal_gets_the_log_of_a_submitted_job_in_lines_for_people(
+    terminal: bool, flags: list[str], org_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    lines = (
+        "Running entrypoint",
+        '{"time": 1, "level": "info", "event": "shard.wrote", "rows": 5}',
+        '{"job": "shard", "task": "", "manifests": {"orders": "/lake/manifest.json"}, "seconds": 1.5}',
+    )
+
+    class Cluster:
+        address, head = "http://h", "ours"
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def submit(self, *_: object, **__: object) -> str:
+            return "job-1"
+
+        def follow(self, _: str, write: Callable[[str], object]) -> int:
+            for line in lines:
+                write(line)
+                write("\n")
+            return 0
+
+    monkeypatch.setattr(submit, "Dashboard", Cluster)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert cli.main(["submit", "shard", "--org", str(org_file), *flags]) == 0
+    told = capsys.readouterr().out.replace("\r\033[K", "")
+    if terminal and not flags:
+        assert told == (
+            "Running entrypoint\nshard.wrote rows=5\n"
+            "job: shard\ntask: ''\nmanifests:\n  orders: /lake/manifest.json\nseconds: 1.5\n\n"
+        )
+    else:
+        assert told == "".join(f"{line}\n" for line in lines)
+
+
+def test_a_run_that_could_not_write_back_is_refused_before_its_first_job(tmp_path: Path) -> None:
+    path = tmp_path / "org.yaml"
+    path.write_text("name: a\nstorage: lake\nsource: {kind: demo}\ntasks: {churn: {}}\nwriteback: {churn: {}}\n")
+    no_cluster: Any = None
+    with pytest.raises(ConfigError, match="got source kind demo, expected salesforce"):
+        run_command.run(no_cluster, config.load(path), tasks=None, tune=False, port=None)
 
 
 def test_what_is_cut_says_so_and_ends_with_a_word() -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crmray import cli, tasks
+from crmray import cli, cluster, tasks
 from crmray.data import examples
 from crmray.data.plans import inline
 from crmray.data.shard import shard
@@ -24,6 +24,7 @@ def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     def try_out(self: OpenOrg, name: str) -> tuple[int, int]:
         return examples.trial(self.config, self.lake, tasks.task(name), tasks.settings(self.config, name))
 
+    monkeypatch.setattr(cluster, "connect", lambda address: None)
     monkeypatch.setattr(OpenOrg, "shard", lambda self: shard(self.config, self.lake, inline))
     monkeypatch.setattr(OpenOrg, "trial", try_out)
 
@@ -218,3 +219,13 @@ def test_check_ends_where_the_cluster_fails(sales, checked, monkeypatch) -> None
     monkeypatch.setattr(OpenOrg, "trial", trial)
     code, told = checked(SALES, "churn: {horizon_days: 60}")
     assert (code, "churn" in told) == (2, False)
+
+
+def test_check_stays_off_the_head_that_runs_unless_it_is_named(sales, checked, monkeypatch) -> None:
+    sales(300)
+    joined: list[str] = []
+    monkeypatch.setattr(cluster, "connect", joined.append)
+    checked(SALES, "")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    checked(SALES, "")
+    assert joined == ["local", "127.0.0.1:6379"]

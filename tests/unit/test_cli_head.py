@@ -7,18 +7,20 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 import requests
 
-from crmray import cli
+from crmray import cli, config
 from crmray import dashboard as dashboard_module
 from crmray.commands import demo, doctor
 from crmray.commands import head as head_commands
 from crmray.dashboard import Dashboard
 from crmray.errors import ClusterError
-from crmray.head import Head, home, local_head, process_started
+from crmray.head import Head, home, local_head, process_started, token_file
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ def test_down_when_the_head_ends_by_itself_meanwhile(
     fields = {"address": "127.0.0.1:6379", "dashboard": "http://127.0.0.1:8265", "token_path": "t"}
     head = Head(pid=process.pid, started=process.create_time(), temp_dir=str(session), **fields)
     head_commands._record(head)
-    family = head_commands._family
+    found = head_commands.family
 
     def ends() -> bool:
         if process.is_running():
@@ -125,7 +127,7 @@ def test_down_when_the_head_ends_by_itself_meanwhile(
     if when == "before its children are looked for":
         monkeypatch.setattr(Head, "alive", property(lambda _: ends()))
     else:
-        monkeypatch.setattr(head_commands, "_family", lambda of: (family(of), ends())[0])
+        monkeypatch.setattr(head_commands, "family", lambda of: (found(of), ends())[0])
     assert cli.main(["down"]) == 0
     assert not session.exists()
     monkeypatch.undo()
@@ -186,3 +188,25 @@ def test_down_ends_the_salesforce_org_that_a_kept_demo_left(
     assert "ended the Salesforce org" in capsys.readouterr().out
     assert cli.main(["down"]) == 0
     assert capsys.readouterr().out == "nothing to end: no head of ours runs\n"
+
+
+def test_down_says_what_stays_and_how_it_goes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CRMRAY_HOME", str(tmp_path))
+    token_file()
+    (tmp_path / "lakes" / "demo").mkdir(parents=True)
+    assert cli.main(["down"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"{tmp_path} stays: auth_token (the cluster's token), lakes/* (lakes, the demo's with its Salesforce org); "
+        f"to remove all of it: rm -r {tmp_path}"
+    ]
+
+
+def test_a_kept_demo_says_how_to_log_in_to_its_salesforce_org(tmp_path: Path) -> None:
+    login = "{flow: client_credentials, url: 'https://127.0.0.1:4443', client_id: {file: i}, client_secret: {file: s}}"
+    path = tmp_path / "demo.yaml"
+    path.write_text(f"name: a\nstorage: l\nsource: {{kind: salesforce, login: {login}}}\ntasks: {{churn: {{}}}}\n")
+    cluster: Any = SimpleNamespace(address="http://127.0.0.1:8265", serve=dict)
+    told = demo._next_steps(cluster, "t", config.load(path))
+    assert f"https://127.0.0.1:4443    the Salesforce org (how to log in: cat {tmp_path}/sandbox.log)" in told

@@ -58,7 +58,8 @@ def test_a_write_back_that_failed_costs_no_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "org.yaml").write_text(
-        "name: a\nstorage: lake\nsource: {kind: demo}\ntasks: {churn: {}, leads: {}}\nwriteback: {churn: {}}\n"
+        "name: a\nstorage: lake\ntasks: {churn: {}, leads: {}}\nwriteback: {churn: {}}\n"
+        "source: {kind: salesforce, login: {flow: client_credentials, client_id: {env: I}, client_secret: {env: S}}}\n"
     )
     org, seen = config.load(tmp_path / "org.yaml"), []
 
