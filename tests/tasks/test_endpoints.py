@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, get_args
 
 import httpx
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pytest
 import toy_task as toy
 import uvicorn
-from conformance import baseline_of, fit, planted, rows_of, settings_of, small
+from conformance import SETTINGS, baseline_of, fit, planted, rows_of, settings_of, small
 from starlette.testclient import TestClient
 
 from crmray import cli, registry, score
@@ -151,8 +152,12 @@ def test_known_ids_are_answered_by_post_and_by_get(service, task):
     (posted,) = checked(task, service.post(task, {"id": one}), document)
     assert posted["entity_id"] == one
     assert checked(task, service.get(f"{task.ROUTE}/{one}")) == [posted]
-    explained = checked(task, service.get(f"{task.ROUTE}/{one}?explain=true"), document)
-    assert checked(task, service.post(task, {"id": one, "explain": True})) == explained
+    both = (service.get(f"{task.ROUTE}/{one}?explain=true"), service.post(task, {"id": one, "explain": True}))
+    if "reasons" in posted:
+        assert [checked(task, answer, document) for answer in both] == [checked(task, both[0])] * 2
+        assert checked(task, both[0])[0]["reasons"] is not None
+    else:
+        assert [(answer.status_code, answer.json()["error"]["field"]) for answer in both] == [(422, "explain")] * 2
     several = service.post(task, {"ids": [other, "nobody", one]})
     assert [row["entity_id"] for row in checked(task, several)] == [other, one]
     assert several.json()["unknown"] == ["nobody"]
@@ -178,6 +183,7 @@ def test_the_page_of_the_endpoints_opens_without_key_or_network_and_has_what_is_
     paths = client.get("/openapi.json").json()["paths"]
     assert [path for path in paths if path.startswith("/v1/")] == ["/v1/models", "/v1/churn", "/v1/churn/{id}"]
     assert client.get("/v1/models").status_code == 401
+    assert client.get("/").json()["tasks"] == {"churn": "/v1/churn"}
 
 
 @EVERY_TASK
@@ -189,7 +195,7 @@ def test_what_is_not_in_the_data_can_be_described(service, task):
         return
     rows = checked(task, service.post(task, body))
     assert len(rows) == len(body.get("texts", "1"))
-    assert checked(task, service.post(task, {**body, "explain": True}))
+    assert checked(task, service.post(task, {**body, "explain": "reasons" in rows[0]}))
 
 
 def test_what_a_task_takes_of_its_own_is_heeded(service):
@@ -251,6 +257,90 @@ def test_what_cannot_be_answered_is_told(service, task, content, status, code):
 def test_nobody_is_unknown_by_get_too(service, task):
     answer = service.get(f"{task.ROUTE}/nobody")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, f"unknown_{task.ENTITY}")
+
+
+@EVERY_TASK
+def test_an_unknown_id_is_told_in_the_tasks_own_words_and_what_to_run(service, task):
+    def message(body: dict[str, Any]) -> str:
+        return service.post(task, body).json()["error"]["message"]
+
+    here = f"among those that {task.NAME} answers for in the current data of 2023-06-"
+    assert message({"id": "nobody"}).startswith(f"this {task.ENTITY} is not {here}")
+    assert message({"ids": ["nobody", "none"]}).startswith(f"none of the 2 ids is {here}")
+    for told in (message({"id": "nobody"}), message({"ids": ["nobody", "none"]})):
+        assert "; `crmray run ORG.yaml` takes up newer data" in told
+        assert ("customer" in told) == (task.ENTITY == "customer" or "levels here" in told)
+        assert ("see /docs" in told) == (task.ENTITY in DESCRIBED)
+
+
+def test_a_series_is_told_one_like_it_unless_it_names_a_customer(service):
+    def message(series: str) -> str:
+        answer = service.get(f"{forecast.ROUTE}/{series}")
+        assert answer.json()["error"]["code"] == "unknown_series"
+        return answer.json()["error"]["message"]
+
+    levels = "; series are named `level:value` or `total`, levels here are category, customer, customer,category, total"
+    assert f"; did you mean 'category:even'?{levels}; `crmray run" in message("category:evn")
+    assert "; did you mean 'category:even'?" in message("even")
+    assert "did you mean" not in message("customer:c003")
+
+
+def test_rows_outside_the_lookback_are_told_the_dates_and_what_to_send(service):
+    old = {"transactions": [{**BUYER["transactions"][0], "occurred_at": "2019-05-01"}]}
+    for name, field, body in (
+        ("churn", "customer", {"customer": old}),
+        ("leads", "lead", {"lead": {"source": "fair", "created_at": "2019-05-01"}}),
+    ):
+        task, time_ = EACH[name], "leads.created_at" if name == "leads" else "transactions.occurred_at"
+        as_of = service.champions[name].current().known.as_of
+        error = service.post(task, body).json()["error"]
+        first_day = as_of - timedelta(days=SETTINGS["lookback_days"])
+        assert (error["code"], error["field"]) == ("not_eligible", field)
+        assert error["message"] == (
+            f"{field}: got rows from which no {task.ENTITY} follows that {name} answers for under the org's settings: "
+            f"as_of is {as_of:%Y-%m-%d}, its lookback begins on {first_day:%Y-%m-%d}; expected rows with {time_} in "
+            "these days, or newer"
+        )
+
+
+def test_products_that_are_not_in_the_table_count_and_are_told(service):
+    churn, recommendation = EACH["churn"], EACH["recommendation"]
+    rows = {"transactions": [{**BUYER["transactions"][0], "product_id": one} for one in ("p01", "p99", "p98", "p99")]}
+    for task in (churn, recommendation):
+        for body in ({"id": "c0003", "recent_events": rows}, {"customer": rows}):
+            answer = service.post(task, body)
+            assert checked(task, answer)
+            assert answer.json()["unknown"] == ["p98", "p99"]
+    assert service.post(churn, {"customer": BUYER}).json()["unknown"] == []
+
+
+def test_the_root_says_without_a_key_what_is_where(service):
+    found = service.get("/").json()
+    assert found["tasks"] == {name: task.ROUTE for name, task in EACH.items()}
+    for page in ("docs", "openapi", "health", "ready", "models"):
+        assert service.get(found[page]).status_code == 200
+
+
+def test_the_command_line_says_what_to_run(service, monkeypatch, capsys):
+    monkeypatch.setenv("CRMRAY_KEY", "any")
+
+    def predict(*arguments: str) -> str:
+        assert cli.main(["predict", *arguments, "--url", service.url]) == 2
+        return capsys.readouterr().err
+
+    told = predict("custom.other", "c0003")
+    assert "/v1/custom/other: no task is served there; `crmray status` lists what is, `crmray deploy ORG.yaml`" in told
+    told = predict("churn", "nobody")
+    assert "404 this customer is not among those that churn answers for" in told
+    assert "`crmray run ORG.yaml` takes up newer data" in told
+    assert "explain: got true, expected false" in predict("forecast", "total", "--explain")
+
+
+@EVERY_TASK
+def test_bands_and_reasons_are_explained_in_the_document(service, task):
+    (answer,) = get_args(task.Response.model_fields["predictions"].annotation)
+    for name in {"band", "reasons"} & set(answer.model_fields):
+        assert len(answer.model_fields[name].description) > 40, name
 
 
 @EVERY_TASK
