@@ -148,7 +148,7 @@ class Prediction(BaseModel):
     place: int | None = Field(
         None, description="of the product asked about, by score from 1; null where it may not be shown or is not known"
     )
-    reasons: list[str] | None = None
+    reasons: list[str] | None = Field(None, description="one for each of `products`; null unless `explain` is true")
 
 
 class Response(BaseModel):
