@@ -106,14 +106,14 @@ class Served:
         task = self.bundle.task
         if found > count:
             return f"got rows from which {found} examples follow, expected those of one {task.ENTITY}"
-        message = f"got rows from which no {task.ENTITY} follows that {task.NAME} answers for under the org's settings"
+        message = f"from these rows no {task.ENTITY} follows that {task.NAME}, as the org file sets it, answers for"
         if as_of is None or not hasattr(settings, "lookback_days"):
             return message
         first = as_of - timedelta(days=settings.lookback_days)
         dated = [f"{name}.{schema.TABLES[name].time}" for name in task.needs(settings).required
                  if schema.TABLES[name].time and name != "outcomes"]  # fmt: skip
-        wanted = f"; expected rows with {' and '.join(dated)} in these days, or newer" if dated else ""
-        return f"{message}: as_of is {as_of:%Y-%m-%d}, its lookback begins on {first:%Y-%m-%d}{wanted}"
+        wanted = f"; send rows with {' and '.join(dated)} between these, or later" if dated else ""
+        return f"{message}: it looks back from {as_of:%Y-%m-%d} (as_of) to {first:%Y-%m-%d}{wanted}"
 
     def not_listed(self, rows: Mapping[str, list[dict[str, Any]]]) -> list[str]:
         """Ids of products and campaigns in rows of a request that the org's tables of these lack, as they were sent.

@@ -215,6 +215,10 @@ def test_what_a_task_takes_of_its_own_is_heeded(service):
     for option, body in (("similar_to", {}), ("for_product", known)):
         wrong = service.post(recommendation, {**body, option: "gone"}).json()["error"]
         assert (wrong["field"], wrong["message"][:30]) == (option, f"{option}: got product 'gone', expected"[:30])
+        assert "did you mean" not in wrong["message"]
+        assert "customer" not in wrong["message"]
+        near = service.post(recommendation, {**body, option: "pp07"}).json()["error"]["message"]
+        assert near.endswith("products table; did you mean 'p07'?")
     long = service.post(EACH["sentiment"], {"texts": ["never again " * 80_000]})
     assert checked(EACH["sentiment"], long)
 
@@ -297,9 +301,9 @@ def test_rows_outside_the_lookback_are_told_the_dates_and_what_to_send(service):
         first_day = as_of - timedelta(days=SETTINGS["lookback_days"])
         assert (error["code"], error["field"]) == ("not_eligible", field)
         assert error["message"] == (
-            f"{field}: got rows from which no {task.ENTITY} follows that {name} answers for under the org's settings: "
-            f"as_of is {as_of:%Y-%m-%d}, its lookback begins on {first_day:%Y-%m-%d}; expected rows with {time_} in "
-            "these days, or newer"
+            f"{field}: from these rows no {task.ENTITY} follows that {name}, as the org file sets it, answers for: it "
+            f"looks back from {as_of:%Y-%m-%d} (as_of) to {first_day:%Y-%m-%d}; send rows with {time_} between these, "
+            "or later"
         )
 
 
@@ -413,4 +417,20 @@ def test_the_audience_of_a_product_is_who_may_be_shown_it_best_first(service, tm
     finally:
         service.lake.fs.rm(f"{service.lake.base}/raw", recursive=True)
     assert cli.main(["audience", "nothing", "--org", str(path)]) == 2
-    assert "got product 'nothing', expected the id" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "got product 'nothing', expected the id" in told
+    assert "for_product" not in told  # as a request names it
+    run = service.lake.run("raw", consent.NAME, "e" * 16)
+    who = [row["entity_id"] for row in rows]
+    run.write_table(
+        "part-00000.parquet",
+        pa.table([who, [True] * len(who), [False] * len(who), [[]] * len(who)], schema=consent.SCHEMA),
+    )
+    run.commit()
+    try:
+        assert cli.main(["audience", "p01", "--org", str(path)]) == 0
+    finally:
+        service.lake.fs.rm(f"{service.lake.base}/raw", recursive=True)
+    printed = capsys.readouterr()
+    assert printed.out == "entity_id,place\n"
+    assert printed.err.startswith("nobody may be shown p01: ")
