@@ -193,9 +193,8 @@ def _unknown(served: Served, request: EntityRequest, sent: Sequence[str]) -> str
     if len(sent) == 1 and task.ENTITY in ("series", "product"):
         message += served.known.like(sent[0])
     message += "; `crmray run ORG.yaml` takes up newer data"
-    described = [name for name in request.SUBJECTS if name not in ("id", "ids")]
-    if described and not hasattr(task, "gather"):
-        message += f", and a request may have a {task.ENTITY} that is not in them under `{described[0]}`: see /docs"
+    if {*request.SUBJECTS} - {"id", "ids"} and not hasattr(task, "gather"):
+        message += ", and /docs says how to ask about one that is not in them"
     return message
 
 

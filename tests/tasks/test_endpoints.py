@@ -274,7 +274,7 @@ def test_an_unknown_id_is_told_in_the_tasks_own_words_and_what_to_run(service, t
     for told in (message({"id": "nobody"}), message({"ids": ["nobody", "none"]})):
         assert "; `crmray run ORG.yaml` takes up newer data" in told
         assert ("customer" in told) == (task.ENTITY == "customer" or "levels here" in told)
-        assert ("see /docs" in told) == (task.ENTITY in DESCRIBED)
+        assert ("/docs says how to ask about one" in told) == (task.ENTITY in DESCRIBED)
 
 
 def test_a_series_is_told_one_like_it_unless_it_names_a_customer(service):
