@@ -5,144 +5,20 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, get_args
+from typing import get_args
 
-import httpx
-import jsonschema
 import pyarrow as pa
-import pytest
-import toy_task as toy
-import uvicorn
-from conformance import SETTINGS, baseline_of, fit, planted, rows_of, settings_of, small
+from endpoints import BUYER, DESCRIBED, EACH, EVERY_TASK, checked, first
 from starlette.testclient import TestClient
 
-from crmray import cli, registry, score
-from crmray.bundle import write_bundle
+from crmray import cli, score
 from crmray.config import Writeback
 from crmray.keys import KeyFile
 from crmray.privacy import consent
 from crmray.salesforce import fields, values
-from crmray.storage import Lake, Run, run_id
-from crmray.tasks import TASKS, custom, forecast
-from serve.answers import Answers
-from serve.champion import Champion
-from serve.http import answer_model, root_app, task_app
-from serve.options import RootOptions, TaskOptions
-
-EACH = {**TASKS, "custom": custom.named("custom.again")}
-EVERY_TASK = pytest.mark.parametrize("task", list(EACH.values()), ids=list(EACH))
-BUYER = {"transactions": [{"occurred_at": f"2023-0{month}-05", "order_id": f"o{month}", "product_id": "p01",
-                           "num_units": 1, "net_amount": 10.0} for month in (3, 4, 5)]}  # fmt: skip
-DESCRIBED = {
-    "customer": {"customer": BUYER},
-    "lead": {"lead": {"source": "fair", "created_at": "2023-06-20"}},
-    "interaction": {"texts": ["The parcel is late, never again!", "we love it"]},
-}
-"""what a request may describe, by what a task is about; series are known by name alone"""
-
-
-@dataclass(kw_only=True)
-class Service:
-    """The applications of all tasks and the root behind one server."""
-
-    url: str
-    lake: Lake
-    champions: dict[str, Champion]
-
-    def post(self, task: Any, body: Any = None, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + task.ROUTE, json=body, timeout=60, trust_env=False, **options)
-
-    def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=60, trust_env=False)
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    lake = Lake(tmp_path_factory.mktemp("lake"))
-    inputs = {name: write(lake.run("tables", name, "0" * 16), name, table) for name, table in planted().items()}
-    champions = {name: published(lake, task, inputs) for name, task in EACH.items()}
-    options = {"require_key": False, "timeout_s": 50}
-    apps = {"": root_app(EACH, options=RootOptions(**options), keys=None, models=list, missing=list)}
-    for name, task in EACH.items():
-        answers = Answers(champions[name], max_batch_rows=256)
-        apps[task.ROUTE] = task_app(task, answers, options=TaskOptions(task=name, **options), keys=None)
-
-    async def as_serve_does(scope, receive, send):
-        """Each application under its route."""
-        route = next((one for one in apps if one and f"{scope['path']}/".startswith(f"{one}/")), "")
-        await apps[route]({**scope, "root_path": route}, receive, send)
-
-    server = uvicorn.Server(uvicorn.Config(as_serve_does, port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.02)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield Service(url=f"http://127.0.0.1:{port}", lake=lake, champions=champions)
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def write(run: Run, name: str, table: pa.Table) -> str:
-    run.write_table("shard-00000.parquet", table)
-    return run.commit(**toy.table_manifest(name, table)).run_id
-
-
-def published(lake: Lake, task: Any, inputs: dict[str, str]) -> Champion:
-    """The rule of thumb as champion, over the `now` rows; of forecasts also by customer."""
-    seen, settings = rows_of(task), settings_of(task)
-    model = fit(small(task.CANDIDATES[baseline_of(task)]), seen["train"], seen["validation"])
-    decision = task.finalize(model, seen["train"], seen["validation"], settings)
-    now = seen["now"]
-    if task.NAME == forecast.NAME:
-        settings = settings.model_copy(update={"levels": ["total", "category", "customer", "customer,category"]})
-        weekly = task.combine([task.gather(planted(), settings)], settings)
-        now = task.examples(weekly, now["as_of"][0].as_py(), settings, labels=False)
-    own = settings.model_dump(mode="json")
-    run = lake.run("examples", task.NAME, run_id("examples", inputs=inputs, settings=own, seed=0, format=1))
-    run.write_table("test/shard-00000.parquet", seen["test"])
-    with run.open_output("now.arrow") as sink, pa.ipc.new_file(sink, now.schema) as writer:
-        writer.write_table(now.sort_by("entity_id").combine_chunks())
-    dates = {"train": [], "validation": None, "test": None, "now": now["as_of"][0].as_py().isoformat()}
-    about = {"task": task.NAME, "features_version": task.FEATURES_VERSION, "settings": own, "inputs": inputs}
-    run.commit(as_of=dates, horizon_days=30, num_shards=1, **about)
-    bundle = lake.run("bundles", task.NAME, "a" * 16)
-    write_bundle(
-        bundle, task, candidate=baseline_of(task), model=model, settings=settings, decision=decision,
-        examples=seen["test"], card="# planted", metrics={baseline_of(task): {}}, baselines={}, data=run.manifest(),
-        seed=0,
-    )  # fmt: skip
-    bundle.commit()
-    registry.publish(lake, task, force="the only one")
-    champion = Champion(lake, task)
-    assert champion.poll(), champion.problem
-    return champion
-
-
-def first(service: Service, task: Any, row: int = 3) -> str:
-    return service.champions[task.NAME.split(".")[0]].current().known.rows["entity_id"][row].as_py()
-
-
-def checked(task: Any, answer: httpx.Response, document: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The predictions of an answer that is what the OpenAPI document says, and has no field beyond it."""
-    assert answer.status_code == 200, answer.text
-    body = answer.json()
-    answer_model(task).model_validate(body)
-    (model,) = get_args(task.Response.model_fields["predictions"].annotation)
-    for one in body["predictions"]:
-        assert set(one) <= set(model.model_fields)
-    if document is not None:
-        told = document["paths"][task.ROUTE]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
-        jsonschema.validate(body, {**told, "components": document["components"]})
-    return body["predictions"]
+from crmray.tasks import TASKS, forecast
+from serve.http import root_app
+from serve.options import RootOptions
 
 
 @EVERY_TASK
@@ -235,78 +111,6 @@ def test_the_documented_examples_of_bodies_are_answered(service):
     assert checked(churn, service.post(churn, {"customer": described}))
 
 
-@EVERY_TASK
-@pytest.mark.parametrize(
-    ("content", "status", "code"),
-    [
-        (b"{", 422, "malformed_json"),
-        (b"{}", 422, "invalid_field"),
-        (b'{"id": 7}', 422, "invalid_field"),
-        (b'{"idd": "x"}', 422, "invalid_field"),
-        (b'{"id": ""}', 404, None),
-        (b'{"id": "nobody"}', 404, None),
-        (b'{"texts": [""]}', 422, "invalid_field"),
-        (b'{"lead": {"source": 7}}', 422, "invalid_field"),
-        (b'{"customer": {"transactions": [{}]}}', 422, "invalid_field"),
-    ],
-)
-def test_what_cannot_be_answered_is_told(service, task, content, status, code):
-    answer = service.post(task, content=content)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"]) == (status, code or f"unknown_{task.ENTITY}")
-    assert 0 < len(error["message"]) < 400
-
-
-@EVERY_TASK
-def test_nobody_is_unknown_by_get_too(service, task):
-    answer = service.get(f"{task.ROUTE}/nobody")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, f"unknown_{task.ENTITY}")
-
-
-@EVERY_TASK
-def test_an_unknown_id_is_told_in_the_tasks_own_words_and_what_to_run(service, task):
-    def message(body: dict[str, Any]) -> str:
-        return service.post(task, body).json()["error"]["message"]
-
-    here = f"among those that {task.NAME} answers for in the current data of 2023-06-"
-    assert message({"id": "nobody"}).startswith(f"this {task.ENTITY} is not {here}")
-    assert message({"ids": ["nobody", "none"]}).startswith(f"none of the 2 ids is {here}")
-    for told in (message({"id": "nobody"}), message({"ids": ["nobody", "none"]})):
-        assert "; `crmray run ORG.yaml` takes up newer data" in told
-        assert ("customer" in told) == (task.ENTITY == "customer" or "levels here" in told)
-        assert ("/docs says how to ask about one" in told) == (task.ENTITY in DESCRIBED)
-
-
-def test_a_series_is_told_one_like_it_unless_it_names_a_customer(service):
-    def message(series: str) -> str:
-        answer = service.get(f"{forecast.ROUTE}/{series}")
-        assert answer.json()["error"]["code"] == "unknown_series"
-        return answer.json()["error"]["message"]
-
-    levels = "; series are named `level:value` or `total`, levels here are category, customer, customer,category, total"
-    assert f"; did you mean 'category:even'?{levels}; `crmray run" in message("category:evn")
-    assert "; did you mean 'category:even'?" in message("even")
-    assert "did you mean" not in message("customer:c003")
-
-
-def test_rows_outside_the_lookback_are_told_the_dates_and_what_to_send(service):
-    old = {"transactions": [{**BUYER["transactions"][0], "occurred_at": "2019-05-01"}]}
-    for name, field, body in (
-        ("churn", "customer", {"customer": old}),
-        ("leads", "lead", {"lead": {"source": "fair", "created_at": "2019-05-01"}}),
-    ):
-        task, time_ = EACH[name], "leads.created_at" if name == "leads" else "transactions.occurred_at"
-        as_of = service.champions[name].current().known.as_of
-        error = service.post(task, body).json()["error"]
-        first_day = as_of - timedelta(days=SETTINGS["lookback_days"])
-        assert (error["code"], error["field"]) == ("not_eligible", field)
-        assert error["message"] == (
-            f"{field}: from these rows no {task.ENTITY} follows that {name}, as the org file sets it, answers for: it "
-            f"looks back from {as_of:%Y-%m-%d} (as_of) to {first_day:%Y-%m-%d}; send rows with {time_} between these, "
-            "or later"
-        )
-
-
 def test_products_that_are_not_in_the_table_count_and_are_told(service):
     churn, recommendation = EACH["churn"], EACH["recommendation"]
     rows = {"transactions": [{**BUYER["transactions"][0], "product_id": one} for one in ("p01", "p99", "p98", "p99")]}
@@ -323,21 +127,6 @@ def test_the_root_says_without_a_key_what_is_where(service):
     assert found["tasks"] == {name: task.ROUTE for name, task in EACH.items()}
     for page in ("docs", "openapi", "health", "ready", "models"):
         assert service.get(found[page]).status_code == 200
-
-
-def test_the_command_line_says_what_to_run(service, monkeypatch, capsys):
-    monkeypatch.setenv("CRMRAY_KEY", "any")
-
-    def predict(*arguments: str) -> str:
-        assert cli.main(["predict", *arguments, "--url", service.url]) == 2
-        return capsys.readouterr().err
-
-    told = predict("custom.other", "c0003")
-    assert "/v1/custom/other: no task is served there; `crmray status` lists what is, `crmray deploy ORG.yaml`" in told
-    told = predict("churn", "nobody")
-    assert "404 this customer is not among those that churn answers for" in told
-    assert "`crmray run ORG.yaml` takes up newer data" in told
-    assert "explain: got true, expected false" in predict("forecast", "total", "--explain")
 
 
 @EVERY_TASK
