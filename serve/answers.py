@@ -127,10 +127,12 @@ class Answers:
         served = self.champion.current()
         if request.described is not None:
             subject = next(name for name in request.SUBJECTS if getattr(request, name) is not None)
-            rows, looked = served.described(request.described, subject, request.num_described), _Looked()
+            sent, looked = request.described, _Looked()
+            rows = served.described(sent, subject, request.num_described)
         else:
-            looked = _look_up(served, request)
-            rows = served.updated(served.lake_id(request.id or ""), request.recent_events or {})
+            sent, looked = request.recent_events or {}, _look_up(served, request)
+            rows = served.updated(served.lake_id(request.id or ""), sent)
+        looked.unknown.extend(served.not_listed(sent))
         return _document(served, rows, _predict(served, request, rows), slice(0, rows.num_rows), looked)
 
 
@@ -143,7 +145,7 @@ class _Looked:
     sent: list[str] = field(default_factory=list)
     """these ids as the client sent them"""
     unknown: list[str] = field(default_factory=list)
-    """ids that are not in the data"""
+    """ids that are not in the data; also of products and campaigns in rows that were sent"""
     withheld: list[str] = field(default_factory=list)
     """ids of those who withdrew their consent"""
 
@@ -180,13 +182,20 @@ def _look_up(served: Served, request: EntityRequest) -> _Looked:
         which = person if count == 1 else f"those behind {len(looked.withheld)} of the {count} ids"
         message = f"{which} withdrew the consent to be profiled: nothing is predicted"
         raise Refused(403, "consent_withdrawn", message, field=field)
-    which = f"this {entity} is" if count == 1 else f"none of the {count} ids is"
-    date = f" of {served.known.as_of:%Y-%m-%d}" if served.known.as_of else ""
-    here = f"among those for whom {served.bundle.task.NAME} answers in the current data{date}"
-    message = f"{which} {here}" if count > 1 else f"{which} not {here}"
-    ways = [name for name in request.SUBJECTS if name not in ("id", "ids")]
-    hint = f"describe the {entity} under `{ways[0]}`, or make new examples" if ways else "make new examples"
-    raise Refused(404, f"unknown_{entity}", f"{message}; {hint}", field=field)
+    raise Refused(404, f"unknown_{entity}", _unknown(served, request, looked.unknown), field=field)
+
+
+def _unknown(served: Served, request: EntityRequest, sent: Sequence[str]) -> str:
+    """Why none of these ids is answered, and what to do."""
+    task, date = served.bundle.task, f" of {served.known.as_of:%Y-%m-%d}" if served.known.as_of else ""
+    which = f"this {task.ENTITY} is not" if len(sent) == 1 else f"none of the {len(sent)} ids is"
+    message = f"{which} among those that {task.NAME} answers for in the current data{date}"
+    if len(sent) == 1 and task.ENTITY in ("series", "product"):
+        message += served.known.like(sent[0])
+    message += "; `crmray run ORG.yaml` takes up newer data"
+    if {*request.SUBJECTS} - {"id", "ids"} and not hasattr(task, "gather"):
+        message += ", and /docs says how to ask about one that is not in them"
+    return message
 
 
 def _predict(served: Served, request: EntityRequest, rows: pa.Table) -> pa.Table:

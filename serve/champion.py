@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from crmray import log, tasks
+from crmray import log, schema, tasks
 from crmray.bundle import Bundle, load_bundle
 from crmray.config import Org
 from crmray.data import asof_series
@@ -95,9 +97,36 @@ class Served:
         except DataError as error:
             raise Refused(422, "invalid_field", f"{field}: {error}", field=field) from None
         if rows.num_rows != count:
-            message = f"{field}: got rows from which no example follows under the org's settings for {task.NAME}"
+            message = f"{field}: {self._why_not(rows.num_rows, count, as_of, settings)}"
             raise Refused(422, "not_eligible", message, field=field)
         return conform(rows, self.known.rows.schema)
+
+    def _why_not(self, found: int, count: int, as_of: datetime | None, settings: Any) -> str:
+        """Why rows of a request make fewer examples, or more, than they should, and what to send."""
+        task = self.bundle.task
+        if found > count:
+            return f"got rows from which {found} examples follow, expected those of one {task.ENTITY}"
+        message = f"from these rows no {task.ENTITY} follows that {task.NAME}, as the org file sets it, answers for"
+        if as_of is None or not hasattr(settings, "lookback_days"):
+            return message
+        first = as_of - timedelta(days=settings.lookback_days)
+        dated = [f"{name}.{schema.TABLES[name].time}" for name in task.needs(settings).required
+                 if schema.TABLES[name].time and name != "outcomes"]  # fmt: skip
+        wanted = f"; send rows with {' and '.join(dated)} between these, or later" if dated else ""
+        return f"{message}: it looks back from {as_of:%Y-%m-%d} (as_of) to {first:%Y-%m-%d}{wanted}"
+
+    def not_listed(self, rows: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+        """Ids of products and campaigns in rows of a request that the org's tables of these lack, as they were sent.
+
+        They are answered all the same: in training, too, a purchase counts whose product is not in the table.
+        """
+        sent = [row for events in rows.values() for row in events]
+        found: list[str] = []
+        for name, table in self.shared.items():
+            key = schema.TABLES[name].entity
+            ids = pa.array(sorted({row[key] for row in sent if row.get(key)}), pa.string())
+            found += ids.filter(pc.invert(pc.is_in(ids, value_set=table[key].combine_chunks()))).to_pylist()
+        return found
 
 
 class Champion:

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray import schema
-from serve.errors import Refused
+from crmray.errors import did_you_mean
+from serve.errors import Refused, kind_of
 
 INLINE_ID = "inline"
 """entity_id of somebody who is not in the data"""
@@ -28,10 +29,9 @@ def tables_of(
     """
     for name in rows:
         if name not in schemas or not schema.TABLES[name].sharded:
-            known = ", ".join(sorted(key for key in schemas if schema.TABLES[key].sharded))
-            raise _wrong(
-                f"{field}.{name}", f"got table {name!r}, expected one of those the model was trained on: {known}"
-            )
+            known = sorted(key for key in schemas if schema.TABLES[key].sharded)
+            expected = f"one of those the model was trained on: {', '.join(known)}{did_you_mean(name, known)}"
+            raise _wrong(f"{field}.{name}", f"got table {name!r}, expected {expected}")
     return {
         name: _table(name, rows.get(name, []), columns, f"{field}.{name}", entity_id)
         for name, columns in schemas.items()
@@ -45,8 +45,8 @@ def _table(name: str, rows: list[dict[str, Any]], columns: pa.Schema, field: str
     for number, row in enumerate(rows):
         for column in row:
             if column not in allowed:
-                expected = ", ".join(sorted(allowed))
-                raise _wrong(f"{field}.{number}.{column}", f"got column {column!r}, expected one of: {expected}")
+                expected = f"one of: {', '.join(sorted(allowed))}{did_you_mean(column, sorted(allowed))}"
+                raise _wrong(f"{field}.{number}.{column}", f"got column {column!r}, expected {expected}")
     arrays: list[pa.Array] = []
     for target in columns:
         if target.name == spec.entity:
@@ -82,21 +82,21 @@ def _value(value: Any, type_: pa.DataType, field: str, required: bool) -> Any:
     if pa.types.is_string(type_) or pa.types.is_large_string(type_):
         return _text(_of(str, value, field, "text"), field)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _wrong(field, f"got {_short(value)}, expected a number")
+        raise _wrong(field, f"got {kind_of(value)}, expected a number")
     if isinstance(value, float) and not math.isfinite(value):
-        raise _wrong(field, f"got {_short(value)}, expected a finite number")
+        raise _wrong(field, "got a number that is not finite, expected a finite one")
     if pa.types.is_integer(type_):
         if value != int(value) or abs(value) >= 2**63:
-            raise _wrong(field, f"got {_short(value)}, expected a whole number of 64 bits")
+            raise _wrong(field, "got a number with a fraction, or a longer one, expected a whole number of 64 bits")
         return int(value)
     if abs(value) > 1e300:
-        raise _wrong(field, f"got {_short(value)}, expected a finite number")
+        raise _wrong(field, "got a number beyond 1e300, expected a smaller one")
     return float(value)
 
 
 def _of(kind: type, value: Any, field: str, expected: str) -> Any:
     if not isinstance(value, kind):
-        raise _wrong(field, f"got {_short(value)}, expected {expected}")
+        raise _wrong(field, f"got {kind_of(value)}, expected {expected}")
     return value
 
 
@@ -112,14 +112,14 @@ def _text(value: str, field: str) -> str:
 def _time(value: Any, field: str) -> datetime:
     expected = "an ISO 8601 time such as 2026-10-01T12:00:00Z"
     if not isinstance(value, str):
-        raise _wrong(field, f"got {_short(value)}, expected {expected}")
+        raise _wrong(field, f"got {kind_of(value)}, expected {expected}")
     try:
         time = datetime.fromisoformat(value)
         time = time.replace(tzinfo=timezone.utc) if time.tzinfo is None else time.astimezone(timezone.utc)
     except (ValueError, OverflowError):
-        raise _wrong(field, f"got {_short(value)}, expected {expected}") from None
+        raise _wrong(field, f"got text that is no such time, expected {expected}") from None
     if time > datetime.now(timezone.utc) + _FUTURE:
-        raise _wrong(field, f"got {_short(value)}, which has not happened yet; expected a time that is past")
+        raise _wrong(field, "got a time that is yet to come, expected one that is past")
     return time
 
 
@@ -139,8 +139,3 @@ def date_of(tables: Mapping[str, pa.Table], as_of: datetime | None) -> datetime 
 
 def _wrong(field: str, message: str) -> Refused:
     return Refused(422, "invalid_field", f"{field}: {message}", field=field)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_json
 
+from crmray.errors import did_you_mean
+
 
 class ErrorDetail(BaseModel):
     """What went wrong."""
@@ -66,28 +68,59 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def invalid(error: ValidationError) -> Refused:
-    """The first fault of a body as 422."""
-    fault = error.errors(include_url=False, include_context=False)[0]
+_EXPECTED: dict[str, str] = {
+    "missing": "a value",
+    "none_required": "nothing",
+    "string_type": "text",
+    "string_too_long": "at most {max_length} characters",
+    "list_type": "a list",
+    "too_short": "at least {min_length} of them",
+    "too_long": "at most {max_length} of them",
+    "finite_number": "a finite number",
+    "greater_than_equal": "{ge} or more",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "{le} or less",
+    "less_than": "less than {lt}",
+    **dict.fromkeys(("dict_type", "model_type"), "an object"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+}
+"""pydantic's name of a fault -> what was expected instead"""
+_KINDS = {dict: "an object", list: "a list", str: "text", int: "a number", float: "a number", type(None): "null"}
+
+
+def kind_of(value: Any) -> str:
+    """What kind of JSON value it is. Never the value, which may say something of a person."""
+    return str(value).lower() if isinstance(value, bool) else _KINDS.get(type(value), "another kind of value")
+
+
+def invalid(error: ValidationError, model: type[BaseModel]) -> Refused:
+    """The first fault of a request as 422: the field, what kind of value was got, what is expected there."""
+    fault = error.errors(include_url=False)[0]
+    kind, told = fault["type"], fault["msg"]
     path = ".".join(str(step) for step in fault["loc"]) or None
-    if fault["type"] == "json_invalid":
-        return Refused(
-            422, "malformed_json", f"the body is not valid JSON: {fault['msg'].removeprefix('Invalid JSON: ')}"
-        )
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] not in ("missing", "value_error"):
-        message += f" (got {_short(fault['input'])})"
-    if not path and (named := named_in(message)):  # of fields that do not go together
-        return Refused(422, "invalid_field", message, field=named)
-    return Refused(422, "invalid_field", f"{path}: {message}" if path else message, field=path)
+    if kind == "json_invalid":
+        message = f"the body is not valid JSON: {told.removeprefix('Invalid JSON: ')}"
+        return Refused(422, "malformed_json", message)
+    if kind == "value_error":  # our own say what was got
+        message = told.removeprefix("Value error, ")
+        if not path:  # of fields that do not go together
+            return Refused(422, "invalid_field", message, field=named_in(message))
+    elif kind == "extra_forbidden":
+        known = [name for name, field in model.model_fields.items() if not field.exclude]
+        hint = did_you_mean(str(fault["loc"][-1]), known)
+        message = f"got an unknown field, expected only {', '.join(known)}{hint}"
+    else:
+        limits = {name: f"{at:g}" if isinstance(at, float) else at for name, at in fault.get("ctx", {}).items()}
+        expected = _EXPECTED.get(kind, "what /docs says").format(**limits)
+        about = model.model_fields[str(fault["loc"][0])].description if path else None
+        got = "nothing" if kind == "missing" else kind_of(fault["input"])
+        message = f"got {got}, expected {expected}" + (f" ({about})" if about else "")
+    return Refused(422, "invalid_field", f"{path or 'the body'}: {message}", field=path)
 
 
 def named_in(message: str) -> str | None:
     """The field with which a message begins, as in "ids: got …"."""
     found = re.match(r"([a-z_]+): ", message)
     return found[1] if found else None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -28,7 +28,7 @@ from serve.options import RootOptions, TaskOptions
 DOCS, DOCS_FILES = "/docs", "/docs/files"
 OPEN_PATHS = frozenset(
     {
-        "/healthz", "/readyz", "/openapi.json", DOCS,
+        "/", "/healthz", "/readyz", "/openapi.json", DOCS,
         *(f"{DOCS_FILES}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")),
     }
 )  # fmt: skip
@@ -70,7 +70,7 @@ def parse(model: type[EntityRequest], body: bytes) -> EntityRequest:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise invalid(error) from None
+        raise invalid(error, model) from None
 
 
 def of_query(model: type[EntityRequest], id_: str, query: list[tuple[str, str]]) -> EntityRequest:
@@ -81,7 +81,7 @@ def of_query(model: type[EntityRequest], id_: str, query: list[tuple[str, str]])
     try:
         return model.model_validate({**dict(query), "id": id_})
     except ValidationError as error:
-        raise invalid(error) from None
+        raise invalid(error, model) from None
 
 
 def root_app(
@@ -106,6 +106,13 @@ def root_app(
     )  # fmt: skip
 
     keyed = [Security(HTTPBearer(auto_error=False))] if keys is not None else []  # for the document: the gate checks
+
+    @app.get("/", tags=["models"])
+    async def index() -> dict[str, Any]:
+        """Where what is: the pages, and the address of each task that is served."""
+        pages = {"docs": DOCS, "openapi": "/openapi.json", "health": "/healthz", "ready": "/readyz"}
+        routes = {name: task.ROUTE for name, task in tasks.items()}
+        return {"crmray": __version__, **pages, "models": "/v1/models", "tasks": routes}
 
     @app.get("/v1/models", response_model=Models, responses=_errors(401), tags=["models"], dependencies=keyed)
     async def list_models() -> dict[str, Any]:
@@ -183,7 +190,13 @@ def answer_model(task: Task) -> type[BaseModel]:
         "version": (str, Field(description="version of the model that answered")),
         "as_of": (datetime | None, Field(description="the date up to which the model looked; null without time")),
         "data_age_days": (float | None, Field(description="days from the date of the data to this moment")),
-        "unknown": (list[str], Field(description="of the ids asked for, those that are not in the data")),
+        "unknown": (
+            list[str],
+            Field(
+                description="ids that are not in the data: of those asked for, which have no prediction, and of "
+                "products and campaigns in rows that were sent, which count as ones of which nothing else is known"
+            ),
+        ),
         "withheld": (list[str], Field(description="of the ids asked for, those that withdrew their consent")),
     }
     return create_model(f"{task.NAME.title()}Answer", __base__=task.Response, **fields)

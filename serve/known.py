@@ -16,9 +16,12 @@ from crmray import schema
 from crmray.data import asof_sentiment
 from crmray.data.examples_inputs import Content, content_of
 from crmray.data.splits import Snapshots
-from crmray.errors import CorruptError, NotFoundError
+from crmray.errors import CorruptError, NotFoundError, did_you_mean
 from crmray.privacy.consent import whom
 from crmray.storage import Run
+
+IMPERSONAL = {"total", "product", "category", "brand", "region"}
+"""levels of series whose values name no person"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,17 @@ class Known(Dated):
         """Row of an id, or None. Arrow sorts by bytes of UTF-8, which is the order of Python's strings."""
         index = bisect.bisect_left(self._ids, entity_id, key=lambda scalar: scalar.as_py())
         return index if index < len(self._ids) and self._ids[index].as_py() == entity_id else None
+
+    def like(self, sent: str) -> str:
+        """End of a message about an unknown product or series: one that may have been meant, and the levels of series.
+        Of the levels that may name people no series is told."""
+        rows, levels = self.rows, ""
+        if "level" in rows.column_names:
+            found = sorted(pc.unique(rows["level"]).to_pylist())
+            impersonal = [level for level in found if IMPERSONAL.issuperset(level.split(","))]
+            rows = rows.filter(pc.is_in(rows["level"], value_set=pa.array(impersonal, pa.string())))
+            levels = f"; series are named `level:value` or `total`, levels here are {', '.join(found)}"
+        return did_you_mean(sent, rows["entity_id"].to_pylist()) + levels
 
     def owner(self, row: int) -> str | None:
         """The person whom a row is about; None for a series of several customers."""

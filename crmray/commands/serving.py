@@ -37,8 +37,8 @@ HERE = ("http://127.0.0.1", "http://localhost", "http://[::1]")
 """how URLs of endpoints on this machine begin"""
 APPLICATIONS = "serve.app:"
 """how import paths of applications begin that are crmray's"""
-NOT_SERVED = ("not_found", "not_deployed")
-"""codes with which the root answers for a task that has no application"""
+NOT_SERVED = ("not_found", "not_deployed", "method_not_allowed")
+"""codes with which the root, or the application above it, answers for a task that has no application"""
 PRINTED = """\
 # For `serve deploy FILE`, or as serveConfigV2 of a RayService (cluster/rayservice.yaml).
 # host 127.0.0.1 answers on the nodes themselves only; on Kubernetes, or behind a load balancer, set it to 0.0.0.0.
@@ -290,8 +290,8 @@ def ask(url: str, body: dict[str, Any]) -> Any:
     code, message = _refusal(answer)
     if code in NOT_SERVED:
         raise NotFoundError(
-            f"{url}: nothing answers there; `crmray status` lists what is served, `crmray deploy ORG.yaml` serves the "
-            "tasks of an org file"
+            f"{url}: no task is served there; `crmray status` lists what is, `crmray deploy ORG.yaml` serves the tasks "
+            "of an org file, `crmray run ORG.yaml` trains and publishes them first"
         )
     raise CrmrayError(f"{url}: {answer.status_code} {message}")
 

@@ -14,6 +14,11 @@ from scipy.optimize import brentq
 from crmray.evaluate.metrics import checked, f1_threshold, logloss
 
 BANDS = ("low", "medium", "high")
+BAND_MEANING = (
+    "high: a probability of at least the threshold that was chosen on validation (one of the request changes nothing); "
+    "low: one below which, on validation, at most a tenth of the positives lay; medium: between"
+)
+"""description of the field in which a Response gives the band"""
 NUM_FOLDS = 5
 TILT = 1e-3  # share of the raw score in an isotonic probability: keeps apart what isotonic regression ties together
 LEAST_SLOPE = 1e-3  # of Platt's curve

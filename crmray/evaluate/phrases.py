@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from crmray.data.asof_contacts import CHANNELS
+from crmray.models.lifecycle import DORMANT, SPEND
 
 Noun = str | tuple[str, str]
 """words for an amount; one and many of what can be counted"""
@@ -108,6 +109,9 @@ class Words:
 
 
 IRREGULAR = {
+    "frequency_orders": Words(label="order frequency"),  # of segments, whose settings say of which days
+    SPEND: Words(label="spend per 30 active days"),
+    DORMANT: Words(label="probability of being dormant", unit="%"),
     "is_young": Words(label="less history than looked back on"),
     "frequency_purchase_days": Words(label="number of days with a purchase"),
     "gap_last_per_mean": Words(label="latest time between purchases", unit="times the usual"),

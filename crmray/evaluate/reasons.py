@@ -6,8 +6,7 @@ positive effects raise the score. Effects of groups that act together do not add
 
 A reason shows one value of its group beside the typical one: that which makes most of the group's effect when the rest
 of the group is typical. So a value is not told for an effect that it works against: of a customer who visited often in
-a year, but not lately, it is the last weeks that are shown. Where no value makes enough of it alone, the group is told
-by its words.
+a year, but not lately, it is the last weeks that are shown. Where no value makes enough of it alone, that is said.
 
 Shapes: N rows, G groups.
 """
@@ -35,6 +34,8 @@ LEAST_SHARE = 0.1  # of a group's effect: a value that alone makes less is not s
 SHARE_DIGITS = 9  # to which shares are compared
 MAX_TRIED = 4  # values of a group that are tried for a row, the most unusual ones
 MAX_TYPICAL_ROWS = 20_000
+SEQUENCE = "the order and timing of all that happened: purchases, visits, mails, contacts"
+"""words for the lists of events, of which no single value can be told"""
 
 
 def groups_of(
@@ -42,7 +43,7 @@ def groups_of(
 ) -> dict[str, tuple[str, ...]]:
     """The given groups (words -> columns) less what the table lacks, then each other feature as a group of its own.
 
-    List columns in no group together become "order of events".
+    List columns in no group together become SEQUENCE.
     """
     present = {words: tuple(c for c in columns if c in schema.names) for words, columns in groups.items()}
     result = {words: columns for words, columns in present.items() if columns}
@@ -50,7 +51,7 @@ def groups_of(
     numeric, categorical = feature_columns(schema, labels)
     result |= {_words(c): (c,) for c in (*numeric, *categorical) if c not in taken}
     sequences = tuple(f.name for f in schema if pa.types.is_list(f.type) and f.name not in taken)
-    return {**result, "order of events": sequences} if sequences else result
+    return {**result, SEQUENCE: sequences} if sequences else result
 
 
 def basis(train: pa.Table, starts: Mapping[str, Sequence[str]], labels: Collection[str] = ()) -> dict[str, Any]:
@@ -198,7 +199,10 @@ def explain(
     shown = _shown(predict, examples, scores, reference, [(i, groups[names[j]], matrix[i, j]) for i, j in strongest])
     said: list[list[str]] = [[] for _ in range(examples.num_rows)]
     for (i, j), column in zip(strongest, shown, strict=True):
-        said[i].append(_sentence(names[j], matrix[i, j], examples, i, reference, column))
+        words = names[j]
+        if column is None and not any(isinstance(reference["values"][name], list) for name in groups[words]):
+            words += ": several values together"
+        said[i].append(_sentence(words, matrix[i, j], examples, i, reference, column))
     return said
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from crmray.data.product_facts import Facts
-from crmray.errors import DataError
+from crmray.errors import DataError, did_you_mean
 from crmray.models import content, explanations, histories, ranking
 from crmray.models.explanations import CONTENT, PERSONAL, POPULAR, SIMILAR
 from crmray.models.ranking import Recommender
@@ -65,9 +65,10 @@ def _check_known(asked: Mapping[str, str | None], catalogue: histories.Catalogue
     """DataError, that begins with the option's name, for an id that is no product's."""
     for option, product in asked.items():
         if product is not None and product not in catalogue.code_of and product not in facts.place_of:
+            known = sorted({*catalogue.code_of, *facts.place_of})
             raise DataError(
                 f"{option}: got product {product!r}, expected the id of one of the {len(catalogue)} products that were"
-                f" bought or of the {len(facts)} in the products table"
+                f" bought or of the {len(facts)} in the products table{did_you_mean(product, known)}"
             )
 
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field
 from crmray import schema
 from crmray.data import asof, outcomes, splits
 from crmray.evaluate import decide, judge, reasons
+from crmray.evaluate.calibration import BAND_MEANING
 from crmray.evaluate.decide import Decided
 from crmray.models.blend import Blend
 from crmray.models.boosting import LightGBM
@@ -27,7 +28,7 @@ from crmray.models.linear import Logistic
 from crmray.models.lstm import LSTM
 from crmray.models.tabular import Recency
 from crmray.models.trees import DecisionTree, RandomForest
-from crmray.tasks.contract import EntityRequest, Fitted, Needs
+from crmray.tasks.contract import REASONS, EntityRequest, Fitted, Needs
 
 NAME, ROUTE, ENTITY = "churn", "/v1/churn", "customer"
 FEATURES_VERSION = f"1.{asof.FEATURES_VERSION}"
@@ -56,7 +57,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "changes to the record": ("change_",),
     "time as a customer": ("tenure_", "is_young"),
 }
-"""words for reasons -> beginnings of feature names; attributes and the order of events stand for themselves"""
+"""words for reasons -> beginnings of feature names; attributes, and the sequence of events, stand for themselves"""
 
 
 class Settings(splits.TimeSettings, Decided):
@@ -79,10 +80,10 @@ class Prediction(BaseModel):
 
     entity_id: str
     as_of: datetime | None
-    probability: float
-    band: Literal["low", "medium", "high"]
-    will_churn: bool
-    reasons: list[str] | None = None
+    probability: float = Field(description="of leaving within the horizon, calibrated")
+    band: Literal["low", "medium", "high"] = Field(description=BAND_MEANING)
+    will_churn: bool = Field(description="whether the probability is at least the threshold")
+    reasons: list[str] | None = Field(None, description=REASONS)
 
 
 class Response(BaseModel):

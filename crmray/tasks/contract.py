@@ -13,13 +13,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_IDS = 1_000
+REASONS = (
+    "what moves the score most, strongest first: a group of features, a value of it beside the typical one, and what "
+    "the group adds to the score; null unless `explain` is true"
+)
+"""description of the field in which a Response gives reasons"""
+
+
+def _none_to_give(asked: bool) -> bool:
+    if asked:
+        raise ValueError("got true, expected false: no reasons are given here")
+    return asked
+
+
+NoReasons = Annotated[
+    bool,
+    AfterValidator(_none_to_give),
+    Field(description="true is refused: no reasons are given here", json_schema_extra={"const": False}),
+]
+"""`explain` of a Request whose Response has no reasons"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ from crmray.data.definitions import EVENTS, OWN_TABLES, Entity, Outcome, Segment
 from crmray.data.names import Names
 from crmray.errors import ConfigError, did_you_mean
 from crmray.evaluate import kinds, reasons
+from crmray.evaluate.calibration import BAND_MEANING
 from crmray.evaluate.decide import Decided
 from crmray.models.blend import Blend
 from crmray.models.boosting import LightGBM
@@ -44,7 +45,7 @@ from crmray.models.one_rule import OneRule
 from crmray.models.tabular_net import TabularNet
 from crmray.models.trees import DecisionTree, RandomForest
 from crmray.tasks import churn, leads
-from crmray.tasks.contract import EntityRequest, Fitted, Needs
+from crmray.tasks.contract import REASONS, EntityRequest, Fitted, Needs
 
 NAME, ROUTE, ENTITY = "custom", "/v1/custom", "customer"
 FEATURES_VERSION = f"1.{asof.FEATURES_VERSION}.{asof_leads.FEATURES_VERSION}.{asof_products.FEATURES_VERSION}"
@@ -167,11 +168,11 @@ class Prediction(BaseModel):
     as_of: datetime | None
     answer: str | None = Field(None, description="yes or no, or the most probable class")
     probability: float | None = Field(None, description="of yes, or of that class")
-    band: Literal["low", "medium", "high"] | None = Field(None, description="of the probability of yes")
-    number: float | None = None
+    band: Literal["low", "medium", "high"] | None = Field(None, description=f"of yes and no; {BAND_MEANING}")
+    number: float | None = Field(None, description="of an outcome that is a number")
     number_low: float | None = Field(None, description="lower end of the 80 % interval")
     number_high: float | None = Field(None, description="upper end of the 80 % interval")
-    reasons: list[str] | None = None
+    reasons: list[str] | None = Field(None, description=REASONS)
 
 
 class Response(BaseModel):

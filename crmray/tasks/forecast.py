@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from crmray import schema
 from crmray.config import Part
@@ -34,7 +34,7 @@ from crmray.models.forecast_naive import SeasonalNaive
 from crmray.models.forecast_panel import COLUMNS, QUANTILES, Panel, labelled, stacked
 from crmray.models.forecast_sums import adjustments, expected
 from crmray.models.forecast_transformer import PatchTransformer
-from crmray.tasks.contract import EntityRequest, Fitted, Needs
+from crmray.tasks.contract import EntityRequest, Fitted, Needs, NoReasons
 
 NAME, ROUTE, ENTITY = "forecast", "/v1/forecast", "series"
 FEATURES_VERSION = "2"
@@ -116,7 +116,11 @@ class Settings(Part):
 class Request(EntityRequest):
     """Body of POST /v1/forecast; GET /v1/forecast/{series} asks for one, such as `product:85123A` or `total`."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["total", "product:85123A"]}]})
     SUBJECTS = ("id", "ids")
+    customer: None = Field(None, exclude=True, description="not used: a series is made of all customers' rows")
+    recent_events: None = Field(None, exclude=True, description="not used: a series is made of all customers' rows")
+    explain: NoReasons = False
 
 
 class Prediction(BaseModel):
@@ -125,16 +129,13 @@ class Prediction(BaseModel):
     entity_id: str
     as_of: datetime
     level: str
-    weeks: list[datetime]
-    """Mondays"""
-    expected: list[float]
-    """these add up over the levels"""
+    weeks: list[datetime] = Field(description="Mondays")
+    expected: list[float] = Field(description="mean sales of each week; these add up over the levels")
     q10: list[float]
     q25: list[float]
     q50: list[float]
     q75: list[float]
     q90: list[float]
-    reasons: list[str] | None = None
 
 
 class Response(BaseModel):
@@ -342,7 +343,7 @@ def together(model: Fitted, decision: Mapping[str, Any], rows: pa.Table) -> pa.T
 
 
 def predict(model: Fitted, decision: Mapping[str, Any], examples: pa.Table, *, explain: bool = False) -> pa.Table:
-    """entity_id, as_of, level, weeks (Mondays), expected, q10 … q90 (lists by week), reasons (null: there are none).
+    """entity_id, as_of, level, weeks (Mondays), expected, q10 … q90 (lists by week). There are no reasons.
 
     expected is the mean of the quantiles' distribution, and adds up where the rows come from `together`; the quantiles
     are moved as much.
@@ -362,9 +363,8 @@ def predict(model: Fitted, decision: Mapping[str, Any], examples: pa.Table, *, e
         "weeks": pa.array(weeks, pa.list_(schema.TIME)),
         "expected": pa.array(means.tolist(), lists),
     }
-    for place, name in enumerate(COLUMNS):
-        answers[name] = pa.array(quantiles[:, :, place].tolist(), lists)
-    return pa.table({**answers, "reasons": pa.nulls(examples.num_rows, pa.list_(pa.string()))})
+    told = {name: pa.array(quantiles[:, :, place].tolist(), lists) for place, name in enumerate(COLUMNS)}
+    return pa.table({**answers, **told})
 
 
 def _moved(quantiles: np.ndarray, added: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from crmray.data import asof_leads, outcomes, splits
 from crmray.evaluate import decide, drift, judge, reasons
+from crmray.evaluate.calibration import BAND_MEANING
 from crmray.models.blend import Blend
 from crmray.models.boosting import RecentLightGBM
 from crmray.models.labels import labels_of
@@ -29,7 +30,7 @@ from crmray.models.linear import RecentLogistic
 from crmray.models.rates import SourceRate
 from crmray.models.tabular_net import TabularNet
 from crmray.models.trees import DecisionTree, RandomForest
-from crmray.tasks.contract import EntityRequest, Fitted, Needs
+from crmray.tasks.contract import REASONS, EntityRequest, Fitted, Needs
 
 NAME, ROUTE, ENTITY = "leads", "/v1/lead-score", "lead"
 FEATURES_VERSION = f"1.{asof_leads.FEATURES_VERSION}"
@@ -117,10 +118,10 @@ class Prediction(BaseModel):
 
     entity_id: str
     as_of: datetime | None
-    probability: float
-    band: Literal["low", "medium", "high"]
-    will_convert: bool
-    reasons: list[str] | None = None
+    probability: float = Field(description="of converting within the horizon, calibrated")
+    band: Literal["low", "medium", "high"] = Field(description=BAND_MEANING)
+    will_convert: bool = Field(description="whether the probability is at least the threshold")
+    reasons: list[str] | None = Field(None, description=REASONS)
 
 
 class Response(BaseModel):

@@ -148,7 +148,7 @@ class Prediction(BaseModel):
     place: int | None = Field(
         None, description="of the product asked about, by score from 1; null where it may not be shown or is not known"
     )
-    reasons: list[str] | None = None
+    reasons: list[str] | None = Field(None, description="one for each of `products`; null unless `explain` is true")
 
 
 class Response(BaseModel):
@@ -314,8 +314,11 @@ def customers_for(
 ) -> pa.Table:
     """entity_id and place of the customers whom the product fits best: it stands highest among all products that they
     may be shown. Left out is who may not be shown it: who owns it, unless people buy the same again; everybody where it
-    is excluded or out of stock."""
-    answers = predict(model, decision, examples, num_products=1, for_product=product)
+    is excluded or out of stock. DataError for an unknown product."""
+    try:
+        answers = predict(model, decision, examples, num_products=1, for_product=product)
+    except DataError as error:  # which names the option of a request
+        raise DataError(str(error).removeprefix("for_product: ")) from None
     found = answers.select(["entity_id", "place"]).filter(pc.is_valid(answers["place"]))
     return found.sort_by([("place", "ascending"), ("entity_id", "ascending")]).slice(0, num_customers)
 

@@ -35,7 +35,7 @@ from crmray.models.uplift import (
     TreatAll,
     XLearner,
 )  # fmt: skip
-from crmray.tasks.contract import EntityRequest, Fitted, Needs
+from crmray.tasks.contract import REASONS, EntityRequest, Fitted, Needs
 
 NAME, ROUTE, ENTITY = "response", "/v1/response", "customer"
 FEATURES_VERSION = f"1.{asof.FEATURES_VERSION}"
@@ -109,12 +109,15 @@ class Prediction(BaseModel):
 
     entity_id: str
     as_of: datetime | None
-    uplift: float
-    p_treated: float
-    p_control: float
-    band: Literal["persuadable", "sure thing", "lost cause", "do not disturb"]
-    leave_alone: bool
-    reasons: list[str] | None = None
+    uplift: float = Field(description="p_treated - p_control: what the offer adds")
+    p_treated: float = Field(description="probability of a response with the offer")
+    p_control: float = Field(description="the same without it")
+    band: Literal["persuadable", "sure thing", "lost cause", "do not disturb"] = Field(
+        description="persuadable: the uplift is at least `worth`; do not disturb: it is below 0; of the others sure "
+        "thing and lost cause: p_control at least, or less than, the average without the offer"
+    )
+    leave_alone: bool = Field(description="whether the offer is expected to do harm")
+    reasons: list[str] | None = Field(None, description=f"{REASONS}; the score is the uplift")
 
 
 class Response(BaseModel):

@@ -22,11 +22,13 @@ from pydantic import BaseModel, Field
 from crmray.data import asof, splits
 from crmray.data.splits import Snapshots, TimeSettings
 from crmray.errors import DataError, NotEnoughDataError
+from crmray.evaluate import segment_words
 from crmray.evaluate.plots import bar_chart, dendrogram
+from crmray.evaluate.segment_words import WORDS
 from crmray.models.events import EVENT_COLUMNS
 from crmray.models.hierarchy import Ward, centers, linkage, sample
 from crmray.models.kmeans import KMeans, silhouette
-from crmray.models.lifecycle import DORMANT, NUM_WEEKS, SPEND, WEEK_DAYS
+from crmray.models.lifecycle import NUM_WEEKS, WEEK_DAYS
 from crmray.models.rfm import RFMRules
 from crmray.models.segment_transformer import SegmentTransformer
 from crmray.models.segments import BEFORE, nearest
@@ -49,21 +51,6 @@ UNLIKE = 0.99
 NEW, STAYS, CLIMBS, FALLS = "new", "stays", "climbs", "falls"
 """movements from the segment one horizon earlier; segments are ordered by spend"""
 
-WORDS: dict[str, tuple[str, str]] = {
-    "spend_amount": ("high value", "low value"),
-    "frequency_orders": ("buys often", "buys rarely"),
-    SPEND: ("heavy buyer", "light buyer"),
-    "recency_days": ("lapsing", "bought lately"),
-    "basket_amount_mean": ("large baskets", "small baskets"),
-    "basket_units_mean": ("many units a basket", "few units a basket"),
-    "price_discount_mean": ("buys at a discount", "pays full price"),
-    "visit_num_90d": ("visits often", "visits rarely"),
-    DORMANT: ("dormant", "active"),
-}
-"""feature -> words for "unusually high" and "unusually low"; segments are numbered along the first"""
-UNUSUAL = 0.5
-"""standard deviations from the mean over all customers from which on a feature is worth a word"""
-
 
 class Settings(TimeSettings):
     """Business facts of the segmentation."""
@@ -83,16 +70,20 @@ class Prediction(BaseModel):
 
     entity_id: str
     as_of: datetime | None
-    segment: int
-    segment_name: str
+    segment: int = Field(description="0 is the one that spends most")
+    segment_name: str = Field(description="by the features in which its customers stand out, the strongest first")
     subsegment: int
     subsegment_name: str
-    distance: float
-    previous_segment: str | None = None
-    movement: Literal["new", "stays", "climbs", "falls"]
-    anomaly: float | None = None
-    unlike: bool
-    reasons: list[str] | None = None
+    distance: float = Field(description="standard deviations from the middle of the segment")
+    previous_segment: str | None = Field(None, description="the segment one horizon earlier; null: bought nothing then")
+    movement: Literal["new", "stays", "climbs", "falls"] = Field(description="from it; up is towards segment 0")
+    anomaly: float | None = Field(None, description="0 to 1: how unlike all others")
+    unlike: bool = Field(description=f"whether that is at least {UNLIKE}")
+    reasons: list[str] | None = Field(
+        None,
+        description="what speaks for the segment against the others, strongest first: a word, and the customer's value "
+        "beside the typical one of all customers; null unless `explain` is true",
+    )
 
 
 class Response(BaseModel):
@@ -200,14 +191,15 @@ def finalize(model: Any, train: pa.Table, validation: pa.Table, settings: Settin
     train = model.with_lifecycle(train) if hasattr(model, "with_lifecycle") else train
     spend = train["spend_amount"].to_numpy()
     numbers = np.unique(segment)
-    names = _names([position[segment == k].mean(axis=0) for k in numbers], columns)
+    middles = [position[segment == k].mean(axis=0) for k in numbers]
     segments = []
-    for name, k in zip(names, numbers.tolist(), strict=True):
+    for name, k, center in zip(segment_words.names(middles, columns), numbers.tolist(), middles, strict=True):
         inside = segment == k
         segments.append(
             {
                 "segment": k,
                 "name": name,
+                "center": center.tolist(),
                 "share_of_customers": float(inside.mean()),
                 "share_of_sales": float(spend[inside].sum() / max(spend.sum(), 1e-9)),
                 "medians": {column: _median(train[column], inside) for column in columns},
@@ -217,6 +209,7 @@ def finalize(model: Any, train: pa.Table, validation: pa.Table, settings: Settin
     return {
         "columns": list(columns),
         "segments": segments,
+        "typical": {column: _median(train[column], np.full(len(segment), True)) for column in columns},
         "date": max(train["as_of"].to_pylist()).isoformat(),
         "tree": linkage(sample(position, DENDROGRAM_ROWS, 0)).tolist(),
     }
@@ -231,38 +224,21 @@ def _median(values: pa.ChunkedArray, inside: np.ndarray) -> float | None:
     return float(np.median(known.to_numpy())) if len(known) else None
 
 
-def _names(deviations: Sequence[np.ndarray], columns: Sequence[str]) -> list[str]:
-    """A name per deviation (in standard deviations): its strongest words, as many as it takes to tell them apart."""
-    ranked = []
-    for deviation in deviations:
-        order = np.argsort(-np.abs(deviation), kind="stable")
-        strong = [d for n, d in enumerate(order) if n == 0 or abs(deviation[d]) >= UNUSUAL]
-        ranked.append([WORDS[columns[d]][0 if deviation[d] > 0 else 1] for d in strong])
-    for length in range(2, len(columns) + 1):
-        names = [", ".join(words[:length]) for words in ranked]
-        if len(set(names)) == len(names):
-            return names
-    counts: dict[str, int] = {}
-    for i, name in enumerate(names):
-        counts[name] = counts.get(name, 0) + 1
-        names[i] = name if counts[name] == 1 else f"{name} ({counts[name]})"
-    return names
-
-
 def _subsegments(position: np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
     """Names and centres of a Ward hierarchy inside one segment, on a sample; one for a small segment."""
     if len(position) < NUM_SUBSEGMENTS * MIN_SUBSEGMENT_ROWS:
         return [{"name": "all of it", "center": position.mean(axis=0).tolist()}]
     rows = np.random.default_rng(0).permutation(len(position))[:SUBSEGMENT_ROWS]
     found = sorted(centers(position[rows], NUM_SUBSEGMENTS), key=lambda center: -center[0])
-    names = _names([center - position.mean(axis=0) for center in found], columns)
+    names = segment_words.names([center - position.mean(axis=0) for center in found], columns)
     return [{"name": name, "center": center.tolist()} for name, center in zip(names, found, strict=True)]
 
 
 def predict(
     model: Any, decision: Mapping[str, Any], examples: pa.Table, *, explain: bool = False, **options: Any
 ) -> pa.Table:
-    """Segment, sub-segment and their names; reasons are the features that set the customer's segment apart."""
+    """Segment, sub-segment and their names; reasons (null without `explain`): what speaks for the
+    segment, by the features of its name."""
     predictions = model.predict(examples)
     entries = {entry["segment"]: entry for entry in decision["segments"]}
     segment, position = predictions["segment"], predictions["position"]
@@ -288,9 +264,19 @@ def predict(
         "anomaly": pa.array(anomaly, from_pandas=True),  # NaN of rules, which know none, becomes null
         "unlike": anomaly >= UNLIKE,
     }
+    told: list[list[str]] | list[None] = [None] * examples.num_rows
     if explain:
-        columns["reasons"] = pa.array([_reasons(row, decision["columns"]) for row in position], pa.list_(pa.string()))
-    return pa.table(columns)
+        rows = model.with_lifecycle(examples) if hasattr(model, "with_lifecycle") else examples
+        centers = {k: _center(entry) for k, entry in entries.items()}
+        own = np.array([centers[k] for k in segment.tolist()]).reshape(position.shape)
+        typical = decision.get("typical", {})  # a bundle of before has none
+        told = segment_words.reasons(rows, position, own, decision["columns"], typical)
+    return pa.table({**columns, "reasons": pa.array(told, pa.list_(pa.string()))})
+
+
+def _center(entry: Mapping[str, Any]) -> np.ndarray:
+    """(D,) of a segment; of a bundle of before, which has those of its parts alone, their mean."""
+    return np.array(entry.get("center") or np.mean([part["center"] for part in entry["subsegments"]], axis=0))
 
 
 def _nearest_known(segment: np.ndarray, entries: Mapping[int, Any]) -> np.ndarray:
@@ -303,11 +289,6 @@ def _nearest_known(segment: np.ndarray, entries: Mapping[int, Any]) -> np.ndarra
 def _movement(segment: np.ndarray, previous: np.ndarray) -> np.ndarray:
     """(N,) of NEW, STAYS, CLIMBS, FALLS. Segment 0 is the one that spends most."""
     return np.select([previous < 0, segment == previous, segment < previous], [NEW, STAYS, CLIMBS], FALLS)
-
-
-def _reasons(row: np.ndarray, columns: Sequence[str]) -> list[str]:
-    order = np.argsort(-np.abs(row), kind="stable")[:3]
-    return [WORDS[columns[d]][0 if row[d] > 0 else 1] for d in order if abs(row[d]) >= UNUSUAL]
 
 
 def evaluate(model: Any, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
@@ -350,7 +331,7 @@ def _anomalies(predictions: Mapping[str, np.ndarray], decision: Mapping[str, Any
     unlike = predictions["anomaly"] >= UNLIKE
     strongest = np.abs(predictions["position"][unlike]).argmax(axis=1)
     words = [
-        WORDS[decision["columns"][d]][0 if row[d] > 0 else 1]
+        segment_words.word(decision["columns"][d], row[d])
         for d, row in zip(strongest, predictions["position"][unlike], strict=True)
     ]
     return {"customers": int(unlike.sum()), "stand_out_by": dict(Counter(words).most_common())}

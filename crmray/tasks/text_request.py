@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from crmray.data import asof_texts, text
-from crmray.tasks.contract import EntityRequest
+from crmray.tasks.contract import EntityRequest, NoReasons
 
 MAX_TEXTS, MAX_TEXT_CHARS = 100, 1_000_000
 
@@ -16,8 +16,10 @@ MAX_TEXTS, MAX_TEXT_CHARS = 100, 1_000_000
 class TextRequest(EntityRequest):
     """Body of a POST: exactly one of `id`, `ids` (of interactions) and `texts`."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["Where is my parcel?"]}]})
     SUBJECTS: ClassVar[tuple[str, ...]] = ("id", "ids", "texts")
 
+    explain: NoReasons = False
     texts: list[Annotated[str, Field(max_length=MAX_TEXT_CHARS)]] | None = Field(
         None, min_length=1, max_length=MAX_TEXTS, description=f"up to {MAX_TEXTS} texts, each up to 1 MB"
     )

@@ -33,7 +33,7 @@ from crmray.models.value_rule import RunRate
 from crmray.models.value_season import BY_MONTH, MONTHS, YEAR_DAYS
 from crmray.models.value_targets import LABELS, OUTPUTS, PURCHASES, SPEND, longest_window
 from crmray.models.value_transformer import ValueTransformer
-from crmray.tasks.contract import EntityRequest, Fitted, Needs
+from crmray.tasks.contract import REASONS, EntityRequest, Fitted, Needs
 
 NAME, ROUTE, ENTITY = "value", "/v1/value", "customer"
 FEATURES_VERSION = f"1.{asof.FEATURES_VERSION}"
@@ -64,7 +64,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "changes to the record": ("change_",),
     "time as a customer": ("tenure_", "is_young"),
 }
-"""words for reasons -> beginnings of feature names; attributes and the order of events stand for themselves"""
+"""words for reasons -> beginnings of feature names; attributes, and the sequence of events, stand for themselves"""
 
 
 class Settings(splits.TimeSettings):
@@ -91,9 +91,10 @@ class Prediction(BaseModel):
     lifetime_value: float = Field(description="discounted expected net spend over lifetime_days")
     percentile: float = Field(description="per cent of customers with no more expected spend")
     band: Literal["low", "medium", "high", "top"] = Field(
-        description="top tenth, next fifth, middle, last three tenths"
+        description="by expected spend among all customers: top tenth, next fifth (high), middle (medium), last three "
+        "tenths (low)"
     )
-    reasons: list[str] | None = Field(None, description="effects are shares of the customers passed, 0..1")
+    reasons: list[str] | None = Field(None, description=f"{REASONS}; the score is the share of customers passed, 0..1")
 
 
 class Response(BaseModel):

@@ -203,6 +203,7 @@ def test_addresses_and_methods(published):
     )
     assert published.get("/nowhere", authorization=f"Bearer {published.key}").json()["error"]["code"] == "not_found"
     assert published.get("/healthz").json() == {"status": "ok"}
+    assert published.get("/").json()["tasks"] == {"toy": "/v1/toy"}
     document = published.get("/openapi.json").json()
     assert document["paths"]["/v1/toy"]["post"]["responses"].keys() >= {
         "200",

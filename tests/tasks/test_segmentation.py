@@ -12,6 +12,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from crmray import schema
 from crmray.errors import NotEnoughDataError, SchemaError
+from crmray.evaluate import segment_words
+from crmray.evaluate.segment_words import WORDS
 from crmray.models.events import EVENT_COLUMNS
 from crmray.models.hierarchy import Ward
 from crmray.models.kmeans import Cut, KMeans, silhouette, simplest
@@ -178,6 +180,47 @@ def test_names_say_what_sets_a_segment_apart():
     chart = segmentation.files(decision, figures)["segments.svg"]
     assert chart.startswith(b"<?xml")
     assert names[0].encode() in chart
+
+
+def test_reasons_are_what_speaks_for_the_segment_against_the_others():
+    """Customers who are light buyers and lapsing; of one who buys often, though unusual, that speaks for another."""
+    columns = ("spend_amount", "frequency_orders", "recency_days")
+    rows = pa.table({"spend_amount": [20.0, 20.0], "frequency_orders": [9.0, 2.0], "recency_days": [90.0, 30.0]})
+    position, center = np.array([[-1.0, 2.5, 1.0], [-0.1, 0.0, 0.0]]), np.array([[-0.6, -0.4, 1.5]] * 2)
+    typical = {"spend_amount": 300.0, "recency_days": 30.0}
+    told = segment_words.reasons(rows, position, center, columns, typical)
+    said = ["lapsing: last purchase 90 days ago, typically 30", "low value: spend 20, typically 300"]
+    assert told == [said, ["low value: spend 20, typically 300"]]
+    assert segment_words.names(center[:1], columns) == ["lapsing, low value"]
+    # How much nearer to the own centre than to the others, and what becomes of it without one feature.
+    share, others = np.array([0.2, 0.5, 0.3]), np.array([[0.6, 1.0, 0.0], [-0.6, -1.4, -1.0]])
+    centers = np.array([center[0], *others])
+    assert share @ centers == pytest.approx([0.0, 0.0, 0.0])
+
+    def nearer(x):
+        away = ((x - centers) ** 2).sum(1)
+        return share[1:] @ away[1:] / share[1:].sum() - away[0]
+
+    for d in range(3):
+        without = np.where(np.arange(3) == d, 0.0, position[0])
+        assert nearer(position[0]) - nearer(without) == pytest.approx(2 * position[0, d] * center[0, d] / 0.8)
+
+
+def test_the_strongest_reason_is_in_the_segments_name_and_older_bundles_give_words():
+    table, _ = planted()
+    model = fit(table, KMeans(num_segments=3))
+    decision = json.loads(json.dumps(segmentation.finalize(model, table, table, Settings())))
+    answers = segmentation.predict(model, decision, table, explain=True).to_pylist()
+    first = [answer["reasons"][0].partition(": ") for answer in answers]
+    assert np.mean([word in answer["segment_name"] for (word, *_), answer in zip(first, answers, strict=True)]) > 0.95
+    assert all(", typically " in value for *_, value in first)
+    for entry in [decision, *decision["segments"]]:
+        for name in ("center", "typical"):
+            entry.pop(name, None)
+    before = segmentation.predict(model, decision, table, explain=True)["reasons"].to_pylist()
+    assert {reason for row in before for reason in row} <= {word for pair in WORDS.values() for word in pair}
+    assert np.mean([row[0] == word for row, (word, *_) in zip(before, first, strict=True)]) > 0.9
+    assert segmentation.predict(model, decision, table)["reasons"].null_count == table.num_rows
 
 
 def test_rules_put_the_best_customers_first():

@@ -11,6 +11,7 @@ from crmray.privacy import consent
 from crmray.storage import Lake
 from serve import app, champion, options
 from serve.errors import Refused
+from serve.known import Known
 
 SECRET = "c00007"
 
@@ -122,6 +123,24 @@ def test_the_demo_org_is_not_served_silently(monkeypatch, tmp_path, told):
     told.clear()
     options.RootOptions(org=toy.write_org(tmp_path)).load_org()
     assert told == []
+
+
+def test_an_unknown_series_or_product_is_told_one_like_it_but_nobodys_name(tmp_path):
+    def like(sent, rows):
+        return Known(run=Lake(tmp_path).run("examples", "x", "0" * 16), manifest={}, rows=rows, _ids=[]).like(sent)
+
+    levels = {"total": ["total"], "product": ["P0042", "P0043"], "owner": ["Ann Lee"], "customer,product": ["C1,P0042"]}
+    named = [(name, level) for level, values in levels.items() for name in values]
+    ids = [name if level == "total" else f"{level}:{name}" for name, level in named]
+    series = pa.table({"entity_id": ids, "level": [level for _, level in named]})
+    told = "; series are named `level:value` or `total`, levels here are customer,product, owner, product, total"
+    assert like("product:P042", series) == f"; did you mean 'product:P0042'?{told}"
+    assert like("P0043", series) == f"; did you mean 'product:P0043'?{told}"
+    for other in ("owner:Ann Le", "Ann Lee", "customer,product:C1,P0043", "weather"):
+        assert like(other, series) == told
+    many = pa.table({"entity_id": [f"item-{number:05d}" for number in range(5_000)]})
+    assert like("item-0490", many).startswith("; did you mean 'item-049")
+    assert like("weather", many) == ""
 
 
 def test_what_spans_customers_cannot_be_described_or_continued_by_rows(tmp_path, monkeypatch):

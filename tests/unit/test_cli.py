@@ -304,9 +304,10 @@ def test_what_is_cut_says_so_and_ends_with_a_word() -> None:
     ("status", "body", "told"),
     [
         (404, '{"error": {"code": "not_found", "message": "POST /v1/churn: Not Found", "field": null}}',
-         "http://h/v1/churn: nothing answers there; `crmray status` lists what is served, `crmray"),
-        (503, '{"error": {"code": "not_deployed", "message": "it", "field": null}}', "nothing answers there"),
-        (404, "Path '/v1/churn' not found.", "nothing answers there"),
+         "http://h/v1/churn: no task is served there; `crmray status` lists what is, `crmray deploy ORG.yaml`"),
+        (405, '{"error": {"code": "method_not_allowed", "message": "it", "field": null}}', "no task is served there"),
+        (503, '{"error": {"code": "not_deployed", "message": "it", "field": null}}', "no task is served there"),
+        (404, "Path '/v1/churn' not found.", "no task is served there"),
         (404, '{"error": {"code": "unknown_customer", "message": "this customer is not known", "field": "id"}}',
          "http://h/v1/churn: 404 this customer is not known"),
         (502, "<html>Bad\n gateway</html>", "http://h/v1/churn: 502 <html>Bad gateway</html>"),

@@ -10,7 +10,7 @@ import pytest
 from crmray import schema, tasks
 from serve.described import tables_of
 from serve.errors import Refused
-from serve.http import parse
+from serve.http import of_query, parse
 
 CUSTOMERS = pa.schema(
     [*schema.table("customers").schema, pa.field("age", pa.int64()), pa.field("income", pa.float64())]
@@ -54,6 +54,8 @@ def test_half_a_number_is_no_whole_one() -> None:
         ("intent", '{"id": "a", "recent_events": {}}', "recent_events", "recent_events: got rows, expected texts"),
         ("churn", "{}", None, "got none, expected exactly one of id, ids, customer"),
         ("churn", '{"id": "a",\n "ids": }', None, "the body is not valid JSON: expected value at line 2 column 9"),
+        ("forecast", '{"id": "total", "explain": true}', "explain", "explain: got true, expected false: no reasons"),
+        ("sentiment", '{"id": "a", "explain": true}', "explain", "explain: got true, expected false: no reasons"),
     ],
 )
 def test_a_body_whose_parts_do_not_go_together_names_one(task, body, field, message) -> None:
@@ -61,3 +63,66 @@ def test_a_body_whose_parts_do_not_go_together_names_one(task, body, field, mess
         parse(tasks.task(task).Request, body.encode())
     assert (refused.value.status, refused.value.field) == (422, field)
     assert refused.value.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("task", "body", "message"),
+    [
+        (
+            "churn",
+            '{"idd": "a"}',
+            "idd: got an unknown field, expected only id, ids, customer, recent_events, explain, threshold; "
+            "did you mean 'id'?",
+        ),
+        ("churn", '{"id": 7}', "id: got a number, expected text (one known id, as the org writes it)"),
+        ("churn", '{"ids": "Ann Lee"}', "ids: got text, expected a list (up to 1000 known ids)"),
+        ("churn", '{"ids": ["a", null]}', "ids.1: got null, expected text (up to 1000 known ids)"),
+        ("churn", '{"ids": []}', "ids: got a list, expected at least 1 of them (up to 1000 known ids)"),
+        (
+            "recommendation",
+            '{"id": "a", "num_products": 0}',
+            "num_products: got a number, expected 1 or more (how many",
+        ),
+        ("recommendation", '{"id": "a", "num_products": 1.5}', "num_products: got a number, expected a whole number"),
+        ("churn", '{"id": "a", "threshold": 2}', "threshold: got a number, expected 1 or less (probability from"),
+        ("churn", '{"id": "a", "explain": "Ann"}', "explain: got text, expected true or false (give reasons"),
+        ("churn", '{"customer": [3]}', "customer: got a list, expected an object (someone not in the data"),
+        ("churn", '{"customer": {"customers": [true]}}', "customer.customers.0: got true, expected an object (someone"),
+        ("churn", "[1]", "the body: got a list, expected an object"),
+        ("leads", '{"customer": {}}', "customer: got an object, expected nothing (not used: a lead is described under"),
+        ("forecast", '{"customer": {}}', "customer: got an object, expected nothing (not used: a series is made of"),
+    ],
+)
+def test_a_wrong_field_is_told_in_our_words_and_without_its_value(task, body, message) -> None:
+    with pytest.raises(Refused) as refused:
+        parse(tasks.task(task).Request, body.encode())
+    assert refused.value.message.startswith(message)
+    for foreign in ("Ann", "Input", "a valid", "Extra"):
+        assert foreign not in refused.value.message
+
+
+def test_a_wrong_option_of_a_look_up_is_told_in_the_same_words() -> None:
+    with pytest.raises(Refused, match=r"^threshold: got text, expected a number \(probability from which"):
+        of_query(tasks.task("churn").Request, "a", [("threshold", "high")])
+    with pytest.raises(Refused, match=r"^tresh: got an unknown field, .*; did you mean 'threshold'\?$"):
+        of_query(tasks.task("churn").Request, "a", [("tresh", "1")])
+    request = tasks.task("forecast").Request
+    with pytest.raises(Refused, match="^explain: got true, expected false: no reasons"):
+        of_query(request, "total", [("explain", "true")])
+    assert not of_query(request, "total", [("explain", "false")]).explain
+
+
+def test_values_of_rows_are_not_told_and_near_names_are() -> None:
+    for row, message in (
+        ({"age": "Ann Lee"}, "customer.customers.0.age: got text, expected a number"),
+        ({"created_at": "Ann Lee"}, "customer.customers.0.created_at: got text that is no such time, expected an ISO"),
+        ({"created_at": "2999-01-01"}, "customer.customers.0.created_at: got a time that is yet to come, expected"),
+        ({"incom": 3}, "customer.customers.0.incom: got column 'incom', expected one of: age, "),
+    ):
+        with pytest.raises(Refused) as refused:
+            described(json.dumps({"customers": [row]}))
+        assert refused.value.message.startswith(message)
+        assert "Ann" not in refused.value.message
+    assert refused.value.message.endswith("; did you mean 'income'?")
+    with pytest.raises(Refused, match=r"got table 'customer', expected .*: customers; did you mean 'customers'\?"):
+        described('{"customer": []}')

@@ -42,7 +42,7 @@ def test_groups_take_in_every_feature():
         "time since the last order": ("recency_days",),
         "orders": ("num_orders",),
         "plan": ("plan",),
-        "order of events": ("event_days_before", "event_kind"),
+        reasons.SEQUENCE: ("event_days_before", "event_kind"),
     }
 
 
@@ -70,7 +70,7 @@ def test_effects_and_words_by_hand():
     said = reasons.explain(model, TRAIN, reference, groups, top=2)
     assert said[4] == [
         "time since the last order: last purchase 50 days ago, typically 30 (+0.20)",
-        "order of events (+0.02)",
+        "the order and timing of all that happened: purchases, visits, mails, contacts (+0.02)",
     ]
     assert said[2] == ["plan: pro, typically basic (+0.10)"]
     assert said[0] == ["time since the last order: last purchase 10 days ago, typically 30 (-0.20)"]
@@ -197,7 +197,7 @@ VISITS = {"visit_num_30d": 4.0, "visit_num_365d": 45.0}
         # less unusual by far, but what the model goes by
         (lambda lately, ever: 0.1 * lately + 0 * ever, "0 visits in the last 30 days, typically 4 (-0.40)"),
         # it takes both, so neither alone makes it
-        (lambda lately, ever: 0.3 * ((lately != 4) & (ever != 45)), "visits (+0.30)"),
+        (lambda lately, ever: 0.3 * ((lately != 4) & (ever != 45)), "visits: several values together (+0.30)"),
         # either is enough: the more unusual one
         (
             lambda lately, ever: 0.3 * ((lately != 4) | (ever != 45)),
