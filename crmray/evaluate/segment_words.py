@@ -60,8 +60,7 @@ def reasons(
     """For each customer up to NUM_REASONS features that speak for its segment against the others, the strongest first:
     "lapsing: last purchase 148 days ago, typically 30".
 
-    center_ND: of each customer's segment. typical: median of each feature over all customers; where a feature has none
-    there, its word stands alone.
+    center_ND: of each customer's segment. typical: median of each feature over all customers.
 
     How much nearer x is to its own centre than to the others, in squared distances averaged over the customers of the
     others, falls by 2 x_d center_d / (1 - share of the segment) where feature d is set to the mean, since the centres
@@ -71,10 +70,10 @@ def reasons(
     told = []
     for row, order in enumerate(np.argsort(-speaks_ND, axis=1, kind="stable")[:, :NUM_REASONS]):
         own = [d for n, d in enumerate(order) if speaks_ND[row, d] > (UNUSUAL**2 if n else 0.0)]
-        told.append([_reason(columns[d], position_ND[row, d], rows[columns[d]][row].as_py(), typical) for d in own])
+        told.append(
+            [
+                f"{word(name, position_ND[row, d])}: {phrases.told(name, rows[name][row].as_py(), typical[name])}"
+                for d, name in ((d, columns[d]) for d in own)
+            ]
+        )
     return told
-
-
-def _reason(column: str, deviation: float, value: Any, typical: Mapping[str, Any]) -> str:
-    said = word(column, deviation)
-    return f"{said}: {phrases.told(column, value, typical[column])}" if column in typical else said

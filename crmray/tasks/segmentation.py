@@ -267,16 +267,9 @@ def predict(
     told: list[list[str]] | list[None] = [None] * examples.num_rows
     if explain:
         rows = model.with_lifecycle(examples) if hasattr(model, "with_lifecycle") else examples
-        centers = {k: _center(entry) for k, entry in entries.items()}
-        own = np.array([centers[k] for k in segment.tolist()]).reshape(position.shape)
-        typical = decision.get("typical", {})  # a bundle of before has none
-        told = segment_words.reasons(rows, position, own, decision["columns"], typical)
+        own = np.array([entries[k]["center"] for k in segment.tolist()]).reshape(position.shape)
+        told = segment_words.reasons(rows, position, own, decision["columns"], decision["typical"])
     return pa.table({**columns, "reasons": pa.array(told, pa.list_(pa.string()))})
-
-
-def _center(entry: Mapping[str, Any]) -> np.ndarray:
-    """(D,) of a segment; of a bundle of before, which has those of its parts alone, their mean."""
-    return np.array(entry.get("center") or np.mean([part["center"] for part in entry["subsegments"]], axis=0))
 
 
 def _nearest_known(segment: np.ndarray, entries: Mapping[int, Any]) -> np.ndarray:
