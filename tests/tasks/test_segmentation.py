@@ -13,7 +13,6 @@ from sklearn.metrics import adjusted_rand_score
 from crmray import schema
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.evaluate import segment_words
-from crmray.evaluate.segment_words import WORDS
 from crmray.models.events import EVENT_COLUMNS
 from crmray.models.hierarchy import Ward
 from crmray.models.kmeans import Cut, KMeans, silhouette, simplest
