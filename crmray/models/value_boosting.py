@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from crmray import log
-from crmray.models.boosting import SINGLE_THREAD_ROWS, Boosting, lightgbm_matrix, reloaded, shared_parameters
+from crmray.models.boosting import SINGLE_THREAD_ROWS, Boosting, lightgbm_matrix, reloaded
 from crmray.models.labels import within_budget
 from crmray.models.preprocess import Preparation, Tabular
 from crmray.models.tabular import check_choice, check_some_feature, file_of, to_json
@@ -44,6 +44,8 @@ class SpendLightGBM(Boosting):
         "feature_fraction": (0.3, 0.6),
     }
 
+    min_frequency: int = 10
+    """Rows that a category needs for a code of its own."""
     spend: Literal["tweedie", "hurdle"] = "tweedie"
     """How spend is modelled."""
     tweedie_power: float = 1.5
@@ -137,7 +139,7 @@ class SpendLightGBM(Boosting):
         return {
             "objective": objective[part],
             "tweedie_variance_power": self.tweedie_power,
-            **shared_parameters(self, seed),
+            **self.shared_parameters(seed),
         }
 
     @staticmethod
