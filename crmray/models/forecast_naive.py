@@ -41,10 +41,7 @@ class SeasonalNaive:
     KIND: ClassVar[str] = "memory"
     GRID: ClassVar[dict[str, tuple]] = {}
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_history(columns)
+    applies = staticmethod(needs_history)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
