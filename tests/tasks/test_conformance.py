@@ -25,6 +25,7 @@ from conformance import (
 
 from crmray import schema
 from crmray.errors import CrmrayError
+from crmray.evaluate import conformal
 from crmray.evaluate.words import is_figure, meaning_of
 from crmray.models.columns import feature_columns
 from crmray.tasks import TASKS, forecast
@@ -275,7 +276,7 @@ def test_a_blend_answers_one_row_as_in_a_batch(task):
 def choosing_rows(task) -> pa.Table:
     """The rows on which the task chooses its blend: validation, of a forecast the rolling origins within it."""
     rows = rows_of(task)["validation"]
-    return pa.concat_tables(task._origins(rows)) if task is forecast else rows
+    return pa.concat_tables(conformal.origins(rows)) if task is forecast else rows
 
 
 @EVERY_BLEND
