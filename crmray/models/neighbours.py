@@ -214,12 +214,10 @@ class ItemToItem(ranking.Ranked):
         history_BI = histories.encode(examples, self.catalogue).matrix(len(self.catalogue), self.decay)
         return (history_BI @ self.votes).toarray() + np.float32(TIE) * self.catalogue.popularity
 
-    def because(
-        self, examples: pa.Table, products: Sequence[Sequence[str]], num_reasons: int = 2
-    ) -> list[list[list[str]]]:
+    def because(self, examples: pa.Table, products: Sequence[Sequence[str]]) -> list[list[list[str]]]:
         """For each row and each of its products: the owned products that vote most for it, best first."""
         bought = histories.encode(examples, self.catalogue).matrix(len(self.catalogue), self.decay)
-        return reasons_by_share(self.catalogue, bought, between(self.votes), products, num_reasons)
+        return reasons_by_share(self.catalogue, bought, between(self.votes), products)
 
     def save(self) -> dict[str, bytes]:
         """The catalogue's files, model.json, votes.safetensors."""

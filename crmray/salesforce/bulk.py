@@ -10,7 +10,7 @@ import csv
 import io
 import random
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container
 from typing import Any, Literal, cast
 from urllib.parse import urlencode
 
@@ -28,6 +28,8 @@ MAX_UPLOAD_BYTES = 100_000_000
 """of one ingest job: 150 MB after base64, which Salesforce applies"""
 FIRST_POLL_S = 0.1
 LONGEST_POLL_S = 5.0
+PATIENCE_S = 3600.0
+"""with a job that does not end"""
 ENDED = ("JobComplete", "Failed", "Aborted")
 PAGE_TRIES = 5
 GZIP_WBITS = 31
@@ -66,13 +68,13 @@ def page_urls(client: Client, job_id: str, page_rows: int) -> tuple[list[str], b
     the job lives (seven days). Else the first one: each page then tells `next_url`.
     """
     if float(client.version) < PAGES_VERSION:
-        return [_page_url(client, job_id, page_rows)], False
+        return [_first_page(client, job_id, page_rows)], False
     urls: list[str] = []
-    path: str | None = f"jobs/query/{job_id}/resultPages?{urlencode({'maxRecords': page_rows})}"
+    path: str | None = f"jobs/query/{job_id}/resultPages?maxRecords={page_rows}"
     while path:
         response = client.request("GET", path, ok=(200, 404))
         if response.status_code == 404 and not urls:
-            return [_page_url(client, job_id, page_rows)], False
+            return [_first_page(client, job_id, page_rows)], False
         body = response.json()
         urls += [entry["resultUrl"] for entry in body["resultPages"]]
         # Salesforce's table of fields and its example name it differently.
@@ -80,9 +82,8 @@ def page_urls(client: Client, job_id: str, page_rows: int) -> tuple[list[str], b
     return urls, True
 
 
-def _page_url(client: Client, job_id: str, page_rows: int, locator: str = "") -> str:
-    params = {"maxRecords": page_rows} | ({"locator": locator} if locator else {})
-    return f"/services/data/v{client.version}/jobs/query/{job_id}/results?{urlencode(params)}"
+def _first_page(client: Client, job_id: str, page_rows: int) -> str:
+    return f"/services/data/v{client.version}/jobs/query/{job_id}/results?maxRecords={page_rows}"
 
 
 class Page(io.RawIOBase):
@@ -212,7 +213,7 @@ def upload(client: Client, job_id: str, rows: bytes) -> None:
     headers = {"Content-Type": "text/csv; charset=UTF-8"}
     client.request("PUT", f"jobs/ingest/{job_id}/batches", data=rows, headers=headers)
     try:
-        set_state(client, "ingest", job_id, "UploadComplete")
+        client.request("PATCH", f"jobs/ingest/{job_id}", json={"state": "UploadComplete"})
     except SalesforceError:
         if status(client, "ingest", job_id)["state"] == "Open":
             raise
@@ -259,38 +260,28 @@ def status(client: Client, kind: JobKind, job_id: str) -> dict[str, Any]:
     return client.get(f"jobs/{kind}/{job_id}")
 
 
-def set_state(client: Client, kind: JobKind, job_id: str, state: str) -> None:
-    """Move a job on: UploadComplete or Aborted."""
-    client.request("PATCH", f"jobs/{kind}/{job_id}", json={"state": state})
-
-
 def wait(
     client: Client,
     kind: JobKind,
     job_id: str,
     *,
-    timeout_s: float = 3600.0,
-    on_poll: Callable[[Mapping[str, Any]], None] | None = None,
     accept: Container[str] = ("JobComplete",),
 ) -> dict[str, Any]:
     """Wait until a job is complete; its last status. SalesforceError when it failed, was aborted or takes too long.
 
     accept: states that end the wait well; an ingest job that Failed has results too.
-    on_poll: called with every status, for progress.
     """
     started, pause_s = time.monotonic(), FIRST_POLL_S
     while True:
         job = status(client, kind, job_id)
-        if on_poll is not None:
-            on_poll(job)
         if job["state"] in accept:
             return job
         if job["state"] in ENDED:
             told = replies.safe("", str(job.get("errorMessage") or "no reason told"))
             raise SalesforceError(f"Bulk {kind} job of {job.get('object')}: got state {job['state']}: {told}")
-        if time.monotonic() - started > timeout_s:
+        if time.monotonic() - started > PATIENCE_S:
             raise SalesforceError(
-                f"Bulk {kind} job of {job.get('object')}: got state {job['state']} after {timeout_s:.0f} s, expected "
+                f"Bulk {kind} job of {job.get('object')}: got state {job['state']} after {PATIENCE_S:.0f} s, expected "
                 "JobComplete; it goes on in the org, run again to look at it"
             )
         time.sleep(pause_s * random.uniform(0.8, 1.0))

@@ -145,12 +145,12 @@ class Delivery:
         job_id = json.loads(self.run.read_bytes(job_rel))["job"] if self.run.has(job_rel) else None
         job = self._resumed(job_id) if job_id else None
         if job is None and self.settle:
-            return _outcome(rows, "unsent", "", "")
+            return _outcome(rows, "unsent")
         if job is None and sent.num_rows:
             if attempt:
                 time.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)))
             job = self._send(sent, job_rel)
-        parts = [_outcome(rows[~known], "not_found", "", "")]
+        parts = [_outcome(rows[~known], "not_found")]
         if job is not None:
             parts.append(self._results(job["id"], rows[known], sent[self.step.match].to_pylist()))
         outcome = pa.concat_tables(parts).sort_by("row")
@@ -226,8 +226,9 @@ class Delivery:
         return pa.table([pa.array(rows, pa.int64()), state, code_, message_], schema=OUTCOME)
 
 
-def _outcome(rows: np.ndarray, state: State, code: str, message: str) -> pa.Table:
-    texts = [pa.array([text] * len(rows), pa.string()) for text in (state, code, message)]
+def _outcome(rows: np.ndarray, state: State) -> pa.Table:
+    """OUTCOME of rows that were not sent."""
+    texts = [pa.array([text] * len(rows), pa.string()) for text in (state, "", "")]
     return pa.table([pa.array(rows, pa.int64()), *texts], schema=OUTCOME)
 
 
