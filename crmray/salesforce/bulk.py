@@ -31,7 +31,8 @@ LONGEST_POLL_S = 5.0
 PATIENCE_S = 3600.0
 """with a job that does not end"""
 ENDED = ("JobComplete", "Failed", "Aborted")
-PAGE_TRIES = 5
+TRIES = 5
+"""of one page whose connection breaks, or of a job that the org loses"""
 GZIP_WBITS = 31
 """zlib's word for: a gzip header and trailer"""
 UNZIP_BYTES = 256 << 10
@@ -166,12 +167,12 @@ def read_all(client: Client, soql: str, *, page_rows: int = 50_000) -> pa.Table:
         tables.append(table)
         if not is_all and next_url:
             urls.append(next_url)
-    delete_job(client, "query", job_id)
+    delete_query(client, job_id)
     return pa.concat_tables(tables)
 
 
 def _read_page(client: Client, url: str) -> tuple[pa.Table, str | None]:
-    for left in reversed(range(PAGE_TRIES)):
+    for left in reversed(range(TRIES)):
         with open_page(client, url) as page:
             try:
                 table = read_csv(page.read())
@@ -183,6 +184,11 @@ def _read_page(client: Client, url: str) -> tuple[pa.Table, str | None]:
             raise SalesforceError(f"a page of Bulk results: got {table.num_rows} rows, expected {page.rows}; try again")
         return table, page.next_url
     raise AssertionError("unreachable")
+
+
+def delete_query(client: Client, job_id: str) -> None:
+    """Remove an ended query job and its results; one that is gone already is fine."""
+    client.request("DELETE", f"jobs/query/{job_id}", ok=(204, 200, 404))
 
 
 # -- ingest ------------------------------------------------------------------------------------------------------------
@@ -217,6 +223,14 @@ def upload(client: Client, job_id: str, rows: bytes) -> None:
     except SalesforceError:
         if status(client, "ingest", job_id)["state"] == "Open":
             raise
+
+
+def abort(client: Client, job_id: str) -> None:
+    """Stop an ingest job; one that has ended or is gone stays as it is."""
+    response = client.request("PATCH", f"jobs/ingest/{job_id}", json={"state": "Aborted"}, ok=(200, 400, 404, 409))
+    job = None if response.status_code == 200 else known(client, "ingest", job_id)
+    if job is not None and job["state"] not in ENDED:
+        raise SalesforceError(f"Bulk ingest job: got state {job['state']} after Aborted was asked for; try again")
 
 
 def results(client: Client, job_id: str) -> dict[str, pa.Table]:
@@ -260,6 +274,12 @@ def status(client: Client, kind: JobKind, job_id: str) -> dict[str, Any]:
     return client.get(f"jobs/{kind}/{job_id}")
 
 
+def known(client: Client, kind: JobKind, job_id: str) -> dict[str, Any] | None:
+    """The same; None where it is gone, as jobs are after seven days."""
+    response = client.request("GET", f"jobs/{kind}/{job_id}", ok=(200, 404))
+    return response.json() if response.status_code == 200 else None
+
+
 def wait(
     client: Client,
     kind: JobKind,
@@ -286,17 +306,3 @@ def wait(
             )
         time.sleep(pause_s * random.uniform(0.8, 1.0))
         pause_s = min(LONGEST_POLL_S, pause_s * 2)
-
-
-def delete_job(client: Client, kind: JobKind, job_id: str) -> None:
-    """Remove an ended job and its results; one that is gone already is fine."""
-    client.request("DELETE", f"jobs/{kind}/{job_id}", ok=(204, 200, 404))
-
-
-def abort(client: Client, kind: JobKind, job_id: str) -> None:
-    """Stop a job; one that has ended or is gone stays as it is."""
-    response = client.request("PATCH", f"jobs/{kind}/{job_id}", json={"state": "Aborted"}, ok=(200, 400, 404, 409))
-    if response.status_code != 200 and client.request("GET", f"jobs/{kind}/{job_id}", ok=(200, 404)).status_code == 200:
-        state = status(client, kind, job_id)["state"]
-        if state not in ENDED:
-            raise SalesforceError(f"Bulk {kind} job: got state {state} after Aborted was asked for; try again")

@@ -172,13 +172,11 @@ class Delivery:
 
     def _resumed(self, job_id: str) -> dict[str, Any] | None:
         """A job of an earlier start once it has ended; None when it did nothing and its rows are to be sent again."""
-        response = self.client.request("GET", f"jobs/ingest/{job_id}", ok=(200, 404))
-        if (
-            response.status_code == 404
-        ):  # seven days old: what it wrote is written, and writing it again changes nothing
+        found = bulk.known(self.client, "ingest", job_id)
+        if found is None:  # seven days old: what it wrote is written, and writing it again changes nothing
             return None
-        if response.json()["state"] == "Open":
-            bulk.abort(self.client, "ingest", job_id)
+        if found["state"] == "Open":
+            bulk.abort(self.client, job_id)
         job = bulk.wait(self.client, "ingest", job_id, accept=bulk.ENDED)
         log.event("writeback.resumed", step=self.step.name, state=job["state"])
         return None if job["state"] != "JobComplete" and not int(job.get("numberRecordsProcessed") or 0) else job
@@ -197,7 +195,7 @@ class Delivery:
             except LimitError:
                 raise
             except SalesforceError:  # the job is still open, so it did nothing: another one takes its place
-                bulk.abort(self.client, "ingest", job_id)
+                bulk.abort(self.client, job_id)
                 if not left:
                     raise
         job = bulk.wait(self.client, "ingest", job_id, accept=("JobComplete", "Failed"))
