@@ -230,16 +230,12 @@ def best_possible(lake: Lake, task: Task, test: pa.Table) -> dict[str, float] | 
     hidden, pattern = lake.latest("truth", "demo"), f"{task.NAME}-*.parquet"
     if not hidden.files(pattern):
         return None
-    keys = ["entity_id", "as_of"]
     truth = hidden.read_table(pattern, filters=pc.field("as_of").isin(pc.unique(test["as_of"])))
-    ours, theirs = (rows.select(keys).append_column(name, pa.array(range(rows.num_rows), pa.int64()))
-                    for name, rows in (("row", test), ("place", truth)))  # fmt: skip
-    both = ours.join(theirs, keys, join_type="inner").sort_by("row")
-    found = truth.take(both["place"])
+    _, found = rows.matched(test, truth)
     if found.num_rows != test.num_rows or not all(_same(test[name], found[name]) for name in task.LABELS):
         log.event("report.no_ceiling", task=task.NAME, rows=test.num_rows, known=found.num_rows)
         return None
-    answers = {name: _array(found[name]) for name in found.column_names if name not in (*keys, *task.LABELS)}
+    answers = {name: _array(found[name]) for name in found.column_names if name not in (*rows.KEYS, *task.LABELS)}
     return {name: float(value) for name, value in task.score(test, answers).items()}
 
 
