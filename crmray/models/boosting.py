@@ -89,8 +89,6 @@ class Boosting:
                 f"bagging_fraction={self.bagging_fraction}, expected at least 2 leaves and fractions in (0, 1]"
             )
 
-    applies = staticmethod(needs_features)
-
     def shared_parameters(self, seed: int) -> dict[str, Any]:
         """What LightGBM is told of these hyper-parameters, so that a fit repeats."""
         return {
@@ -141,6 +139,8 @@ class LightGBM(Boosting):
         if self.stop_on == "auc" and (self.kind != "yes_no" or self.imbalance == "focal"):
             raise ValueError(f"got stop_on='auc' with kind={self.kind}, imbalance={self.imbalance}, expected 'logloss'")
         check_imbalance(self.kind, self.imbalance, ("none", "weights", "focal"))
+
+    applies = staticmethod(needs_features)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None

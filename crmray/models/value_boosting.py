@@ -21,7 +21,7 @@ from crmray import log
 from crmray.models.boosting import SINGLE_THREAD_ROWS, Boosting, lightgbm_matrix, reloaded
 from crmray.models.labels import within_budget
 from crmray.models.preprocess import Preparation, Tabular
-from crmray.models.tabular import check_choice, check_some_feature, file_of, to_json
+from crmray.models.tabular import check_choice, check_some_feature, file_of, needs_features, to_json
 from crmray.models.value_targets import Targets, targets_of
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class SpendLightGBM(Boosting):
         check_choice("spend", self.spend, ("tweedie", "hurdle"))
         if not 1 < self.tweedie_power < 2:
             raise ValueError(f"got tweedie_power={self.tweedie_power}, expected a number between 1 and 2")
+
+    applies = staticmethod(needs_features)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
