@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, field_validator
 from crmray import schema
 from crmray.config import Part
 from crmray.data import asof_series
-from crmray.data.splits import Snapshots, TimeSettings
+from crmray.data.splits import Snapshots, utc
 from crmray.errors import DataError, NotEnoughDataError
 from crmray.evaluate import conformal, forecasts
 from crmray.models.forecast_blend import ForecastBlend, best_blend
@@ -86,7 +86,7 @@ class Settings(Part):
     def _a_monday(cls, value: datetime | None) -> datetime | None:
         if value is None:
             return None
-        found = TimeSettings._utc(value)
+        found = utc(value)
         if found != asof_series.monday(asof_series.week_of(found)):
             raise ValueError(f"got {found:%A %Y-%m-%d %H:%M}, expected the midnight (UTC) before a Monday")
         return found
