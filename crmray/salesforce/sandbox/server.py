@@ -31,7 +31,7 @@ from crmray import log
 from crmray.errors import ConfigError, SalesforceError
 from crmray.salesforce.sandbox import bulk, limits, tls
 from crmray.salesforce.sandbox.composite import Composite
-from crmray.salesforce.sandbox.deploys import Deploys
+from crmray.salesforce.sandbox.deploy import Deploys
 from crmray.salesforce.sandbox.faults import Faults
 from crmray.salesforce.sandbox.ingest import BulkIngest
 from crmray.salesforce.sandbox.oauth import LIFETIME_S, OAuthError, Tokens
