@@ -26,13 +26,7 @@ from crmray import schema
 from crmray.data import asof_contacts, asof_purchases, history, sequences, splits
 from crmray.data.asof_purchases import is_purchase
 from crmray.data.asof_rows import View, micros_of
-from crmray.data.sequences import EVENT_KINDS
 from crmray.data.splits import micros
-
-__all__ = [
-    "EVENT_KINDS", "FEATURES_VERSION", "USEFUL", "arrow", "buyers", "conform", "distinct", "frame", "is_purchase",
-    "known", "later_amount", "purchases_between",
-]  # fmt: skip
 
 FEATURES_VERSION = "2"
 """raised when the meaning of a column changes"""

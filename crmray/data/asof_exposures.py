@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crmray.data import asof, outcomes
+from crmray.data.asof_purchases import is_purchase
 from crmray.data.asof_rows import DAY_US, micros_of
 from crmray.data.splits import micros
 
@@ -64,7 +65,7 @@ def responded(
 def _events(tables: Mapping[str, pa.Table], outcome: str) -> tuple[pa.Table, str]:
     if outcome == "purchase":
         transactions = tables["transactions"]
-        return transactions.filter(pa.array(asof.is_purchase(transactions))), "occurred_at"
+        return transactions.filter(pa.array(is_purchase(transactions))), "occurred_at"
     if outcome in VISITS:
         engagement = tables["engagement"]
         return engagement.filter(pc.equal(engagement["kind"], VISITS[outcome])), "occurred_at"

@@ -55,7 +55,7 @@ class TextSettings(Part):
     @field_validator("as_of")
     @classmethod
     def _utc(cls, value: datetime | None) -> datetime | None:
-        return splits.TimeSettings._utc(value)
+        return None if value is None else splits.utc(value)
 
     @property
     def horizon_days(self) -> int:

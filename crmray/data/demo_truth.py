@@ -27,6 +27,9 @@ from crmray.schema import TIME
 
 C = 12
 V, S, A = np.arange(C) // 6, np.arange(C) // 3 % 2, np.arange(C) % 3
+P_VALUE = np.array([1 - dw.P_LOYAL, dw.P_LOYAL])
+P_CLASS = P_VALUE[V] * np.where(S == 1, dw.P_SENSITIVE[V], 1 - dw.P_SENSITIVE[V]) * dw.P_ACTIVITY[A]
+"""(C,) of a customer of whom nothing is known"""
 ORDER_RATES = (dw.PURCHASES[V] * dw.ACTIVITY[A])[:, None] * dw.PURCHASES_BY_STATE
 VISIT_RATES = (dw.VISITS[S] * dw.ACTIVITY[A])[:, None] * dw.VISITS_BY_STATE
 """(C, 3) a week, before the season"""
@@ -60,9 +63,14 @@ def day_of(world: World, as_of: datetime) -> int:
     return (moment.date() - world.epoch).days
 
 
+def moment_of(world: World, day: int) -> datetime:
+    """The midnight UTC so many days after the epoch."""
+    return datetime.combine(world.epoch + timedelta(days=day), datetime.min.time(), timezone.utc)
+
+
 def days_of(world: World, times: pa.ChunkedArray) -> np.ndarray:
     """(L,) days since the epoch, with fractions; NaN where there is none."""
-    epoch = pa.scalar(datetime.combine(world.epoch, datetime.min.time(), timezone.utc), TIME)
+    epoch = pa.scalar(moment_of(world, 0), TIME)
     since = pc.cast(pc.subtract(times.cast(TIME), epoch), pa.int64())
     return since.cast(pa.float64(), safe=False).to_numpy() / (demo_sales.DAY_S * 1e6)
 
@@ -72,13 +80,12 @@ def _rows(world: World, block: Block, day: int, p: np.ndarray, horizon_days: int
     before = has_order(block, day - POPULATION_DAYS, day)
     after = has_order(block, day, day + horizon_days)
     known = day + horizon_days <= world.num_days
-    moment = datetime.combine(world.epoch + timedelta(days=day), datetime.min.time(), timezone.utc)
     z = block.z[:, : day // 7 + 1]
     count = int(kept.sum())
     return pa.table(
         {
             "entity_id": ids.make("001", block.first + np.flatnonzero(kept)),
-            "as_of": pa.array([moment], TIME).take(pa.array(np.zeros(count, np.int64))),
+            "as_of": pa.repeat(pa.scalar(moment_of(world, day), TIME), count),
             "score": p[kept],
             "label": pa.array((~after[kept]).astype(np.int8)) if known else pa.nulls(count, pa.int8()),
             "in_population": before[kept],
@@ -131,11 +138,8 @@ def posteriors(world: World, block: Block, days: Sequence[int]) -> Iterator[tupl
 
 def _prior(block: Block) -> np.ndarray:
     """(N, C, 3) P(class, first engagement | attributes)."""
-    p_value = np.array([1 - dw.P_LOYAL, dw.P_LOYAL])
-    p_sensitive = np.where(S == 1, dw.P_SENSITIVE[V], 1 - dw.P_SENSITIVE[V])
-    classes = p_value[V] * p_sensitive * dw.P_ACTIVITY[A]
     seen = dw.P_INDUSTRY.T[block.industry] * dw.P_SIZE.T[block.size]
-    weights = classes * seen[:, V]
+    weights = P_CLASS * seen[:, V]
     return (weights / weights.sum(1, keepdims=True))[:, :, None] * dw.P_START
 
 
@@ -230,6 +234,13 @@ def taste_logs(world: World, block: Block, day: int) -> np.ndarray:
     _add_rows(products, buyer[lined], np.log(_line_probabilities(world, block, lined)))
     _add_rows(products, block.visit_customer[shown], np.log(_view_probabilities(world, block, shown)))
     return products.reshape(len(block), NUM_TASTES, 2)[:, :, S] + np.log(dw.taste_prior())[2 * V + S].T
+
+
+def p_taste(world: World, block: Block, day: int) -> np.ndarray:
+    """(N, T, C) P(taste | class, all before the day)."""
+    logs = taste_logs(world, block, day)
+    weights = np.exp(logs - logs.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
 
 
 def _add_rows(totals: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from crmray.data import demo_sales, demo_truth
 from crmray.data import demo_world as dw
 from crmray.data.demo_catalogue import CATEGORIES, FOLLOW, NUM_TASTES, SUCCESSOR_WEIGHTS, Catalogue
 from crmray.data.demo_simulate import simulate
-from crmray.data.demo_truth import BAD_RATES, ORDER_RATES, A, C, S, V
+from crmray.data.demo_truth import BAD_RATES, ORDER_RATES, P_CLASS, C, S, V
 from crmray.data.demo_world import Block, World
 from crmray.schema import TIME
 
@@ -62,10 +62,9 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
 
 def _table(world: World, names: list[str], label_SH: np.ndarray, quantiles_QSH: np.ndarray, week: int) -> pa.Table:
     lists = pa.list_(pa.float64())
-    moment = datetime.combine(world.epoch + timedelta(days=7 * week), datetime.min.time(), timezone.utc)
     columns = {
         "entity_id": pa.array(names, pa.string()),
-        "as_of": pa.array([moment] * len(names), TIME),
+        "as_of": pa.repeat(pa.scalar(demo_truth.moment_of(world, 7 * week), TIME), len(names)),
         "label": pa.array(label_SH.tolist(), lists),
         "label_weight": pa.array(np.ones_like(label_SH).tolist(), lists),
     }
@@ -146,10 +145,8 @@ class _Past:
     def of(world: World, block: Block, number: int, week: int) -> _Past:
         day, num_products = 7 * week, len(world.catalogue.price)
         _, live, posterior_NCZ = next(demo_truth.posteriors(world, block, [day]))
-        prior_CZ = _prior()
-        posterior = np.where(live[:, None], posterior_NCZ.reshape(len(block), -1), prior_CZ.ravel())
-        logs = demo_truth.taste_logs(world, block, day)
-        weights = np.exp(logs - logs.max(1, keepdims=True))
+        unknown_CZ = P_CLASS[:, None] * dw.P_START  # of a customer of whom nothing is known
+        posterior = np.where(live[:, None], posterior_NCZ.reshape(len(block), -1), unknown_CZ.ravel())
         created = demo_sales.created_days(block, world.rng(number, dw.STREAMS["created"]))
         accounts = demo_sales.accounts(world, block, created, world.rng(number, dw.STREAMS["accounts"]))
         region = pc.index_in(accounts["BillingState"], value_set=pa.array(demo_sales.REGIONS)).to_numpy()
@@ -165,7 +162,7 @@ class _Past:
         return _Past(
             week=week,
             posterior=posterior.cumsum(1),
-            taste=(weights / weights.sum(1, keepdims=True)).cumsum(1),
+            taste=demo_truth.p_taste(world, block, day).cumsum(1),
             to_come=~live,
             opted_in=block.opted_in,
             region=region,
@@ -175,13 +172,6 @@ class _Past:
             came=flat.reshape(-1, HORIZON_WEEKS),
             mix=tuple(_Mix.of(world.catalogue, week + step) for step in range(HORIZON_WEEKS)),
         )  # fmt: skip
-
-
-def _prior() -> np.ndarray:
-    """(C, 3) P(class, first engagement) of a customer of whom nothing is known."""
-    value = np.array([1 - dw.P_LOYAL, dw.P_LOYAL])
-    sensitive = np.where(S == 1, dw.P_SENSITIVE[V], 1 - dw.P_SENSITIVE[V])
-    return (value[V] * sensitive * dw.P_ACTIVITY[A])[:, None] * dw.P_START
 
 
 def _lines(world: World, block: Block, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

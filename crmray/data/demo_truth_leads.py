@@ -14,7 +14,7 @@ whole history. The number of employees says nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -45,13 +45,12 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
     for day in (demo_truth.day_of(world, date) for date in as_of):
         is_open = (start < day) & ~(converted < day)
         label = pa.array(((converted >= day) & (converted < day + horizon_days))[is_open].astype(np.int8))
-        moment = datetime.combine(world.epoch + timedelta(days=day), datetime.min.time(), timezone.utc)
         count = int(is_open.sum())
         tables.append(
             pa.table(
                 {
                     "entity_id": leads["Id"].filter(pa.array(is_open)),
-                    "as_of": pa.array([moment], TIME).take(pa.array(np.zeros(count, np.int64))),
+                    "as_of": pa.repeat(pa.scalar(demo_truth.moment_of(world, day), TIME), count),
                     "label": label if day + horizon_days <= world.num_days else pa.nulls(count, pa.int8()),
                     "score": p_convert(world, leads, start, day, horizon_days)[is_open],
                 }
@@ -65,9 +64,8 @@ def p_convert(world: World, leads: pa.Table, start: np.ndarray, day: int, horizo
     source, rating = (_index(leads[name], names) for name, names in _NAMED.items())
     odds = np.exp(demo_sales.LEAD_LOGIT + demo_sales.SOURCE_EFFECT[source] + demo_sales.RATING_EFFECT[rating])
     industry, country = _index(leads["Industry"], dw.INDUSTRIES), _index(leads["Country"], dw.COUNTRIES)
-    p_value = np.array([1 - dw.P_LOYAL, dw.P_LOYAL])
     last = 7.0 * (world.num_weeks - LAST_WEEKS)
-    converting = odds * (p_value @ dw.P_INDUSTRY)[industry] * dw.P_COUNTRY[country] / last
+    converting = odds * (demo_truth.P_VALUE @ dw.P_INDUSTRY)[industry] * dw.P_COUNTRY[country] / last
     others = 1.0 / (len(dw.INDUSTRIES) * len(dw.COUNTRIES) * world.num_days)
     age = day - start
     rest = np.maximum(_before(last - start) - _before(age), 0.0)

@@ -93,9 +93,7 @@ def _weights(world: World, block: Block, posterior: np.ndarray, day: int, horizo
     catalogue = world.catalogue
     era = int(catalogue.era_of(np.array([day // 7]))[0])
     by_order_NGK = _order_weights(posterior, demo_truth_value.expected_orders(world, block, day, horizon_days))
-    logs = demo_truth.taste_logs(world, block, day)
-    taste_NTC = np.exp(logs - logs.max(1, keepdims=True))
-    taste_NTC /= taste_NTC.sum(1, keepdims=True)
+    taste_NTC = demo_truth.p_taste(world, block, day)
     last_NM = _last_order(world, block, day)
     bought_before = last_NM.sum(1, keepdims=True) > 0
     total_NM = np.zeros_like(last_NM)

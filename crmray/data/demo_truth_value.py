@@ -13,7 +13,7 @@ Symbols as in demo_world and demo_truth; shapes: N customers, C = 12 classes, 3 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -47,11 +47,10 @@ def of_block(world: World, block: Block, as_of: Sequence[datetime], horizon_days
         came = [np.where(orders > 0, np.maximum(net, 0.0), 0.0)[live], orders[live]]
         by_class = posterior * expected_orders(world, block, first, horizon_days)
         known = end <= world.num_days
-        moment = datetime.combine(world.epoch + timedelta(days=first), datetime.min.time(), timezone.utc)
         count = int(live.sum())
         tables.append(pa.table({
             "entity_id": ids.make("001", block.first + np.flatnonzero(live)),
-            "as_of": pa.array([moment], TIME).take(pa.array(np.zeros(count, np.int64))),
+            "as_of": pa.repeat(pa.scalar(demo_truth.moment_of(world, first), TIME), count),
             **{name: pa.array(values) if known else pa.nulls(count, pa.float64())
                for name, values in zip(("label_spend", "label_purchases"), came, strict=True)},
             "p_purchase": 1.0 - leaving[k, live],
@@ -107,9 +106,7 @@ def _one_week(week: int, share: float, season: float, following: np.ndarray) -> 
 
 def _order_amounts(world: World, block: Block, day: int) -> np.ndarray:
     """(N, C) expected net amount of an order, in the org's currency."""
-    logs = demo_truth.taste_logs(world, block, day)
-    weights = np.exp(logs - logs.max(1, keepdims=True))
-    taste_NTC = weights / weights.sum(1, keepdims=True)
+    taste_NTC = demo_truth.p_taste(world, block, day)
     price_TS = _mean_prices(world.catalogue, day // 7)
     level = (1 + dw.PRICE_RISE) ** block.rise[:, : day // 7 + 1].sum(1)
     discount = 1 - dw.P_DISCOUNT[S] * sum(dw.DISCOUNT) / 2

@@ -48,12 +48,12 @@ from crmray.data.demo_catalogue import NUM_TASTES, Catalogue
 from crmray.errors import ConfigError
 
 BLOCK = 5_000
+"""customers simulated at once; each block has its own random stream"""
 STREAMS = {
     "created": 1, "sales": 2, "service": 3, "opportunities": 4, "contacts": 5, "tasks": 6, "campaign_members": 7,
     "visits": 8, "leads": 9, "accounts": 10,
 }  # fmt: skip
 """what is written of a block -> purpose of its random stream: see `World.rng`"""
-"""customers simulated at once; each block has its own random stream"""
 SEGMENTS = (
     "occasional, full price",
     "occasional bargain hunters",

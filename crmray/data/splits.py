@@ -28,6 +28,11 @@ TRAIN_PERCENT, VALIDATION_PERCENT = 70, 15
 _SALT = "crmray-part:"
 
 
+def utc(moment: datetime) -> datetime:
+    """A moment in UTC; one without a zone is taken as UTC."""
+    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
+
+
 class TimeSettings(Part):
     """The dates of a task. Left out, they follow from the span of the data."""
 
@@ -46,14 +51,15 @@ class TimeSettings(Part):
     snapshot_every_days: Annotated[int, Field(ge=1, le=3650)] = 30
     """distance of two training dates, in days"""
 
-    @field_validator("as_of", "validation_as_of", "train_as_of")
+    @field_validator("as_of", "validation_as_of")
     @classmethod
-    def _utc(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            return sorted({cls._utc(item) for item in value})
-        if isinstance(value, datetime):
-            return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
-        return value
+    def _utc(cls, value: datetime | None) -> datetime | None:
+        return None if value is None else utc(value)
+
+    @field_validator("train_as_of")
+    @classmethod
+    def _in_order(cls, value: list[datetime] | None) -> list[datetime] | None:
+        return None if value is None else sorted(set(map(utc, value)))
 
     @model_validator(mode="after")
     def _order(self) -> TimeSettings:

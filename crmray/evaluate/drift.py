@@ -22,6 +22,8 @@ SHIFTED = 0.25
 NUM_BINS = 10
 MAX_VALUES = 20
 """frequent categories with a bin of their own; the others share one"""
+MOST_TOLD = 10
+"""features of a summary"""
 LEAST = 1e-4
 """a share is taken as at least this, so that an empty bin has a finite index"""
 
@@ -65,12 +67,12 @@ def psi(reference: Mapping[str, Mapping[str, Any]], table: pa.Table) -> dict[str
     return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def summary(reference: Mapping[str, Mapping[str, Any]], table: pa.Table, most: int = 10) -> dict[str, Any]:
+def summary(reference: Mapping[str, Mapping[str, Any]], table: pa.Table) -> dict[str, Any]:
     """JSON for a report: rows, how many features are shifted, and the most moved ones with their index."""
     moved = psi(reference, table)
     return {
         "rows": table.num_rows,
         "features": len(moved),
         "shifted": sum(value >= SHIFTED for value in moved.values()),
-        "psi": dict(list(moved.items())[:most]),
+        "psi": dict(list(moved.items())[:MOST_TOLD]),
     }

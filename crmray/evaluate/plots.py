@@ -10,6 +10,8 @@ import numpy as np
 
 MOST_NAMED = 4
 """categories written into one question of a tree"""
+MOST_LEAVES = 30
+"""of a dendrogram"""
 
 
 def _svg(width: float, height: float, draw: Callable[[Any], None]) -> bytes:
@@ -70,12 +72,12 @@ def tree(
     return _svg(3.2 * 2**depth, 1.6 * (depth + 1), draw)
 
 
-def dendrogram(linkage: np.ndarray, *, title: str, num_leaves: int = 30) -> bytes:
+def dendrogram(linkage: np.ndarray, *, title: str) -> bytes:
     """The last merges of a hierarchy (N - 1, 4) in SciPy's form; a leaf is told by how many rows it stands for."""
     from scipy.cluster.hierarchy import dendrogram as of_scipy
 
     def draw(axes: Any) -> None:
-        of_scipy(linkage, p=num_leaves, truncate_mode="lastp", ax=axes, color_threshold=0.0)
+        of_scipy(linkage, p=MOST_LEAVES, truncate_mode="lastp", ax=axes, color_threshold=0.0)
         axes.set_ylabel("distance at which two groups become one")
         axes.set_xlabel("customers in the group")
         axes.set_title(title)

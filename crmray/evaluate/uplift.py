@@ -106,9 +106,9 @@ def by_decile(
     return found
 
 
-def intervals(treated: np.ndarray, y: np.ndarray, score: np.ndarray, num_resamples: int = 500) -> tuple[float, float]:
+def intervals(treated: np.ndarray, y: np.ndarray, score: np.ndarray) -> tuple[float, float]:
     """95 % bootstrap interval of the Qini area."""
-    return bootstrap_ci(qini_figure(treated, y, score), len(y), num_resamples=num_resamples)
+    return bootstrap_ci(qini_figure(treated, y, score), len(y), num_resamples=500)
 
 
 def effect_line(treated: np.ndarray, y: np.ndarray, score: np.ndarray) -> dict[str, float]:

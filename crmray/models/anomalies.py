@@ -54,16 +54,12 @@ class Anomalies:
             error_Q=np.quantile((_residual(rows_ND, components_PD) ** 2).sum(axis=1), places),
         )
 
-    def residual(self, rows_ND: np.ndarray) -> np.ndarray:
-        """(N, D) what the principal components do not explain, in standard deviations."""
-        return _residual(rows_ND, self.components_PD)
-
     def score(self, rows_ND: np.ndarray) -> np.ndarray:
         """(N,) in 0..1: mean share of the training rows that are less isolated, and better reconstructed."""
         if not len(rows_ND):
             return np.zeros(0)
         isolation = np.searchsorted(self.isolation_Q, -self.forest.score_samples(rows_ND))
-        error = np.searchsorted(self.error_Q, (self.residual(rows_ND) ** 2).sum(axis=1))
+        error = np.searchsorted(self.error_Q, (_residual(rows_ND, self.components_PD) ** 2).sum(axis=1))
         return (isolation + error) / (2 * NUM_QUANTILES)
 
     def save(self) -> dict[str, bytes]:
@@ -82,4 +78,5 @@ class Anomalies:
 
 
 def _residual(rows_ND: np.ndarray, components_PD: np.ndarray) -> np.ndarray:
+    """(N, D) what the principal components do not explain, in standard deviations."""
     return rows_ND - (rows_ND @ components_PD.T) @ components_PD

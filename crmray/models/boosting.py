@@ -68,8 +68,6 @@ class Boosting:
     """Rounds where there is neither validation nor a number from the caller."""
     patience: int = 100
     """Rounds without a better validation figure before it stops."""
-    min_frequency: int = 10
-    """Rows that a category needs for a code of its own."""
     num_threads: int = 1
     """Threads of the fit; the result is the same for any number."""
     memory_gib: float = 2.0
@@ -91,7 +89,22 @@ class Boosting:
                 f"bagging_fraction={self.bagging_fraction}, expected at least 2 leaves and fractions in (0, 1]"
             )
 
-    applies = staticmethod(needs_features)
+    def shared_parameters(self, seed: int) -> dict[str, Any]:
+        """What LightGBM is told of these hyper-parameters, so that a fit repeats."""
+        return {
+            "learning_rate": self.learning_rate,
+            "num_leaves": self.num_leaves,
+            "min_data_in_leaf": self.min_rows_leaf,
+            "feature_fraction": self.feature_fraction,
+            "bagging_fraction": self.bagging_fraction,
+            "bagging_freq": 1 if self.bagging_fraction < 1 else 0,
+            "lambda_l2": self.l2,
+            "seed": seed,
+            "deterministic": True,
+            "force_row_wise": True,
+            "num_threads": self.num_threads,
+            "verbosity": -1,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +117,8 @@ class LightGBM(Boosting):
         "min_rows_leaf": (10, 100),
     }
 
+    min_frequency: int = 10
+    """Rows that a category needs for a code of its own."""
     stop_on: Literal["logloss", "auc"] = "logloss"
     """Validation figure of early stopping; AUC alone can stop after a few rounds, with useless probabilities."""
     imbalance: Literal["none", "weights", "focal"] = "none"
@@ -124,6 +139,8 @@ class LightGBM(Boosting):
         if self.stop_on == "auc" and (self.kind != "yes_no" or self.imbalance == "focal"):
             raise ValueError(f"got stop_on='auc' with kind={self.kind}, imbalance={self.imbalance}, expected 'logloss'")
         check_imbalance(self.kind, self.imbalance, ("none", "weights", "focal"))
+
+    applies = staticmethod(needs_features)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
@@ -183,7 +200,7 @@ class LightGBM(Boosting):
             "objective": focused.objective if focused else objective,
             "metric": "None" if focused else "auc" if self.stop_on == "auc" else loss,
             **({"num_class": len(target.classes)} if self.kind == "class" else {}),
-            **shared_parameters(self, seed),
+            **self.shared_parameters(seed),
         }
 
     @staticmethod
@@ -205,24 +222,6 @@ class RecentLightGBM(Recent, LightGBM):
     """Gradient-boosted trees on the newest rows."""
 
     GRID: ClassVar[dict[str, tuple]] = {**LightGBM.GRID, "newest_share": SHARES}
-
-
-def shared_parameters(candidate: Any, seed: int) -> dict[str, Any]:
-    """What LightGBM is told of the hyper-parameters that candidates made of it share, so that a fit repeats."""
-    return {
-        "learning_rate": candidate.learning_rate,
-        "num_leaves": candidate.num_leaves,
-        "min_data_in_leaf": candidate.min_rows_leaf,
-        "feature_fraction": candidate.feature_fraction,
-        "bagging_fraction": candidate.bagging_fraction,
-        "bagging_freq": 1 if candidate.bagging_fraction < 1 else 0,
-        "lambda_l2": candidate.l2,
-        "seed": seed,
-        "deterministic": True,
-        "force_row_wise": True,
-        "num_threads": candidate.num_threads,
-        "verbosity": -1,
-    }
 
 
 def _held(

@@ -33,15 +33,21 @@ def vocabulary(train: pa.Table) -> dict[str, Any]:
     return {"kinds": kinds, "value_scales": _scales(_codes(kind_E, kinds), values, len(kinds))}
 
 
-def batch(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, torch.Tensor]:
-    """kinds_BT, events_BTC, length_B of these rows, right-padded to the longest of them. arrays: what `encode` gave."""
-    first_B = arrays["offsets"][rows]
-    length_B = arrays["offsets"][rows + 1] - first_B
+def padded(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of ragged arrays right-padded to the longest of them: their lengths (B,), which steps are real (B, T), and
+    the places of the real ones in the arrays. Row i owns the places offsets[i]:offsets[i + 1]."""
+    first_B = offsets[rows]
+    length_B = offsets[rows + 1] - first_B
     steps_T = np.arange(max(1, int(length_B.max(initial=0))))
     real_BT = steps_T < length_B[:, None]
+    return length_B, real_BT, (first_B[:, None] + steps_T)[real_BT]
+
+
+def batch(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, torch.Tensor]:
+    """kinds_BT, events_BTC, length_B of these rows, right-padded to the longest of them. arrays: what `encode` gave."""
+    length_B, real_BT, place = padded(arrays["offsets"], rows)
     kinds_BT = np.full(real_BT.shape, PADDING)
     events_BTC = np.zeros((*real_BT.shape, NUM_EVENT_NUMBERS), np.float32)
-    place = (first_B[:, None] + steps_T)[real_BT]
     kinds_BT[real_BT], events_BTC[real_BT] = arrays["kinds"][place], arrays["events"][place]
     return {
         "kinds_BT": torch.from_numpy(kinds_BT),

@@ -16,7 +16,7 @@ Shapes: L weeks of history, T origins in them, H weeks to forecast, A smoothings
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
@@ -53,10 +53,7 @@ class Direct:
     def __post_init__(self) -> None:
         check_positive(num_harmonics=self.num_harmonics)
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_history(columns)
+    applies = staticmethod(needs_history)
 
     def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> DirectModel:
         """Effects, smoothing and growth of each level from all that is known; validation, rounds change nothing."""

@@ -10,7 +10,7 @@ Cleveland et al. (1990); seasonal differences: Hyndman & Athanasopoulos, FPP3, 9
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -44,10 +44,7 @@ class ETS:
     season: bool = True
     """Whether a season of 52 weeks is taken off, for series with a year of history and MIN_WEEKS more."""
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_history(columns)
+    applies = staticmethod(needs_history)
 
     def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> ETSModel:
         """Takes the horizon from the training rows; validation, seed and rounds change nothing."""

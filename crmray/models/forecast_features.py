@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from crmray.models.forecast_panel import YEAR_WEEKS, Panel, by_size, labelled, newest, week_of_year
+from crmray.models.forecast_panel import YEAR_WEEKS, Panel, by_size, labelled, mean, newest, week_of_year
 
 LAGS = tuple(range(1, 9))
 WINDOWS = (2, 4, 8, 13, 26, 52)
@@ -158,7 +158,7 @@ class Known:
         spread = self._mean(rows, origins - 26, origins, 2) - self._mean(rows, origins - 26, origins, 0) ** 2
         columns += [np.sqrt(np.maximum(spread, 0.0)) / size, year_ago / size, (quarter - year_ago) / size]
         around = [self._at(rows, before + step, origins) / size for step in AROUND]
-        columns += [*around, _mean_of(around), self._at(rows, before - YEAR_WEEKS, origins) / size]
+        columns += [*around, mean(np.stack(around, axis=1)), self._at(rows, before - YEAR_WEEKS, origins) / size]
         for kind in range(len(self.kinds)):
             flags = self.events[:, :, kind]
             columns += [_flag(flags, rows, week + step) for step in (-1, 0, 1)] + [_flag(flags, rows, before)]
@@ -178,12 +178,6 @@ def names_of(kinds: Collection[str]) -> list[str]:
 def _a_year_before(origins: np.ndarray, ahead: np.ndarray) -> np.ndarray:
     """(R,) the same week of the newest year that is known at the origin."""
     return origins + ahead - 1 - YEAR_WEEKS * -(-ahead // YEAR_WEEKS)
-
-
-def _mean_of(columns: list[np.ndarray]) -> np.ndarray:
-    together = np.stack(columns, axis=1)
-    count = np.isfinite(together).sum(1)
-    return np.where(count > 0, np.nansum(together, axis=1) / np.maximum(count, 1), np.nan)
 
 
 def _flag(flags: np.ndarray, rows: np.ndarray, week: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ Shapes: L weeks of history, H to forecast, E effects (sines and cosines, growth 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
@@ -50,10 +50,7 @@ class Harmonic:
     def __post_init__(self) -> None:
         check_positive(num_harmonics=self.num_harmonics)
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_history(columns)
+    applies = staticmethod(needs_history)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None

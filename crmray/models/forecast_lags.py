@@ -10,7 +10,7 @@ Shapes: S series, T weeks known of them, R training targets (series, origin, hor
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from crmray import log
 from crmray.errors import NotEnoughDataError
-from crmray.models.boosting import reloaded
+from crmray.models.boosting import Boosting, reloaded
 from crmray.models.forecast_features import MIN_WEEKS, Known, Targets, names_of
 from crmray.models.forecast_naive import needs_history
 from crmray.models.forecast_panel import MIDDLE, QUANTILES, Panel, finish
@@ -34,19 +34,16 @@ BYTES_PER_VALUE = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lags:
-    """LightGBM on lags; the quantile 0.5 is stopped early on validation."""
+class Lags(Boosting):
+    """LightGBM on lags; the quantile 0.5 is stopped early on validation, `num_rounds` are its rounds."""
 
     NAME: ClassVar[str] = "lightgbm_lags"
-    KIND: ClassVar[str] = "memory"
     GRID: ClassVar[dict[str, tuple]] = {"num_leaves": (15, 63), "size_weight": (0.5, 1.0)}
 
     base: Literal["recent", "year"] = "recent"
     """What the trees add to: the mean of the last quarter, or the same week a year ago where it is known."""
     size_weight: float = 0.5
     """Power of a series' size by which its weeks count among those of its level: 1 as in sums of money, 0 all alike."""
-    learning_rate: float = 0.05
-    """Shrinkage per round."""
     num_leaves: int = 31
     """Leaves per tree."""
     min_rows_leaf: int = 40
@@ -55,40 +52,21 @@ class Lags:
     """Share of features tried per tree."""
     bagging_fraction: float = 0.7
     """Share of rows per round."""
-    l2: float = 1.0
-    """L2 penalty on leaf values."""
     max_rounds: int = 600
     """Most rounds of the median with early stopping."""
-    num_rounds: int = 200
-    """Rounds of the median where there is neither validation nor a number from the caller."""
     spread_rounds: int = 120
     """Rounds of each other quantile."""
     patience: int = 60
     """Rounds without a better validation figure before it stops."""
     max_targets: int = 500_000
     """Training targets of the median; beyond it they are sampled. The other quantiles see half as many at most."""
-    num_threads: int = 1
-    """Threads of the fit; the result is the same for any number."""
-    memory_gib: float = 2.0
-    """Training targets are sampled beyond this."""
 
     def __post_init__(self) -> None:
-        check_positive(
-            learning_rate=self.learning_rate, min_rows_leaf=self.min_rows_leaf, max_rounds=self.max_rounds,
-            num_rounds=self.num_rounds, spread_rounds=self.spread_rounds, patience=self.patience,
-            max_targets=self.max_targets, num_threads=self.num_threads, memory_gib=self.memory_gib,
-        )  # fmt: skip
+        super().__post_init__()
+        check_positive(spread_rounds=self.spread_rounds, max_targets=self.max_targets)
         check_choice("base", self.base, ("recent", "year"))
-        if self.num_leaves < 2 or not 0 < self.feature_fraction <= 1 or not 0 < self.bagging_fraction <= 1:
-            raise ValueError(
-                f"got num_leaves={self.num_leaves}, feature_fraction={self.feature_fraction}, "
-                f"bagging_fraction={self.bagging_fraction}, expected at least 2 leaves and fractions in (0, 1]"
-            )
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_history(columns)
+    applies = staticmethod(needs_history)
 
     def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> LagsModel:
         """Fit `rounds` rounds of the median if given; else stop early on validation; else `num_rounds`."""
@@ -142,23 +120,7 @@ class Lags:
         )  # fmt: skip
 
     def _parameters(self, quantile: float, seed: int) -> dict[str, Any]:
-        return {
-            "objective": "quantile",
-            "alpha": quantile,
-            "metric": "quantile",
-            "learning_rate": self.learning_rate,
-            "num_leaves": self.num_leaves,
-            "min_data_in_leaf": self.min_rows_leaf,
-            "feature_fraction": self.feature_fraction,
-            "bagging_fraction": self.bagging_fraction,
-            "bagging_freq": 1 if self.bagging_fraction < 1 else 0,
-            "lambda_l2": self.l2,
-            "seed": seed,
-            "deterministic": True,
-            "force_row_wise": True,
-            "num_threads": self.num_threads,
-            "verbosity": -1,
-        }
+        return {"objective": "quantile", "alpha": quantile, "metric": "quantile", **self.shared_parameters(seed)}
 
     @staticmethod
     def load(files: Mapping[str, bytes]) -> LagsModel:

@@ -7,7 +7,7 @@ training rows, as shares of a series' size.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -15,12 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from crmray.models.forecast_panel import MIDDLE, QUANTILES, YEAR_WEEKS, Panel, finish, labelled
-from crmray.models.tabular import file_of, to_json
+from crmray.models.tabular import file_of, needs, to_json
 
-
-def needs_history(columns: Collection[str]) -> str | None:
-    """The reason why a forecaster cannot run on these columns, or None."""
-    return None if "history" in columns else "the examples have no column 'history'"
+needs_history = needs("history")
+"""`applies` of all forecasters"""
 
 
 def year_ago(panel: Panel, horizon: int) -> np.ndarray:
@@ -41,10 +39,7 @@ class SeasonalNaive:
     KIND: ClassVar[str] = "memory"
     GRID: ClassVar[dict[str, tuple]] = {}
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_history(columns)
+    applies = staticmethod(needs_history)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None

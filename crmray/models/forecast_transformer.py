@@ -12,7 +12,7 @@ numbers known in advance of a week, S numbers of a row, Q quantiles.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -89,10 +89,7 @@ class PatchTransformer(Training):
         """Defaults that depend on the number of training rows: few rows need smaller batches and more epochs."""
         return {"batch_size": 64, "max_epochs": 16, "patience": 5} if num_rows < FEW_ROWS else {}
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        return needs_history(columns)
+    applies = staticmethod(needs_history)
 
     # -- what the training loop asks for ---------------------------------------------------------------------------
 

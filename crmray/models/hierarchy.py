@@ -6,7 +6,7 @@ the nearest centre. The tree itself is what people look at: `linkage` gives it f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from crmray.models.segments import (
     sums,
     whitening,
 )
+from crmray.models.tabular import needs
 
 SAMPLE_ROWS = 2_000
 """rows of the hierarchy"""
@@ -49,10 +50,7 @@ class Ward:
         check_num_segments(self.num_segments)
         check_dormant_weeks(self.dormant_weeks)
 
-    @classmethod
-    def applies(cls, columns: Sequence[str]) -> str | None:
-        """Always: every examples table has features."""
-        return None
+    applies = staticmethod(needs())  # every examples table has features
 
     def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> Segments:
         """Centres of the hierarchy's segments. NotEnoughDataError for too few customers."""
@@ -80,10 +78,7 @@ class Ward:
             return centers_KD, None
         return centers_KD, whitening(rows_ND.T @ rows_ND, np.bincount(segment), centers_KD)
 
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> Segments:
-        """The fitted segmentation from what `save` gave."""
-        return Segments.from_files(files)
+    load = staticmethod(Segments.from_files)
 
 
 def sample(rows_ND: np.ndarray, count: int, seed: int) -> np.ndarray:

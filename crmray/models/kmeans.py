@@ -35,7 +35,7 @@ from crmray.models.segments import (
     whitening,
     with_lifecycle,
 )
-from crmray.models.tabular import check_positive
+from crmray.models.tabular import check_positive, needs
 
 STABILITY_PAIRS = 3
 STABILITY_ROWS = 10_000
@@ -136,10 +136,7 @@ class KMeans:
         check_dormant_weeks(self.dormant_weeks)
         check_positive(num_starts=self.num_starts)
 
-    @classmethod
-    def applies(cls, columns: Sequence[str]) -> str | None:
-        """Always: every examples table has features."""
-        return None
+    applies = staticmethod(needs())  # every examples table has features
 
     def start(self, sample: pa.Table, seed: int) -> dict[str, Any]:
         """First state: the sample for seeding; the first pass measures mean and spread of every feature."""
@@ -179,10 +176,7 @@ class KMeans:
             whitening_DD=state["whitening"],
         )  # fmt: skip
 
-    @staticmethod
-    def load(files: Mapping[str, bytes]) -> Segments:
-        """The fitted segmentation from what `save` gave."""
-        return Segments.from_files(files)
+    load = staticmethod(Segments.from_files)
 
     def _best(self, sample_ND: np.ndarray, seed: int) -> Cut:
         """The given number of segments, or the simplest."""

@@ -19,17 +19,12 @@ from safetensors import numpy as safetensors
 
 from crmray.models import histories, ranking
 from crmray.models.histories import Catalogue
-from crmray.models.tabular import check_positive, file_of, to_json
+from crmray.models.tabular import check_positive, file_of, needs, to_json
 
 TIE = 1e-6
 """weight of popularity in the scores: it orders what has no votes and nothing else"""
-HISTORY = ("history", "history_days_before", "exclude_owned")
-
-
-def needs_history(columns: Sequence[str]) -> str | None:
-    """Why a recommender cannot be fitted on these columns, or None."""
-    missing = [name for name in HISTORY if name not in columns]
-    return f"the examples have no column {missing[0]!r}" if missing else None
+needs_history = needs("history", "history_days_before", "exclude_owned")
+"""`applies` of a recommender"""
 
 
 def check_share(**values: float) -> None:
@@ -219,12 +214,10 @@ class ItemToItem(ranking.Ranked):
         history_BI = histories.encode(examples, self.catalogue).matrix(len(self.catalogue), self.decay)
         return (history_BI @ self.votes).toarray() + np.float32(TIE) * self.catalogue.popularity
 
-    def because(
-        self, examples: pa.Table, products: Sequence[Sequence[str]], num_reasons: int = 2
-    ) -> list[list[list[str]]]:
+    def because(self, examples: pa.Table, products: Sequence[Sequence[str]]) -> list[list[list[str]]]:
         """For each row and each of its products: the owned products that vote most for it, best first."""
         bought = histories.encode(examples, self.catalogue).matrix(len(self.catalogue), self.decay)
-        return reasons_by_share(self.catalogue, bought, between(self.votes), products, num_reasons)
+        return reasons_by_share(self.catalogue, bought, between(self.votes), products)
 
     def save(self) -> dict[str, bytes]:
         """The catalogue's files, model.json, votes.safetensors."""

@@ -63,8 +63,11 @@ class Training:
 
     @classmethod
     def load(cls, files: Mapping[str, bytes]) -> Any:
-        """The model that FittedNetwork.save wrote."""
-        return load_network(cls, files)
+        """The model that FittedNetwork.save wrote. CorruptError for a missing file."""
+        about = json.loads(file_of(files, f"{cls.NAME}.json"))
+        weights = load_tensors(file_of(files, "weights.safetensors"))
+        candidate: Any = cls(**about["settings"])
+        return candidate.fitted(about["state"], weights, about["rounds"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,29 +175,15 @@ class FittedNetwork:
         return found
 
     def save(self) -> dict[str, bytes]:
-        """Files of the model; see `network_files`."""
-        return network_files(self.candidate, self.state, self.module, self.rounds)
+        """Files of the model: weights as safetensors, in single precision as they were trained, the rest as JSON."""
+        about = {"settings": asdict(self.candidate), "state": self.state, "rounds": self.rounds}
+        weights = {
+            name: (value.float() if value.dtype == torch.float64 else value).contiguous()
+            for name, value in self.module.state_dict().items()
+        }
+        return {"weights.safetensors": save_tensors(weights), f"{self.candidate.NAME}.json": to_json(about)}
 
 
 def runs_of(order: np.ndarray, size: int) -> list[np.ndarray]:
     """Rows cut into runs of at most `size`, in their order."""
     return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def network_files(
-    candidate: Training, state: Mapping[str, Any], module: nn.Module, rounds: int | None
-) -> dict[str, bytes]:
-    """Files of a fitted network: weights as safetensors, in single precision as they were trained, the rest as JSON."""
-    about = {"settings": asdict(candidate), "state": dict(state), "rounds": rounds}
-    weights = {
-        name: (value.float() if value.dtype == torch.float64 else value).contiguous()
-        for name, value in module.state_dict().items()
-    }
-    return {"weights.safetensors": save_tensors(weights), f"{candidate.NAME}.json": to_json(about)}
-
-
-def load_network(family: type[Any], files: Mapping[str, bytes]) -> Any:
-    """The fitted network of a candidate's class, from what `network_files` gave. CorruptError for a missing file."""
-    about = json.loads(file_of(files, f"{family.NAME}.json"))
-    weights = load_tensors(file_of(files, "weights.safetensors"))
-    return family(**about["settings"]).fitted(about["state"], weights, about["rounds"])

@@ -9,7 +9,7 @@ Shape suffixes: B rows, T steps of time (events, right-padded), C numbers per ev
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ from crmray.models.events import EVENT_COLUMNS, FIRST_KIND, NUM_EVENT_NUMBERS, P
 from crmray.models.kmeans import KMeans, check_dormant_weeks, check_num_segments
 from crmray.models.network import Training
 from crmray.models.segments import BEFORE, Segments
-from crmray.models.tabular import check_positive, file_of, to_json
+from crmray.models.tabular import check_positive, file_of, needs, to_json
 
 TRAIN, VALIDATION = PARTS.index("train"), PARTS.index("validation")
 PREDICT_ROWS = 1024
@@ -73,11 +73,7 @@ class SegmentTransformer(Training):
         check_dormant_weeks(self.dormant_weeks)
         super().__post_init__()
 
-    @classmethod
-    def applies(cls, columns: Sequence[str]) -> str | None:
-        """Needs the events."""
-        missing = [name for name in EVENT_COLUMNS if name not in columns]
-        return f"the examples have no column {missing[0]!r}" if missing else None
+    applies = staticmethod(needs(*EVENT_COLUMNS))
 
     # -- what the training loop asks for -------------------------------------------------------------------------------
 

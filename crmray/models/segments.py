@@ -154,12 +154,11 @@ class Segments:
         """From what `save` gave. CorruptError when a file is missing."""
         head = json.loads(file_of(files, "segments.json"))
         tensors = load_tensors(file_of(files, "segments.safetensors"))
-        lifecycle = head.get("lifecycle")  # bundles of the first versions know of none
         return cls(
             columns=tuple(head["columns"]), mean_D=tensors["mean"], scale_D=tensors["scale"],
             centers_KD=tensors["centers"], whitening_DD=tensors.get("whitening"), stability=head["stability"],
             anomalies=Anomalies.load(files), rounds=head["rounds"],
-            lifecycle=None if lifecycle is None else Lifecycle.from_json(lifecycle),
+            lifecycle=None if head["lifecycle"] is None else Lifecycle.from_json(head["lifecycle"]),
         )  # fmt: skip
 
 

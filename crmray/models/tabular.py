@@ -7,7 +7,7 @@ Every candidate is a frozen dataclass of its hyper-parameters; `fit` gives a fit
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -32,6 +32,16 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"got {name}={value!r}, expected a number above 0")
+
+
+def needs(*names: str) -> Callable[[Collection[str]], str | None]:
+    """`applies` of a candidate that reads these columns: the reason why it cannot run on others, or None."""
+
+    def applies(columns: Collection[str]) -> str | None:
+        missing = [name for name in names if name not in columns]
+        return f"the examples have no column {missing[0]!r}" if missing else None
+
+    return applies
 
 
 def needs_features(columns: Collection[str]) -> str | None:

@@ -6,7 +6,7 @@ A model answers as `labels.by_class` says. Rows of examples carry the text in `t
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,13 +18,15 @@ from crmray import log
 from crmray.errors import NotEnoughDataError, SchemaError
 from crmray.models.blend import Members, Metric, average, best_average
 from crmray.models.labels import LABEL, by_class
-from crmray.models.tabular import file_of, to_json
+from crmray.models.tabular import file_of, needs, to_json
 
 TEXT, EMBEDDING = "text", "text_embedding"
 MIN_CLASS_ROWS = 5
 """training rows without which a class is not learned"""
 MAX_CLASSES = 200
 """most frequent classes that are learned"""
+needs_text = needs(TEXT)
+"""`applies` of all models of texts"""
 
 
 def texts_of(examples: pa.Table) -> list[str]:
@@ -32,11 +34,6 @@ def texts_of(examples: pa.Table) -> list[str]:
     if TEXT not in examples.column_names:
         raise SchemaError(f"column {TEXT!r} is missing; expected what was written, as in training")
     return [text or "" for text in examples[TEXT].to_pylist()]
-
-
-def needs_text(columns: Collection[str]) -> str | None:
-    """The reason why a model of texts cannot run on these columns, or None."""
-    return None if TEXT in columns else f"the examples have no column {TEXT!r}"
 
 
 def learnable(train: pa.Table) -> tuple[pa.Table, list[str], np.ndarray]:

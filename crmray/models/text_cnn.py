@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from crmray.models import text_encoder, text_tokens
+from crmray.models.events import padded
 from crmray.models.labels import CLASS_SCORE, LABEL
 from crmray.models.network import FittedNetwork, Training
 from crmray.models.tabular import check_choice, check_positive
@@ -154,11 +155,7 @@ class TextCNN(Training):
 
     def batch(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Rows as tensors, right-padded to the longest of them: tokens_BT or states_BTD, real_BT."""
-        first_B = arrays["offsets"][rows]
-        length_B = arrays["offsets"][rows + 1] - first_B
-        steps_T = np.arange(max(1, int(length_B.max(initial=0))))
-        real_BT = steps_T < length_B[:, None]
-        place = (first_B[:, None] + steps_T)[real_BT]
+        _, real_BT, place = padded(arrays["offsets"], rows)
         out = {"real_BT": torch.from_numpy(real_BT)}
         if "tokens" in arrays:
             tokens_BT = np.full(real_BT.shape, text_tokens.PADDING)

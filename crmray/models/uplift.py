@@ -11,7 +11,7 @@ transformation: Jaskowski and Jaroszewicz 2012, with both arms weighted alike by
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +23,7 @@ from crmray.models.blend import member_files, members_of
 from crmray.models.boosting import LightGBM
 from crmray.models.labels import LABEL, labels_of
 from crmray.models.linear import Linear
-from crmray.models.tabular import check_choice, check_positive, file_of, needs_features, to_json
+from crmray.models.tabular import check_choice, check_positive, file_of, needs, needs_features, to_json
 
 TREATED = "label_treated"
 TREATMENT = "treatment"
@@ -181,10 +181,7 @@ class TreatAll:
     KIND: ClassVar[str] = "memory"
     GRID: ClassVar[dict[str, tuple]] = {}
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """None: it needs no feature."""
-        return None
+    applies = staticmethod(needs())  # no feature
 
     def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> UpliftModel:
         """Take the rates of both arms; validation, seed and rounds change nothing."""

@@ -11,7 +11,7 @@ Symbols: x repeat purchases, t_x age in weeks at the last purchase, T age in wee
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from crmray.errors import NotEnoughDataError, TrainingError
 from crmray.models.columns import numbers_of
-from crmray.models.tabular import check_positive, file_of, to_json
+from crmray.models.tabular import check_positive, file_of, needs, to_json
 from crmray.models.value_targets import targets_of
 
 COLUMNS = (
@@ -50,11 +50,7 @@ class BGNBD:
         if self.penalty < 0:
             raise ValueError(f"got penalty={self.penalty!r}, expected 0 or more")
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        missing = [name for name in COLUMNS if name not in columns]
-        return f"the examples have no column {missing[0]!r}" if missing else None
+    applies = staticmethod(needs(*COLUMNS))
 
     def fit(self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None) -> BGNBDModel:
         """Fit on the newest date of the training rows, each customer once; validation, seed and rounds change nothing.

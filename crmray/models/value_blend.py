@@ -12,6 +12,8 @@ import pyarrow as pa
 from crmray.models.blend import Members, Metric, best_together
 from crmray.models.value_targets import OUTPUTS, targets_of
 
+MOST_MEMBERS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValueBlend(Members):
@@ -41,8 +43,8 @@ def average(
     }
 
 
-def best_blend(models: Mapping[str, Any], validation: pa.Table, score: Metric, *, most: int = 4) -> ValueBlend | None:
-    """The average of the best two (or three, … `most`) models, if validation prefers it to the best single one.
+def best_blend(models: Mapping[str, Any], validation: pa.Table, score: Metric) -> ValueBlend | None:
+    """The average of the best two (or three, … MOST_MEMBERS) models, if validation prefers it to the best single one.
 
     `models` holds the best of each family by name.
     """
@@ -56,7 +58,7 @@ def best_blend(models: Mapping[str, Any], validation: pa.Table, score: Metric, *
     def together(names: list[str]) -> float:
         return score(average({name: outputs[name] for name in names}, factors))
 
-    names = best_together({name: score(outputs[name]) for name in usable}, together, most)
+    names = best_together({name: score(outputs[name]) for name in usable}, together, MOST_MEMBERS)
     if not names:
         return None
     return ValueBlend(members={name: models[name] for name in names}, factors={name: factors[name] for name in names})

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from crmray import log
-from crmray.models.boosting import SINGLE_THREAD_ROWS, Boosting, lightgbm_matrix, reloaded, shared_parameters
+from crmray.models.boosting import SINGLE_THREAD_ROWS, Boosting, lightgbm_matrix, reloaded
 from crmray.models.labels import within_budget
 from crmray.models.preprocess import Preparation, Tabular
-from crmray.models.tabular import check_choice, check_some_feature, file_of, to_json
+from crmray.models.tabular import check_choice, check_some_feature, file_of, needs_features, to_json
 from crmray.models.value_targets import Targets, targets_of
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class SpendLightGBM(Boosting):
         "feature_fraction": (0.3, 0.6),
     }
 
+    min_frequency: int = 10
+    """Rows that a category needs for a code of its own."""
     spend: Literal["tweedie", "hurdle"] = "tweedie"
     """How spend is modelled."""
     tweedie_power: float = 1.5
@@ -64,6 +66,8 @@ class SpendLightGBM(Boosting):
         check_choice("spend", self.spend, ("tweedie", "hurdle"))
         if not 1 < self.tweedie_power < 2:
             raise ValueError(f"got tweedie_power={self.tweedie_power}, expected a number between 1 and 2")
+
+    applies = staticmethod(needs_features)
 
     def fit(
         self, train: pa.Table, validation: pa.Table | None, *, seed: int, rounds: int | None = None
@@ -137,7 +141,7 @@ class SpendLightGBM(Boosting):
         return {
             "objective": objective[part],
             "tweedie_variance_power": self.tweedie_power,
-            **shared_parameters(self, seed),
+            **self.shared_parameters(seed),
         }
 
     @staticmethod

@@ -12,7 +12,7 @@ of a table.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -31,7 +31,7 @@ from crmray.models.columns import feature_columns
 from crmray.models.events import FIRST_KIND, NUM_EVENT_NUMBERS, PADDING
 from crmray.models.network import Codes, FittedNetwork, Training, feature_arrays, feature_batch, runs_of
 from crmray.models.preprocess import Preparation, Tabular
-from crmray.models.tabular import check_positive
+from crmray.models.tabular import check_positive, needs
 from crmray.models.value_targets import LABELS, OUTPUTS, PURCHASES, SPEND, targets_of
 
 KINDS = (EVENT_KINDS.index("purchase"), EVENT_KINDS.index("return"))
@@ -71,11 +71,7 @@ class ValueTransformer(Training):
         self._preparation()
         super().__post_init__()
 
-    @classmethod
-    def applies(cls, columns: Collection[str]) -> str | None:
-        """Why it cannot run on examples with these columns, or None."""
-        missing = [name for name in COLUMNS if name not in columns]
-        return f"the examples have no column {missing[0]!r}" if missing else None
+    applies = staticmethod(needs(*COLUMNS))
 
     def _preparation(self) -> Preparation:
         return Preparation(scale=self.scale, min_frequency=self.min_frequency)

@@ -10,7 +10,7 @@ import csv
 import io
 import random
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container
 from typing import Any, Literal, cast
 from urllib.parse import urlencode
 
@@ -28,8 +28,11 @@ MAX_UPLOAD_BYTES = 100_000_000
 """of one ingest job: 150 MB after base64, which Salesforce applies"""
 FIRST_POLL_S = 0.1
 LONGEST_POLL_S = 5.0
+PATIENCE_S = 3600.0
+"""with a job that does not end"""
 ENDED = ("JobComplete", "Failed", "Aborted")
-PAGE_TRIES = 5
+TRIES = 5
+"""of one page whose connection breaks, or of a job that the org loses"""
 GZIP_WBITS = 31
 """zlib's word for: a gzip header and trailer"""
 UNZIP_BYTES = 256 << 10
@@ -66,13 +69,13 @@ def page_urls(client: Client, job_id: str, page_rows: int) -> tuple[list[str], b
     the job lives (seven days). Else the first one: each page then tells `next_url`.
     """
     if float(client.version) < PAGES_VERSION:
-        return [_page_url(client, job_id, page_rows)], False
+        return [_first_page(client, job_id, page_rows)], False
     urls: list[str] = []
-    path: str | None = f"jobs/query/{job_id}/resultPages?{urlencode({'maxRecords': page_rows})}"
+    path: str | None = f"jobs/query/{job_id}/resultPages?maxRecords={page_rows}"
     while path:
         response = client.request("GET", path, ok=(200, 404))
         if response.status_code == 404 and not urls:
-            return [_page_url(client, job_id, page_rows)], False
+            return [_first_page(client, job_id, page_rows)], False
         body = response.json()
         urls += [entry["resultUrl"] for entry in body["resultPages"]]
         # Salesforce's table of fields and its example name it differently.
@@ -80,9 +83,8 @@ def page_urls(client: Client, job_id: str, page_rows: int) -> tuple[list[str], b
     return urls, True
 
 
-def _page_url(client: Client, job_id: str, page_rows: int, locator: str = "") -> str:
-    params = {"maxRecords": page_rows} | ({"locator": locator} if locator else {})
-    return f"/services/data/v{client.version}/jobs/query/{job_id}/results?{urlencode(params)}"
+def _first_page(client: Client, job_id: str, page_rows: int) -> str:
+    return f"/services/data/v{client.version}/jobs/query/{job_id}/results?maxRecords={page_rows}"
 
 
 class Page(io.RawIOBase):
@@ -165,12 +167,12 @@ def read_all(client: Client, soql: str, *, page_rows: int = 50_000) -> pa.Table:
         tables.append(table)
         if not is_all and next_url:
             urls.append(next_url)
-    delete_job(client, "query", job_id)
+    delete_query(client, job_id)
     return pa.concat_tables(tables)
 
 
 def _read_page(client: Client, url: str) -> tuple[pa.Table, str | None]:
-    for left in reversed(range(PAGE_TRIES)):
+    for left in reversed(range(TRIES)):
         with open_page(client, url) as page:
             try:
                 table = read_csv(page.read())
@@ -182,6 +184,11 @@ def _read_page(client: Client, url: str) -> tuple[pa.Table, str | None]:
             raise SalesforceError(f"a page of Bulk results: got {table.num_rows} rows, expected {page.rows}; try again")
         return table, page.next_url
     raise AssertionError("unreachable")
+
+
+def delete_query(client: Client, job_id: str) -> None:
+    """Remove an ended query job and its results; one that is gone already is fine."""
+    client.request("DELETE", f"jobs/query/{job_id}", ok=(204, 200, 404))
 
 
 # -- ingest ------------------------------------------------------------------------------------------------------------
@@ -212,10 +219,18 @@ def upload(client: Client, job_id: str, rows: bytes) -> None:
     headers = {"Content-Type": "text/csv; charset=UTF-8"}
     client.request("PUT", f"jobs/ingest/{job_id}/batches", data=rows, headers=headers)
     try:
-        set_state(client, "ingest", job_id, "UploadComplete")
+        client.request("PATCH", f"jobs/ingest/{job_id}", json={"state": "UploadComplete"})
     except SalesforceError:
         if status(client, "ingest", job_id)["state"] == "Open":
             raise
+
+
+def abort(client: Client, job_id: str) -> None:
+    """Stop an ingest job; one that has ended or is gone stays as it is."""
+    response = client.request("PATCH", f"jobs/ingest/{job_id}", json={"state": "Aborted"}, ok=(200, 400, 404, 409))
+    job = None if response.status_code == 200 else known(client, "ingest", job_id)
+    if job is not None and job["state"] not in ENDED:
+        raise SalesforceError(f"Bulk ingest job: got state {job['state']} after Aborted was asked for; try again")
 
 
 def results(client: Client, job_id: str) -> dict[str, pa.Table]:
@@ -259,9 +274,10 @@ def status(client: Client, kind: JobKind, job_id: str) -> dict[str, Any]:
     return client.get(f"jobs/{kind}/{job_id}")
 
 
-def set_state(client: Client, kind: JobKind, job_id: str, state: str) -> None:
-    """Move a job on: UploadComplete or Aborted."""
-    client.request("PATCH", f"jobs/{kind}/{job_id}", json={"state": state})
+def known(client: Client, kind: JobKind, job_id: str) -> dict[str, Any] | None:
+    """The same; None where it is gone, as jobs are after seven days."""
+    response = client.request("GET", f"jobs/{kind}/{job_id}", ok=(200, 404))
+    return response.json() if response.status_code == 200 else None
 
 
 def wait(
@@ -269,43 +285,24 @@ def wait(
     kind: JobKind,
     job_id: str,
     *,
-    timeout_s: float = 3600.0,
-    on_poll: Callable[[Mapping[str, Any]], None] | None = None,
     accept: Container[str] = ("JobComplete",),
 ) -> dict[str, Any]:
     """Wait until a job is complete; its last status. SalesforceError when it failed, was aborted or takes too long.
 
     accept: states that end the wait well; an ingest job that Failed has results too.
-    on_poll: called with every status, for progress.
     """
     started, pause_s = time.monotonic(), FIRST_POLL_S
     while True:
         job = status(client, kind, job_id)
-        if on_poll is not None:
-            on_poll(job)
         if job["state"] in accept:
             return job
         if job["state"] in ENDED:
             told = replies.safe("", str(job.get("errorMessage") or "no reason told"))
             raise SalesforceError(f"Bulk {kind} job of {job.get('object')}: got state {job['state']}: {told}")
-        if time.monotonic() - started > timeout_s:
+        if time.monotonic() - started > PATIENCE_S:
             raise SalesforceError(
-                f"Bulk {kind} job of {job.get('object')}: got state {job['state']} after {timeout_s:.0f} s, expected "
+                f"Bulk {kind} job of {job.get('object')}: got state {job['state']} after {PATIENCE_S:.0f} s, expected "
                 "JobComplete; it goes on in the org, run again to look at it"
             )
         time.sleep(pause_s * random.uniform(0.8, 1.0))
         pause_s = min(LONGEST_POLL_S, pause_s * 2)
-
-
-def delete_job(client: Client, kind: JobKind, job_id: str) -> None:
-    """Remove an ended job and its results; one that is gone already is fine."""
-    client.request("DELETE", f"jobs/{kind}/{job_id}", ok=(204, 200, 404))
-
-
-def abort(client: Client, kind: JobKind, job_id: str) -> None:
-    """Stop a job; one that has ended or is gone stays as it is."""
-    response = client.request("PATCH", f"jobs/{kind}/{job_id}", json={"state": "Aborted"}, ok=(200, 400, 404, 409))
-    if response.status_code != 200 and client.request("GET", f"jobs/{kind}/{job_id}", ok=(200, 404)).status_code == 200:
-        state = status(client, kind, job_id)["state"]
-        if state not in ENDED:
-            raise SalesforceError(f"Bulk {kind} job: got state {state} after Aborted was asked for; try again")

@@ -25,7 +25,7 @@ from crmray import log
 from crmray.config import SalesforceSource
 from crmray.errors import AuthError, LimitError, SalesforceError
 from crmray.salesforce import auth, replies
-from crmray.salesforce.limits import CallLedger
+from crmray.salesforce.limits import CallLedger, kind_of
 
 PATIENCE_S = 300.0
 """one request is repeated for so long, waits included"""
@@ -130,7 +130,7 @@ class Client:
             return response.json()
         except ValueError:
             raise SalesforceError(
-                f"{method} {_shown(path)}: got an answer that is no JSON, expected Salesforce's; check the proxy"
+                f"{method} {replies.shown(path)}: got an answer that is no JSON, expected Salesforce's; check the proxy"
             ) from None
 
     def describe(self, name: str, *, anew: bool = False) -> dict[str, Any]:
@@ -223,15 +223,15 @@ class Client:
         started, tries, refreshes = time.monotonic(), 0, 0
         repeat = method.upper() != "POST" if repeat is None else repeat
         while True:
-            self.ledger.spend(_kind(url))
+            self.ledger.spend(kind_of(url))
             token = self._token
             url = _at(token.instance_url, url)
             asked: float | None = None
             try:
                 response = self._send(method, url, token, options)
             except requests.RequestException as error:
-                why = _network_fault(method, url, error)
-                if not (repeat or _never_sent(error)):
+                why = replies.network_fault(method, url, error)
+                if not (repeat or replies.never_sent(error)):
                     raise AnswerLostError(f"{why}; it may have been done") from None
             else:
                 code, message = replies.errors_of(response)[0] if response.status_code >= 400 else ("", "")
@@ -289,7 +289,7 @@ class Client:
             try:
                 return auth.login(self.source.login, self.folder, self.session, timeout_s=self.source.timeout_s)
             except requests.RequestException as error:
-                why = _network_fault("POST", self.source.login.url + "/services/oauth2/token", error)
+                why = replies.network_fault("POST", self.source.login.url + "/services/oauth2/token", error)
             tries += 1
             self._pause(tries, None, started, f"{why}; is `source.login.url` right?", patience_s)
 
@@ -301,7 +301,7 @@ class Client:
         path = path.removeprefix(self._absolute("")).rstrip("/")
         code, message = replies.errors_of(response)[0]
         told = " ".join(filter(None, (str(response.status_code), code, replies.safe(code, message))))
-        return f"{method} {_shown(path)}: got {told}"
+        return f"{method} {replies.shown(path)}: got {told}"
 
 
 class _Bridge(requests.Session):
@@ -354,47 +354,3 @@ def _at(host: str, url: str) -> str:
     """The same path and query at another https://host[:port]."""
     there = urlsplit(host)
     return urlsplit(url)._replace(scheme=there.scheme, netloc=there.netloc).geturl()
-
-
-def _kind(url: str) -> str:
-    """Of a call, for the ledger: describe, query, jobs/query, jobs/ingest, limits, …"""
-    parts = urlsplit(url).path.split("/")[4:]  # after /services/data/vXX.X
-    if parts[:1] == ["jobs"]:
-        return "/".join(parts[:2])
-    if parts[:1] == ["sobjects"]:
-        return "describe" if len(parts) == 1 or parts[-1] == "describe" else "sobjects"
-    return parts[0] if parts and parts[0] else "other"
-
-
-def _shown(path: str) -> str:
-    """A path for a message: without host, query and record ids."""
-    return replies.safe("", urlsplit(path).path)
-
-
-def _never_sent(error: requests.RequestException) -> bool:
-    """Whether the connection itself could not be opened."""
-    if isinstance(error, requests.ConnectTimeout):
-        return True
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    return type(reason).__name__ in ("NewConnectionError", "NameResolutionError")
-
-
-def _network_fault(method: str, url: str, error: requests.RequestException) -> str:
-    """What happened, in a few words; raises at once where a repetition cannot help."""
-    host = urlsplit(url).netloc
-    if isinstance(error, requests.exceptions.SSLError):
-        raise SalesforceError(
-            f"{host}: got a certificate that is not trusted, or no TLS; set `source.ca_file` to the authority's PEM"
-        ) from None
-    retriable = (
-        requests.ConnectionError,
-        requests.Timeout,
-        requests.HTTPError,
-        requests.exceptions.ChunkedEncodingError,
-        requests.exceptions.ContentDecodingError,
-    )
-    if not isinstance(error, retriable):
-        raise SalesforceError(
-            f"{host}: got {type(error).__name__}; check `source.login.url` and `source.proxy`"
-        ) from None
-    return f"{method} {host}{_shown(url)}: got {type(error).__name__}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
+from urllib.parse import urlsplit
 
 from crmray.errors import LimitError
 
@@ -57,3 +58,13 @@ class CallLedger:
         """Calls made, of all kinds."""
         with self._lock:
             return sum(self.calls.values())
+
+
+def kind_of(url: str) -> str:
+    """Of a call, for the ledger: describe, query, jobs/query, jobs/ingest, limits, …"""
+    parts = urlsplit(url).path.split("/")[4:]  # after /services/data/vXX.X
+    if parts[:1] == ["jobs"]:
+        return "/".join(parts[:2])
+    if parts[:1] == ["sobjects"]:
+        return "describe" if len(parts) == 1 or parts[-1] == "describe" else "sobjects"
+    return parts[0] if parts and parts[0] else "other"

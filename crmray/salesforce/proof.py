@@ -60,7 +60,7 @@ def prove(
     landed = Landed(parts=parts, gone=gone, back=back, released=np.empty(0, np.uint64))
     for attempt in range(MOST_PROOFS):
         whole = landed.whole(plan.modstamp)
-        until, by_time = datetime.fromisoformat(work.until), reconcile.TIME in plan.fields
+        until, by_time = datetime.fromisoformat(work.until), withheld.CREATED in plan.fields
         spans = reconcile.slices(whole, until, by_time=by_time, cap=reconcile.SLICE_ROWS)
         counted = list(reconcile.count(asking.client, plan.name, spans, plan.where, all_rows=plan.archived))
         odd = [span for span in counted if span.landed != span.there]

@@ -58,12 +58,12 @@ def pull(org: Org, lake: Lake) -> dict[str, Run]:
     ledger = CallLedger(source.calls_reserve)
     with memory.frugal(), Client.connect(source, org.folder, ledger=ledger) as client:
         try:
-            return _pull_all(org, source, lake, client)
+            return _pull_all(org, lake, client)
         finally:
             log.event("ingest.calls", total=ledger.total(), limit=ledger.limit, kinds=dict(ledger.calls))
 
 
-def _pull_all(org: Org, source: SalesforceSource, lake: Lake, client: Client) -> dict[str, Run]:
+def _pull_all(org: Org, lake: Lake, client: Client) -> dict[str, Run]:
     found, describes = catalogue.read(client, org), Describes(client)
     found.check()
     guard = Guard.open(org, lake, client.describe)
@@ -74,9 +74,10 @@ def _pull_all(org: Org, source: SalesforceSource, lake: Lake, client: Client) ->
     runs: dict[str, Run] = {}
     refused: list[DataError] = []
     for plan in found.objects.values():
-        pulling = _Pull(source=source, lake=lake, client=client, describes=describes, guard=guard, clock=clock)
         try:
-            runs[plan.name] = pulling.run(plan)
+            read, reading = _reading(guard, describes, plan)
+            stage = Stage(lake, plan.name)
+            runs[plan.name] = _Pull(client=client, clock=clock, plan=read, reading=reading, stage=stage).run()
         except (SchemaError, ReconcileError) as error:
             log.warn("ingest.refused", object=plan.name, why=str(error))
             refused.append(error)
@@ -92,38 +93,21 @@ def _clock(client: Client) -> Callable[[], datetime]:
     return lambda: there + timedelta(seconds=int(time.monotonic() - asked))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Pull:
-    """What the pulls of all objects share."""
-
-    source: SalesforceSource
-    """of the org file"""
-    lake: Lake
-    """where the rows go"""
-    client: Client
-    """where they come from"""
-    describes: Describes
-    """its metadata"""
-    guard: Guard
-    """between the two"""
-    clock: Callable[[], datetime]
-    """the org's time"""
-
-    def run(self, plan: ObjectPlan) -> Run:
-        """Pull, prove and write one object."""
-        guarded = self.guard.plan(plan.name, plan.fields)
-        plan = _with_fields(plan, guarded.read, self.describes)
-        redacted = (*guarded.texts, *(("OldValue", "NewValue") if guarded.changes else ()))
-        reading = Reading(
-            name=plan.name,
-            fields=plan.fields,
-            types=dict(plan.types),
-            hashed=tuple(dict.fromkeys(["Id", plan.modstamp, *plan.derived, *redacted])),
-            modstamp=plan.modstamp,
-            guard=self.guard,
-            guarded=guarded,
-        )
-        return _One(shared=self, plan=plan, reading=reading, stage=Stage(self.lake, plan.name)).run()
+def _reading(guard: Guard, describes: Describes, plan: ObjectPlan) -> tuple[ObjectPlan, Reading]:
+    """The plan with the fields that the guard lets through, and how they are read."""
+    guarded = guard.plan(plan.name, plan.fields)
+    plan = _with_fields(plan, guarded.read, describes)
+    redacted = (*guarded.texts, *(("OldValue", "NewValue") if guarded.changes else ()))
+    reading = Reading(
+        name=plan.name,
+        fields=plan.fields,
+        types=dict(plan.types),
+        hashed=tuple(dict.fromkeys(["Id", plan.modstamp, *plan.derived, *redacted])),
+        modstamp=plan.modstamp,
+        guard=guard,
+        guarded=guarded,
+    )
+    return plan, reading
 
 
 def _with_fields(plan: ObjectPlan, fields: Sequence[str], describes: Describes) -> ObjectPlan:
@@ -142,22 +126,24 @@ def _with_fields(plan: ObjectPlan, fields: Sequence[str], describes: Describes) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _One:
+class _Pull:
     """The pull of one object."""
 
-    shared: _Pull
-    """the org, the lake and the guard"""
+    client: Client
+    """of the org"""
+    clock: Callable[[], datetime]
+    """the org's time"""
     plan: ObjectPlan
     """what is read"""
     reading: Reading
     """how it is read"""
     stage: Stage
-    """what was fetched so far"""
+    """what was fetched so far, in the lake"""
 
     def run(self) -> Run:
         """Pull, prove and write."""
         with self.stage.claim():
-            schema = drift.seen(self.shared.client.describe(self.plan.name)["fields"], self._paths())
+            schema = drift.seen(self.client.describe(self.plan.name)["fields"], self._paths())
             state = self.stage.state()
             changes = drift.compare(state["schema"], schema, self._read()) if state else []
             for change in changes:
@@ -213,7 +199,7 @@ class _One:
 
     def _read(self) -> list[str]:
         """Paths that the mapping reads, whether they are there or not."""
-        wanted = mapping.wanted(self.shared.source).values()
+        wanted = mapping.wanted(self.client.source).values()
         sources = [part for parts in wanted for part in parts if part.object == self.plan.name]
         named = {path for source in sources for path in catalogue.kept_columns(source, [])}
         named |= {*self.plan.fields, *catalogue.SYSTEM, *catalogue.CONSENT.get(self.plan.name, ())}
@@ -221,24 +207,24 @@ class _One:
 
     def _refuse(self, changes: list[Change]) -> None:
         """SchemaError when a field that is read is gone or of another type."""
-        state = f"{self.shared.lake.root}/{self.stage.state_path}"
+        state = f"{self.stage.lake.root}/{self.stage.state_path}"
         drift.refuse(self.plan.name, changes, f"take it out of the mapping, or remove {state} to begin anew")
 
     def _refuse_drift(self, schema: drift.Seen) -> None:
         """The same for what changed since this pull began: describe is asked anew."""
-        described = self.shared.client.describe(self.plan.name, anew=True)["fields"]
+        described = self.client.describe(self.plan.name, anew=True)["fields"]
         self._refuse(drift.compare(schema, drift.seen(described, self._paths()), self._read()))
 
     # -- what is to be pulled ------------------------------------------------------------------------------------------
 
     def _asking(self, bar: log.Progress) -> Asking:
         return Asking(
-            client=self.shared.client,
+            client=self.client,
             plan=self.plan,
             reading=self.reading,
             stage=self.stage,
-            lookback=timedelta(minutes=self.shared.source.lookback_minutes),
-            clock=self.shared.clock,
+            lookback=timedelta(minutes=self.client.source.lookback_minutes),
+            clock=self.clock,
             bar=bar,
         )
 
@@ -248,12 +234,12 @@ class _One:
             "types": self.reading.types,
             "fields": self.reading.fields,
             "where": self.plan.where,
-            "privacy": self.shared.guard.fingerprint,
+            "privacy": self.reading.guard.fingerprint,
         }
 
     def _mark(self) -> str:
         """Of what pages depend on besides the org's rows."""
-        source = self.shared.source
+        source = self.client.source
         settings = {**self._settings(), "page_rows": source.page_rows, "login": source.login.url, "format": FORMAT}
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -261,9 +247,9 @@ class _One:
         """The run to which changes can be added; None when everything is pulled."""
         if state is None or self.plan.via == "rest" or state["mark"] != self._mark():
             return None
-        if drift.anew(changes) or self.shared.guard.must_reread:
+        if drift.anew(changes) or self.reading.guard.must_reread:
             return None
-        run = self.shared.lake.run("raw", self.plan.name, state["run_id"])
+        run = self.stage.lake.run("raw", self.plan.name, state["run_id"])
         return run if run.exists() else None
 
     def _base_parts(self, base: Run | None, state: dict[str, Any] | None) -> tuple[list[Part], list[pa.Table]]:
@@ -280,7 +266,7 @@ class _One:
     def _begin(self, base: Run | None, state: dict[str, Any] | None) -> tuple[Plan, bool]:
         """The plan of this pull, and whether it is that of one that died."""
         found, mark = self.stage.plan(), self._mark()
-        names = self.shared.guard.names_digest(self.reading.guarded)
+        names = self.reading.guard.names_digest(self.reading.guarded)
         base_id = base.run_id if base is not None else ""
         same = found is not None and (found.mark, found.base, found.names) == (mark, base_id, names)
         if found is not None and same and self.plan.via == "bulk":
@@ -290,7 +276,7 @@ class _One:
         if base is not None and state is not None:
             work = Plan(mark=mark, names=names, base=base_id, since=state["until"], until=state["until"])
         else:
-            now = self.shared.clock()
+            now = self.clock()
             work = Plan(mark=mark, names=names, since=now.isoformat(), until=now.isoformat())
             work.queries = [asdict(query) for query in self._whole(now)]
         self.stage.keep_plan(work)
@@ -303,9 +289,7 @@ class _One:
         if plan.via == "rest":
             soql = f"{select} WHERE {where}" if where else select
             return [Query(soql=soql, rows=plan.rows, rest=True, all_rows=all_rows)]
-        parts = slices.plan(
-            self.shared.client, plan.name, plan.modstamp, now, where, slices.SLICE_ROWS, all_rows=all_rows
-        )
+        parts = slices.plan(self.client, plan.name, plan.modstamp, now, where, slices.SLICE_ROWS, all_rows=all_rows)
         return [Query(soql=f"{select} WHERE {condition}", rows=rows, all_rows=all_rows) for condition, rows in parts]
 
     # -- the run -------------------------------------------------------------------------------------------------------
@@ -319,7 +303,7 @@ class _One:
         values = {path: schema[path].get("values") for path in self.plan.fields if path in schema}
         settings = {**self._settings(), "values": values}
         number = run_id("ingest", inputs=inputs, settings=settings, seed=0, format=FORMAT)
-        run = self.shared.lake.run("raw", self.plan.name, number)
+        run = self.stage.lake.run("raw", self.plan.name, number)
         with run.claim("ingest") as mine:
             if not mine:
                 return run

@@ -19,10 +19,10 @@ from crmray.errors import ReconcileError
 from crmray.salesforce.client import Client
 from crmray.salesforce.merge import Whole, microseconds
 from crmray.salesforce.slices import both, within
+from crmray.salesforce.withheld import CREATED
 
 SLICE_ROWS = 250_000
 """of one COUNT()"""
-TIME = "CreatedDate"
 _DAY_US = 86_400_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -42,11 +42,11 @@ class Slice:
 
     def where(self, also: str) -> str:
         """SOQL condition of its rows."""
-        return both(also, within(TIME, self.start, self.end))
+        return both(also, within(CREATED, self.start, self.end))
 
     def __str__(self) -> str:
         start = "the beginning" if self.start is None else f"{self.start:%Y-%m-%d}"
-        return f"{TIME} from {start} to {'now' if self.end is None else f'{self.end:%Y-%m-%dT%H:%M:%SZ}'}"
+        return f"{CREATED} from {start} to {'now' if self.end is None else f'{self.end:%Y-%m-%dT%H:%M:%SZ}'}"
 
 
 def slices(whole: Whole, until: datetime, *, by_time: bool, cap: int) -> list[Slice]:
@@ -83,8 +83,8 @@ def rows_of(whole: Whole, span: Slice, columns: Sequence[str]) -> pa.Table | Non
     """These columns of the landed rows of a slice; None when there are none."""
     by_time = span.start is not None or span.end is not None
     found = []
-    for table in whole.columns([*columns, TIME] if by_time else columns):
-        found.append(table.filter(inside(span, table[TIME])).select(list(columns)) if by_time else table)
+    for table in whole.columns([*columns, CREATED] if by_time else columns):
+        found.append(table.filter(inside(span, table[CREATED])).select(list(columns)) if by_time else table)
     return pa.concat_tables(found) if found else None
 
 

@@ -1,4 +1,5 @@
-"""What Salesforce answers: error codes, messages that are safe to show, and how long to wait."""
+"""What Salesforce answers: error codes, messages that are safe to show, and how long to wait; and what it means that it
+does not answer."""
 
 from __future__ import annotations
 
@@ -7,8 +8,11 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
+
+from crmray.errors import SalesforceError
 
 BUSY_STATUS = (429, 503)
 """refused before anything was done: every request may be repeated"""
@@ -82,3 +86,37 @@ def wait_s(response: requests.Response) -> float | None:
     except ValueError:
         return None
     return max(0.0, (until - datetime.now(timezone.utc)).total_seconds())
+
+
+def shown(path: str) -> str:
+    """A path for a message: without host, query and record ids."""
+    return safe("", urlsplit(path).path)
+
+
+def never_sent(error: requests.RequestException) -> bool:
+    """Whether the connection itself could not be opened."""
+    if isinstance(error, requests.ConnectTimeout):
+        return True
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return type(reason).__name__ in ("NewConnectionError", "NameResolutionError")
+
+
+def network_fault(method: str, url: str, error: requests.RequestException) -> str:
+    """What happened, in a few words; raises at once where a repetition cannot help."""
+    host = urlsplit(url).netloc
+    if isinstance(error, requests.exceptions.SSLError):
+        raise SalesforceError(
+            f"{host}: got a certificate that is not trusted, or no TLS; set `source.ca_file` to the authority's PEM"
+        ) from None
+    retriable = (
+        requests.ConnectionError,
+        requests.Timeout,
+        requests.HTTPError,
+        requests.exceptions.ChunkedEncodingError,
+        requests.exceptions.ContentDecodingError,
+    )
+    if not isinstance(error, retriable):
+        raise SalesforceError(
+            f"{host}: got {type(error).__name__}; check `source.login.url` and `source.proxy`"
+        ) from None
+    return f"{method} {host}{shown(url)}: got {type(error).__name__}"

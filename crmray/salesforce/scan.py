@@ -14,8 +14,6 @@ from crmray.salesforce.client import Client
 
 REST_ROWS = 2_000
 """queries for fewer rows are asked by REST: one call instead of five"""
-TRIES = 5
-"""of one page whose connection breaks"""
 
 
 def scan(
@@ -53,7 +51,7 @@ def _page(
     client: Client, name: str, url: str, fields: Sequence[str], types: Mapping[str, str]
 ) -> tuple[list[pa.Table], str | None]:
     """One page in memory, and the address of the next one."""
-    for _ in range(TRIES):
+    for _ in range(bulk.TRIES):
         try:
             with bulk.open_page(client, url) as page:
                 if page.rows == 0:
@@ -64,4 +62,4 @@ def _page(
             continue
         if page.rows in (None, sum(table.num_rows for table in tables)):
             return tables, page.next_url
-    raise ReconcileError(f"object {name}: a page of a query came short {TRIES} times; pull again")
+    raise ReconcileError(f"object {name}: a page of a query came short {bulk.TRIES} times; pull again")

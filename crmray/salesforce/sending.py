@@ -145,12 +145,12 @@ class Delivery:
         job_id = json.loads(self.run.read_bytes(job_rel))["job"] if self.run.has(job_rel) else None
         job = self._resumed(job_id) if job_id else None
         if job is None and self.settle:
-            return _outcome(rows, "unsent", "", "")
+            return _outcome(rows, "unsent")
         if job is None and sent.num_rows:
             if attempt:
                 time.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)))
             job = self._send(sent, job_rel)
-        parts = [_outcome(rows[~known], "not_found", "", "")]
+        parts = [_outcome(rows[~known], "not_found")]
         if job is not None:
             parts.append(self._results(job["id"], rows[known], sent[self.step.match].to_pylist()))
         outcome = pa.concat_tables(parts).sort_by("row")
@@ -172,13 +172,11 @@ class Delivery:
 
     def _resumed(self, job_id: str) -> dict[str, Any] | None:
         """A job of an earlier start once it has ended; None when it did nothing and its rows are to be sent again."""
-        response = self.client.request("GET", f"jobs/ingest/{job_id}", ok=(200, 404))
-        if (
-            response.status_code == 404
-        ):  # seven days old: what it wrote is written, and writing it again changes nothing
+        found = bulk.known(self.client, "ingest", job_id)
+        if found is None:  # seven days old: what it wrote is written, and writing it again changes nothing
             return None
-        if response.json()["state"] == "Open":
-            bulk.abort(self.client, "ingest", job_id)
+        if found["state"] == "Open":
+            bulk.abort(self.client, job_id)
         job = bulk.wait(self.client, "ingest", job_id, accept=bulk.ENDED)
         log.event("writeback.resumed", step=self.step.name, state=job["state"])
         return None if job["state"] != "JobComplete" and not int(job.get("numberRecordsProcessed") or 0) else job
@@ -197,7 +195,7 @@ class Delivery:
             except LimitError:
                 raise
             except SalesforceError:  # the job is still open, so it did nothing: another one takes its place
-                bulk.abort(self.client, "ingest", job_id)
+                bulk.abort(self.client, job_id)
                 if not left:
                     raise
         job = bulk.wait(self.client, "ingest", job_id, accept=("JobComplete", "Failed"))
@@ -226,8 +224,9 @@ class Delivery:
         return pa.table([pa.array(rows, pa.int64()), state, code_, message_], schema=OUTCOME)
 
 
-def _outcome(rows: np.ndarray, state: State, code: str, message: str) -> pa.Table:
-    texts = [pa.array([text] * len(rows), pa.string()) for text in (state, code, message)]
+def _outcome(rows: np.ndarray, state: State) -> pa.Table:
+    """OUTCOME of rows that were not sent."""
+    texts = [pa.array([text] * len(rows), pa.string()) for text in (state, "", "")]
     return pa.table([pa.array(rows, pa.int64()), *texts], schema=OUTCOME)
 
 

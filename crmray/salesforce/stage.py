@@ -30,10 +30,10 @@ from crmray import log
 from crmray.errors import NotFoundError, ReconcileError, SalesforceError
 from crmray.privacy import Guard, GuardPlan
 from crmray.salesforce import bulk, memory, pages, withheld
-from crmray.salesforce.bulk import PageBrokenError
+from crmray.salesforce.bulk import TRIES, PageBrokenError
 from crmray.salesforce.client import Client
 from crmray.salesforce.fingerprint import Fingerprint, hash_ids, of_rows
-from crmray.salesforce.scan import REST_ROWS, TRIES
+from crmray.salesforce.scan import REST_ROWS
 from crmray.storage import Lake, Run
 
 MOST_ADDRESS_BYTES = 16_000
@@ -268,7 +268,7 @@ class _Answer:
                 bulk.wait(self.client, "query", job_id)
                 return self._pages(job_id)
             except SalesforceError:
-                if not self._lost(job_id):
+                if bulk.known(self.client, "query", job_id) is not None:
                     raise
                 log.warn("ingest.job_lost", object=self.reading.name)
                 self.stage.clear_folder(self.folder)
@@ -279,16 +279,13 @@ class _Answer:
     def _job(self, query: Query) -> str:
         known = self.stage._json(self.stage.run.read_bytes, f"{self.folder}/job.json")
         if known is not None:
-            response = self.client.request("GET", f"jobs/query/{known['id']}", ok=(200, 404))
-            if response.status_code == 200 and response.json()["state"] not in ("Failed", "Aborted"):
+            job = bulk.known(self.client, "query", known["id"])
+            if job is not None and job["state"] not in ("Failed", "Aborted"):
                 return known["id"]
             self.stage.clear_folder(self.folder)  # its pages may be cut otherwise in another job
         job_id = bulk.start_query(self.client, query.soql, all_rows=query.all_rows)
         self.stage.keep_job(self.folder, job_id)
         return job_id
-
-    def _lost(self, job_id: str) -> bool:
-        return self.client.request("GET", f"jobs/query/{job_id}", ok=(200, 404)).status_code == 404
 
     def _pages(self, job_id: str) -> int:
         source = self.client.source

@@ -96,7 +96,8 @@ class Candidate(Protocol):
 class Task(Protocol):
     """A module of crmray.tasks. Optional beside these:
 
-    blend(models, validation) -> Fitted | None    a contender made of the best of each family; BLEND is its class
+    backtests(validation) -> rows                 other rows than these, on which families and the blend are compared
+    blend(models, rows) -> Fitted | None          a contender made of the best of each family; BLEND is its class
     dates(settings, span) -> Snapshots            other dates than those of crmray.data.splits
     fixed(settings) -> dict                       hyper-parameters that the org file sets, as `candidate.field`
     files(decision, figures) -> dict[str, bytes]  further files of the bundle

@@ -11,27 +11,26 @@ quantile of the sum, so they do not add up.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from crmray import schema
 from crmray.config import Part
 from crmray.data import asof_series
-from crmray.data.splits import Snapshots, TimeSettings
+from crmray.data.splits import Snapshots, utc
 from crmray.errors import DataError, NotEnoughDataError
-from crmray.evaluate import forecasts
+from crmray.evaluate import conformal, forecasts
 from crmray.models.forecast_blend import ForecastBlend, best_blend
 from crmray.models.forecast_direct import Direct
 from crmray.models.forecast_ets import ETS
 from crmray.models.forecast_harmonic import Harmonic
 from crmray.models.forecast_lags import Lags, YearlyLags
 from crmray.models.forecast_naive import SeasonalNaive
-from crmray.models.forecast_panel import COLUMNS, QUANTILES, Panel, labelled, stacked
+from crmray.models.forecast_panel import COLUMNS, Panel, stacked
 from crmray.models.forecast_sums import adjustments, expected
 from crmray.models.forecast_transformer import PatchTransformer
 from crmray.tasks.contract import EntityRequest, Fitted, Needs, NoReasons
@@ -45,16 +44,6 @@ CANDIDATES = {one.NAME: one for one in (PatchTransformer, Lags, YearlyLags, ETS,
 BLEND = ForecastBlend
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 VALUES = {"amount": "net_amount", "units": "num_units"}
-BY_LEVEL = ("wql", "wape", "mase")
-"""figures that are told of each level"""
-BACKTESTS = 4
-"""origins within the validation window on which the margins are measured"""
-BACKTEST_SERIES = 1_000
-"""series of each level in each backtest; of more than that a sample"""
-OWN_MARGINS = 10
-"""series that a level needs for margins of its own"""
-MARGIN_SHARE = 0.5
-"""of the margins that is added: the backtests share one quarter and its luck, the model's own intervals know years"""
 
 
 class Settings(Part):
@@ -97,7 +86,7 @@ class Settings(Part):
     def _a_monday(cls, value: datetime | None) -> datetime | None:
         if value is None:
             return None
-        found = TimeSettings._utc(value)
+        found = utc(value)
         if found != asof_series.monday(asof_series.week_of(found)):
             raise ValueError(f"got {found:%A %Y-%m-%d %H:%M}, expected the midnight (UTC) before a Monday")
         return found
@@ -228,116 +217,32 @@ def examples(tables: Mapping[str, pa.Table], as_of: datetime | None, settings: S
 
 
 def score(examples: pa.Table, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """forecasts.figures of a candidate's quantiles over all series, `wql` as the mean over the levels: all count alike.
+    """forecasts.of_rows of a candidate's quantiles."""
+    return forecasts.of_rows(examples, stacked(predictions))
 
-    Where there are several levels, also the wql, wape and mase of each, as `wql_product` and so on.
+
+def backtests(validation: pa.Table) -> pa.Table:
+    """The rows on which families and their blend are compared: the validation window from each of its rolling origins.
+
+    One origin alone is one draw of what a level does in a quarter.
     """
-    return _figures(examples, stacked(predictions))
+    return pa.concat_tables(conformal.origins(validation))
 
 
-def _figures(examples: pa.Table, quantiles: np.ndarray) -> dict[str, float]:
-    truth, how = _truth(examples)
-    found = forecasts.figures(truth, quantiles, QUANTILES, **how)
-    levels = forecasts.by_group(truth, quantiles, QUANTILES, examples["level"].to_pylist(), **how)
-    found[METRIC] = float(np.mean([one[METRIC] for one in levels.values()]))
-    if len(levels) > 1:
-        found |= {f"{name}_{level}": one[name] for level, one in levels.items() for name in BY_LEVEL if name in one}
-    return found
-
-
-def _truth(examples: pa.Table) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """(N, H) what came, and the weights and scales of the figures."""
-    truth, weight = (_matrix(examples, name) for name in LABELS)
-    scale = pc.cast(examples["scale"], pa.float64()).to_numpy(zero_copy_only=False)
-    return truth, {"weights": weight, "scale": scale}
-
-
-def _matrix(examples: pa.Table, name: str) -> np.ndarray:
-    """(N, H) of a column of lists of one length; NaN for null."""
-    flat = pc.list_flatten(examples[name]).to_numpy(zero_copy_only=False)
-    return flat.astype(np.float64).reshape(examples.num_rows, -1)
-
-
-def blend(models: Mapping[str, Fitted], validation: pa.Table) -> Fitted | None:
-    """For each level the best forecaster, or the average of the best few, from the rolling origins of the margins.
-
-    Whether that or a single family wins is told by the one validation window, as for all tasks: see train.fit.
-    """
-    origins = pa.concat_tables(_origins(validation))
-    return best_blend(models, origins, lambda rows, told: score(rows, told)[METRIC])
+def blend(models: Mapping[str, Fitted], rows: pa.Table) -> Fitted | None:
+    """For each level the best forecaster on these rows, or the average of the best few."""
+    return best_blend(models, rows, lambda own, told: score(own, told)[METRIC])
 
 
 def finalize(model: Fitted, train: pa.Table, validation: pa.Table, settings: Settings) -> dict[str, Any]:
-    """{"margins": level -> conformal margins by horizon}, "" for levels with few series; from rolling origins.
-
-    The origins lie in the validation window, of which the model saw nothing; each knows what came before it. But a
-    blend's members are chosen on them too, so the intervals' cover there is slightly optimistic of later weeks.
-    """
-    parts = [
-        (rows["level"].to_pylist(), labelled(rows)[1], stacked(model.predict(rows))) for rows in _origins(validation)
-    ]
-    level = np.concatenate([np.array(part[0], dtype=object) for part in parts])
-    truth, quantiles = (np.concatenate([part[k] for part in parts]) for k in (1, 2))
-    width, found = _width(quantiles), {}
-    for name in ["", *sorted(set(level))]:
-        own = (level == name) | (name == "")
-        if name == "" or own.sum() >= OWN_MARGINS * len(parts):
-            found[name] = forecasts.margins(truth[own], quantiles[own], QUANTILES, width[own])
-    return {"margins": found}
-
-
-def _origins(validation: pa.Table) -> list[pa.Table]:
-    """The rows as they stand at each backtest; of a level with more than BACKTEST_SERIES, a sample."""
-    level, parts = np.array(validation["level"].to_pylist(), dtype=object), []
-    for back in _backtests(_matrix(validation, "label").shape[1]):
-        order = np.random.default_rng(back).permutation(len(level))
-        kept = [order[level[order] == name][:BACKTEST_SERIES] for name in sorted(set(level))]
-        parts.append(_rolled(validation.take(pa.array(np.sort(np.concatenate(kept)))), back))
-    return parts
-
-
-def _rolled(rows: pa.Table, weeks: int) -> pa.Table:
-    """The rows as they would stand so many weeks later; what came after their labels is not known."""
-    if not weeks:
-        return rows
-    label, unknown = rows["label"].to_pylist(), [None] * weeks
-    moved: dict[str, Any] = {
-        "as_of": pc.add(rows["as_of"], pa.scalar(timedelta(days=7 * weeks), pa.duration("us"))),
-        "history": [past + came[:weeks] for past, came in zip(rows["history"].to_pylist(), label, strict=True)],
-        "label": [came[weeks:] + unknown for came in label],
-        "label_weight": [one[weeks:] + [1.0] * weeks for one in rows["label_weight"].to_pylist()],
-    }
-    for name in rows.column_names:
-        if name.startswith("event_"):
-            moved[name] = [one + [0.0] * weeks for one in rows[name].to_pylist()]
-    for name, values in moved.items():
-        place = rows.schema.get_field_index(name)
-        column = values if isinstance(values, pa.ChunkedArray) else pa.array(values, rows.schema.field(name).type)
-        rows = rows.set_column(place, rows.schema.field(name), column)
-    return rows
-
-
-def _width(quantiles: np.ndarray) -> np.ndarray:
-    """(N,) unit of a series' margins: the mean width of its outer interval, or a hundredth of its size."""
-    wide = (quantiles[:, :, -1] - quantiles[:, :, 0]).mean(1)
-    return np.maximum(np.maximum(wide, np.abs(quantiles).mean((1, 2)) / 100), 1e-9)
-
-
-def _calibrated(decision: Mapping[str, Any], level: Sequence[str], quantiles: np.ndarray) -> np.ndarray:
-    """(N, H, Q) with half the margins of each row's level. A series that never went below 0 stays above it."""
-    width, out = _width(quantiles), quantiles.copy()
-    names = np.array([name if name in decision["margins"] else "" for name in level], dtype=object)
-    for name in set(names):
-        own = names == name
-        out[own] = forecasts.widened(quantiles[own], QUANTILES, decision["margins"][name], MARGIN_SHARE * width[own])
-    out[~quantiles.any((1, 2))] = 0.0  # series that have ended
-    never_below = np.asarray((quantiles >= 0).all((1, 2)))
-    return np.where(never_below[:, None, None], np.maximum(out, 0.0), out)
+    """{"margins": level -> conformal margins by horizon}, "" for levels with few series; from rolling origins."""
+    told = [(rows, stacked(model.predict(rows))) for rows in conformal.origins(validation)]
+    return {"margins": conformal.by_level(told)}
 
 
 def together(model: Fitted, decision: Mapping[str, Any], rows: pa.Table) -> pa.Table:
     """All `now` rows, with the adjustments by which their expected sales add up over the levels."""
-    quantiles = _calibrated(decision, Panel.of(rows).level, stacked(model.predict(rows)))
+    quantiles = conformal.calibrated(decision["margins"], Panel.of(rows).level, stacked(model.predict(rows)))
     lists = pa.array(adjustments(rows, quantiles).tolist(), pa.list_(pa.float64()))
     return rows.set_column(rows.schema.get_field_index("adjustment"), "adjustment", lists)
 
@@ -349,12 +254,12 @@ def predict(model: Fitted, decision: Mapping[str, Any], examples: pa.Table, *, e
     are moved as much.
     """
     panel = Panel.of(examples)
-    quantiles = _calibrated(decision, panel.level, stacked(model.predict(examples)))
+    quantiles = conformal.calibrated(decision["margins"], panel.level, stacked(model.predict(examples)))
     lists = pa.list_(pa.float64())
     added = np.zeros(quantiles.shape[:2])
     for row, values in enumerate(examples["adjustment"].to_pylist()):
         added[row] = 0.0 if values is None else values
-    means, quantiles = expected(quantiles) + added, _moved(quantiles, added)
+    means, quantiles = expected(quantiles) + added, conformal.moved(quantiles, added)
     weeks = [[asof_series.monday(int(week) + h) for h in range(quantiles.shape[1])] for week in panel.week]
     answers = {
         "entity_id": examples["entity_id"],
@@ -367,34 +272,22 @@ def predict(model: Fitted, decision: Mapping[str, Any], examples: pa.Table, *, e
     return pa.table({**answers, **told})
 
 
-def _moved(quantiles: np.ndarray, added: np.ndarray) -> np.ndarray:
-    """(N, H, Q) quantiles moved by (N, H); those of a series that never went below 0 stay above it."""
-    never_below = np.asarray((quantiles >= 0).all((1, 2)))
-    moved = quantiles + added[:, :, None]
-    return np.where(never_below[:, None, None], np.maximum(moved, 0.0), moved)
-
-
 def evaluate(model: Fitted, decision: Mapping[str, Any], test: pa.Table, settings: Settings) -> dict[str, Any]:
     """Test figures of the answers: over all series, by level, by week ahead; and how they came about.
 
     coverage_80 is that of the conformal intervals on weeks later than those that the margins come from. `steps` has the
     figures of the model's quantiles, with the margins added, and moved so that expected sales add up: the answers.
     """
-    truth, how = _truth(test)
+    truth, how = forecasts.truth_of(test)
     level = test["level"].to_pylist()
     raw = stacked(model.predict(test))
-    calibrated = _calibrated(decision, level, raw)
-    answers = _moved(calibrated, adjustments(test, calibrated))
+    calibrated = conformal.calibrated(decision["margins"], level, raw)
+    answers = conformal.moved(calibrated, adjustments(test, calibrated))
     steps = {"model": raw, "with_margins": calibrated, "adding_up": answers}
     return {
-        **_figures(test, answers),
-        "steps": {name: _figures(test, quantiles) for name, quantiles in steps.items()},
-        "by_level": forecasts.by_group(truth, answers, QUANTILES, level, **how),
-        "by_horizon": forecasts.by_horizon(truth, answers, QUANTILES, weights=how["weights"]),
-        "backtest_origins": len(_backtests(settings.horizon_weeks)),
+        **forecasts.of_rows(test, answers),
+        "steps": {name: forecasts.of_rows(test, quantiles) for name, quantiles in steps.items()},
+        "by_level": forecasts.by_group(truth, answers, level, **how),
+        "by_horizon": forecasts.by_horizon(truth, answers, weights=how["weights"]),
+        "backtest_origins": len(conformal.origin_weeks(settings.horizon_weeks)),
     }
-
-
-def _backtests(horizon_weeks: int) -> range:
-    """Weeks after the validation date at which the margins' backtests begin."""
-    return range(0, horizon_weeks, max(1, horizon_weeks // BACKTESTS))

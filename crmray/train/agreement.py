@@ -18,8 +18,6 @@ from crmray.storage import Lake, Run
 from crmray.tasks.contract import Task
 from crmray.train import rows
 
-KEYS = ["entity_id", "as_of"]
-
 
 def others(lake: Lake, task: Task) -> dict[str, tuple[str, Run]]:
     """Other task -> version of its champion and its current examples, of those that have both, of present features."""
@@ -41,7 +39,7 @@ def of(lake: Lake, bundle: Bundle, test: pa.Table) -> dict[str, Any]:
     found, compare = {}, getattr(bundle.task, "AGREES", {})
     for name, (version, examples) in others(lake, bundle.task).items():
         other, answers = _answers(lake, name, version, examples)
-        own, both = _matched(bundle.predict(test), answers)
+        own, both = rows.matched(bundle.predict(test), answers)
         figures = compare[name](own, both, bundle.settings, other.settings) if own.num_rows else None
         if figures is not None:
             found[name] = {"version": other.version, "rows": own.num_rows, **figures}
@@ -53,13 +51,3 @@ def _answers(lake: Lake, name: str, version: str, examples: Run) -> tuple[Bundle
     rows.check_consent(examples, lake)
     bundle = load_bundle(lake.run("bundles", name, version), tasks.task(name))
     return bundle, bundle.predict(bundle.check(rows.test(examples)))
-
-
-def _matched(own: pa.Table, theirs: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The rows that both have, in one order."""
-    numbered = (
-        table.select(KEYS).append_column(place, pa.array(range(table.num_rows), pa.int64()))
-        for table, place in ((own, "own"), (theirs, "theirs"))
-    )
-    places = next(numbered).join(next(numbered), KEYS, join_type="inner").sort_by("own")
-    return own.take(places["own"]), theirs.take(places["theirs"])

@@ -156,9 +156,9 @@ def _dates(test: pa.Table) -> list[str]:
 
 
 def _report(task: Task, about: Mapping[str, Any], trained_at: str, version: str, is_champion: bool) -> dict[str, Any]:
-    """What the page and the card are made of, from what bundle.json holds (the older ones less than the present)."""
+    """What the page and the card are made of, from what bundle.json holds."""
     winner = about["candidate"]
-    members = about.get("hyperparameters", {})
+    members = about["hyperparameters"]
     trials = about["trials"]
     return {
         "task": task.NAME,
@@ -179,13 +179,13 @@ def _report(task: Task, about: Mapping[str, Any], trained_at: str, version: str,
         "models": {name: _model(name, about) for name in _best_first(task, about["metrics"])},
         "baselines": list(about["baselines"]),
         "test_by_customer": about["test_by_customer"],
-        "test_neural": about.get("test_neural", {}),
-        "learning": about.get("learning", {}),
+        "test_neural": about["test_neural"],
+        "learning": about["learning"],
         "settings": about["settings"],
         "hyperparameters": {winner: members[winner]} if winner in members else members,
-        "removed": about.get("removed", {}),
-        "suspects": about.get("suspects", {}),
-        "not_fitted": about.get("not_fitted", {}),
+        "removed": about["removed"],
+        "suspects": about["suspects"],
+        "not_fitted": about["not_fitted"],
         "data": report.data_of(about["data"]),
         "training": {
             "trials": len(trials),
@@ -203,7 +203,7 @@ def _best_first(task: Task, metrics: Mapping[str, Mapping[str, float]]) -> list[
 def _model(name: str, about: Mapping[str, Any]) -> dict[str, Any]:
     """A family's figures on validation and on test, where it is known the refitted model's."""
     on_test = about["test_candidates"][name]
-    family = about.get("families", {}).get(name, {"neural": False, "architecture": None})
+    family = about["families"].get(name, {"neural": False, "architecture": None})
     return {
         "validation": about["metrics"][name],
         "test": on_test.get("refit", on_test["plain"]),

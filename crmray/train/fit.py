@@ -2,7 +2,7 @@
 
 rows       selection (labels known at the validation date), validation, refit (labels known at the test date), test
 search     every point of every candidate is fitted on `selection` and compared on `validation`
-winner     the best family, or the task's blend of several; by their figures on `validation`
+winner     the best family, or the task's blend of several; by their figures on `validation` or its backtests
 refit      the winner, and the best neural family beside it, on `refit`; the winner on the hash-train customers too
 report     the decision from the selection models, all figures, the test rows read once
 """
@@ -148,17 +148,23 @@ class _Work:
     def _winner(
         self, best: Mapping[str, Result], models: Mapping[str, Fitted], validation: pa.Table
     ) -> tuple[str, Any]:
-        """Name and selection model of the winner: the best family, or the task's blend if validation prefers it.
+        """Name and selection model of the winner: the best family, or the task's blend if it is better.
 
-        The blend's members are chosen on these rows too; those of a forecast on rolling origins within their window.
+        By their figures on validation, or on what the task's `backtests` makes of it. A blend's members are chosen on
+        these rows too.
         """
         task = self.task
+        if hasattr(task, "backtests"):
+            rows = task.backtests(validation)
+            ranks = {name: _rank(task, points.figures_of(task, rows, model)) for name, model in models.items()}
+        else:
+            rows, ranks = validation, {name: _rank(task, result.figures) for name, result in best.items()}
+        winner = max(ranks, key=lambda name: ranks[name])
         sign = 1 if task.MODE == "max" else -1
-        winner = max(best, key=lambda name: _rank(task, best[name]))
-        figure, model = best[winner].figures[task.METRIC], models[winner]
-        blend = task.blend(models, validation) if hasattr(task, "blend") and len(models) > 1 else None
+        figure, model = sign * ranks[winner][0], models[winner]
+        blend = task.blend(models, rows) if hasattr(task, "blend") and len(models) > 1 else None
         if blend is not None:
-            blended = task.score(validation, blend.predict(validation))[task.METRIC]
+            blended = task.score(rows, blend.predict(rows))[task.METRIC]
             told: dict[str, Any] = {task.METRIC: blended, "best_single": figure}
             log.event("blend", members=list(getattr(blend, "members", [])), **told)
             if sign * (blended - figure) > 0:
@@ -175,7 +181,7 @@ class _Work:
         task = self.task
         neural = sorted(
             (name for name in best if task.CANDIDATES[name].KIND == "torch"),
-            key=lambda name: _rank(task, best[name]), reverse=True,
+            key=lambda name: _rank(task, best[name].figures), reverse=True,
         )[:1]  # fmt: skip
         wanted: list[tuple[str, points.Rows]] = []
         if seen.refit_has_more:
@@ -206,15 +212,15 @@ def best_of(task: Task, results: Sequence[Result]) -> dict[str, Result]:
         name = result.fit.point.candidate
         if result.failed:
             continue
-        if name not in best or _rank(task, result) > _rank(task, best[name]):
+        if name not in best or _rank(task, result.figures) > _rank(task, best[name].figures):
             best[name] = result
     return best
 
 
-def _rank(task: Task, result: Result) -> tuple[float, float]:
+def _rank(task: Task, figures: Mapping[str, float]) -> tuple[float, float]:
     """More is better: the task's metric; of equals, whose probabilities are the better ones (where it has any)."""
     sign = 1 if task.MODE == "max" else -1
-    return sign * result.figures[task.METRIC], -result.figures.get("logloss", 0.0)
+    return sign * figures[task.METRIC], -figures.get("logloss", 0.0)
 
 
 def _rebuilt(model: Any, winner: str, again: Mapping[str, Fitted]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import time
 import traceback
 import types
 import typing
@@ -16,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import pyarrow as pa
 
 from crmray import log, storage
 from crmray.errors import ConfigError, CrmrayError, DataError, NotEnoughDataError, NotFoundError, TrainingError
@@ -120,6 +123,16 @@ def reason(error: Exception) -> str:
         return f"{kind}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
     return f"{kind} at {'/'.join(Path(frames[-1].filename).parts[-2:])}:{frames[-1].lineno}" if frames else kind
+
+
+def figures_of(task: Task, rows: pa.Table, model: Fitted) -> dict[str, float]:
+    """The task's figures of a model's predictions on these rows."""
+    return {name: float(value) for name, value in task.score(rows, model.predict(rows)).items()}
+
+
+def seconds_since(started: float) -> float:
+    """Seconds since a `time.perf_counter()`, to the millisecond."""
+    return round(time.perf_counter() - started, 3)
 
 
 _KEPT = ("figures", "rounds", "seconds", "failed", "history")

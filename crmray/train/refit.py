@@ -11,7 +11,7 @@ import ray
 
 from crmray import cluster, log
 from crmray.train import trainer
-from crmray.train.points import Fit, Result
+from crmray.train.points import Fit, Result, seconds_since
 from crmray.train.search import Search, fit_here
 
 GROWTH = 1.2
@@ -47,8 +47,7 @@ def _refit_in_tasks(shared: Search, fits: Sequence[tuple[Fit, pa.Table]]) -> Non
         model, rounds, history = fit_here(
             shared.task, fit, ray.get(refs[fit.key]), None, seed=shared.seed, settings=shared.engine, device="cpu"
         )
-        seconds = round(time.perf_counter() - started, 3)
-        result = Result(fit=fit, rounds=rounds, seconds=seconds, history=history)
+        result = Result(fit=fit, rounds=rounds, seconds=seconds_since(started), history=history)
         shared.results.write(result, model)
 
     for fit, _ in cluster.map_shards(run, [fit for fit, _ in fits], label="refit"):

@@ -21,7 +21,7 @@ from crmray.models import selection
 from crmray.storage import Lake, Run
 from crmray.tasks.contract import Fitted, Task
 from crmray.train import rows
-from crmray.train.points import Result
+from crmray.train.points import Result, figures_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,22 +186,18 @@ def _neural(outcome: Outcome, test: pa.Table, champion: Mapping[str, Any]) -> di
     return found
 
 
-def _score(task: Task, table: pa.Table, model: Fitted) -> dict[str, float]:
-    return {name: float(value) for name, value in task.score(table, model.predict(table)).items()}
-
-
 def _metrics(outcome: Outcome, test: pa.Table) -> dict[str, dict[str, Any]]:
     """Figures of every family's best: on validation, and on test as compared ("plain") and as refitted ("refit")."""
     task = outcome.task
     validation = {name: dict(result.figures) for name, result in outcome.best.items()}
-    on_test = {name: {"plain": _score(task, test, model)} for name, model in outcome.models.items()}
+    on_test = {name: {"plain": figures_of(task, test, model)} for name, model in outcome.models.items()}
     for name, model in outcome.refitted.items():
-        on_test[name]["refit"] = _score(task, test, model)
+        on_test[name]["refit"] = figures_of(task, test, model)
     if outcome.winner not in validation:
-        validation[outcome.winner] = _score(task, outcome.seen.validation, outcome.selected)
-        on_test[outcome.winner] = {"plain": _score(task, test, outcome.selected)}
+        validation[outcome.winner] = figures_of(task, outcome.seen.validation, outcome.selected)
+        on_test[outcome.winner] = {"plain": figures_of(task, test, outcome.selected)}
         if outcome.refitted:
-            on_test[outcome.winner]["refit"] = _score(task, test, outcome.champion)
+            on_test[outcome.winner]["refit"] = figures_of(task, test, outcome.champion)
     return {"validation": validation, "test": on_test}
 
 
@@ -213,7 +209,7 @@ def _by_customer(outcome: Outcome, test: pa.Table) -> dict[str, Any] | None:
     if others.num_rows == 0:
         return None
     try:
-        return {**_score(outcome.task, others, outcome.hash_model), "rows": others.num_rows}
+        return {**figures_of(outcome.task, others, outcome.hash_model), "rows": others.num_rows}
     except CrmrayError as error:  # too few rows of a class in this part: the headline stands without it
         log.warn("report.by_customer", why=str(error))
         return {"rows": others.num_rows, "why_not": str(error)}
@@ -230,16 +226,12 @@ def best_possible(lake: Lake, task: Task, test: pa.Table) -> dict[str, float] | 
     hidden, pattern = lake.latest("truth", "demo"), f"{task.NAME}-*.parquet"
     if not hidden.files(pattern):
         return None
-    keys = ["entity_id", "as_of"]
     truth = hidden.read_table(pattern, filters=pc.field("as_of").isin(pc.unique(test["as_of"])))
-    ours, theirs = (rows.select(keys).append_column(name, pa.array(range(rows.num_rows), pa.int64()))
-                    for name, rows in (("row", test), ("place", truth)))  # fmt: skip
-    both = ours.join(theirs, keys, join_type="inner").sort_by("row")
-    found = truth.take(both["place"])
+    _, found = rows.matched(test, truth)
     if found.num_rows != test.num_rows or not all(_same(test[name], found[name]) for name in task.LABELS):
         log.event("report.no_ceiling", task=task.NAME, rows=test.num_rows, known=found.num_rows)
         return None
-    answers = {name: _array(found[name]) for name in found.column_names if name not in (*keys, *task.LABELS)}
+    answers = {name: _array(found[name]) for name in found.column_names if name not in (*rows.KEYS, *task.LABELS)}
     return {name: float(value) for name, value in task.score(test, answers).items()}
 
 

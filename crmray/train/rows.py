@@ -15,6 +15,8 @@ from crmray.privacy import Withheld
 from crmray.storage import Lake, Run
 
 GIB = 2**30
+KEYS = ["entity_id", "as_of"]
+"""of a row"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,16 @@ def of_shard(table: pa.Table, part: str, which: str, dates: splits.Snapshots) ->
         return table.slice(0, 0)
     table = table.filter(pa.array(splits.refit(table["as_of"], dates)))
     return table.filter(pc.equal(table["part"], "train")) if which == "hash" else table
+
+
+def matched(own: pa.Table, theirs: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The rows that are of the same entity and date in both tables, in the order of the first."""
+    numbered = (
+        table.select(KEYS).append_column(place, pa.array(range(table.num_rows), pa.int64()))
+        for table, place in ((own, "own"), (theirs, "theirs"))
+    )
+    places = next(numbered).join(next(numbered), KEYS, join_type="inner").sort_by("own")
+    return own.take(places["own"]), theirs.take(places["theirs"])
 
 
 def test(examples: Run) -> pa.Table:

@@ -23,7 +23,7 @@ from crmray.errors import ConfigError, TrainingError
 from crmray.tasks.contract import Fitted, Task
 from crmray.train import engine, loop, trainer
 from crmray.train.engine import EngineSettings
-from crmray.train.points import OWN_FAULT, Fit, Point, Result, Results, Rows, curve, reason
+from crmray.train.points import OWN_FAULT, Fit, Point, Result, Results, Rows, curve, figures_of, reason, seconds_since
 from crmray.train.trials import TrialTable
 
 MAX_SAMPLES = 30
@@ -150,15 +150,14 @@ def _trial(config: Mapping[str, Any], shared: Search, train: pa.Table, validatio
                     task, fit, train, validation, seed=shared.seed, settings=shared.engine, device=shared.device,
                     report=report,
                 )  # fmt: skip
-            scored = task.score(validation, model.predict(validation))
-            figures = {name: float(value) for name, value in scored.items()}
+            figures = figures_of(task, validation, model)
             if not np.isfinite(figures[task.METRIC]):
                 raise TrainingError(f"got {task.METRIC} {figures[task.METRIC]} on validation, expected a finite number")
         except OWN_FAULT as error:
-            result = Result(fit=fit, seconds=_since(started), failed=reason(error))
+            result = Result(fit=fit, seconds=seconds_since(started), failed=reason(error))
             shared.results.write(result, None)
         else:
-            result = Result(fit=fit, figures=figures, rounds=rounds, seconds=_since(started), history=history)
+            result = Result(fit=fit, figures=figures, rounds=rounds, seconds=seconds_since(started), history=history)
             shared.results.write(result, model)
     final = {
         "epoch": epochs,
@@ -179,10 +178,6 @@ def _over_workers(
     trainer.train(shared, [(inner, train, validation)], name=inner.key, num_workers=num_workers)
     found = shared.results.of(inner)
     return shared.results.model(shared.task, inner), found.rounds, found.history
-
-
-def _since(started: float) -> float:
-    return round(time.perf_counter() - started, 3)
 
 
 def search(

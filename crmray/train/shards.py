@@ -11,7 +11,7 @@ import pyarrow as pa
 from crmray import cluster, log
 from crmray.storage import Run
 from crmray.train import rows
-from crmray.train.points import OWN_FAULT, Fit, Result, reason
+from crmray.train.points import OWN_FAULT, Fit, Result, figures_of, reason, seconds_since
 from crmray.train.search import Search
 
 SAMPLE_ROWS = 20_000
@@ -86,12 +86,11 @@ def _finish(shared: Search, one: Fit, model: Any, seen: rows.Rows, started: floa
     figures = {}
     if one.rows == "selection":
         try:
-            figures = shared.task.score(seen.validation, model.predict(seen.validation))
+            figures = figures_of(shared.task, seen.validation, model)
         except OWN_FAULT as error:
             _failed(shared, one, error, started)
             return
-    seconds = round(time.perf_counter() - started, 3)
-    figures = {name: float(value) for name, value in figures.items()}
+    seconds = seconds_since(started)
     rounds = getattr(model, "rounds", None)
     shared.results.write(Result(fit=one, figures=figures, rounds=rounds, seconds=seconds), model)
     told: dict[str, Any] = {"trial": one.point.label(shared.task), "state": "finished", "seconds": seconds}
@@ -99,5 +98,4 @@ def _finish(shared: Search, one: Fit, model: Any, seen: rows.Rows, started: floa
 
 
 def _failed(shared: Search, one: Fit, error: Exception, started: float) -> None:
-    seconds = round(time.perf_counter() - started, 3)
-    shared.results.write(Result(fit=one, seconds=seconds, failed=reason(error)), None)
+    shared.results.write(Result(fit=one, seconds=seconds_since(started), failed=reason(error)), None)

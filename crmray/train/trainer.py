@@ -38,6 +38,10 @@ CHECKPOINT_EVERY_S = 10.0
 START_TIMEOUT_S = 60
 START_ATTEMPTS = 15
 """so many times START_TIMEOUT_S a run waits for its workers before it is given up"""
+SETTLE_S = 10.0
+"""so long the processes of the search may take to be gone"""
+GIVE_UP_S = 1800.0
+"""so long the workers' resources are waited for"""
 COLLECTIVE_TIMEOUT_S = 600
 """a collective operation that takes longer has lost a worker"""
 TRAIN_ENV = {
@@ -183,7 +187,7 @@ def _train_one(shared: Search, job: Mapping[str, Any], resume: str | None, check
     dist.barrier()
 
 
-def _free_workers(gpu: bool, settle_s: float = 10.0) -> int:
+def _free_workers(gpu: bool) -> int:
     """As many workers as there are free GPUs (or CPUs) once the processes of the search are gone, at least one.
 
     The training is the same for any number of them, so what others hold (endpoints, say) need not be waited for.
@@ -191,13 +195,13 @@ def _free_workers(gpu: bool, settle_s: float = 10.0) -> int:
     kind = "GPU" if gpu else "CPU"
     started = time.monotonic()
     while ray.available_resources().get(kind, 0) < cluster.resources().get(kind, 0):
-        if time.monotonic() - started > settle_s:
+        if time.monotonic() - started > SETTLE_S:
             break
         time.sleep(0.2)
     return max(1, int(ray.available_resources().get(kind, 0)))
 
 
-def _wait_for_room(num_workers: int, gpu: bool, give_up_s: float = 1800.0) -> None:
+def _wait_for_room(num_workers: int, gpu: bool) -> None:
     """Wait until the workers' resources are free, saying so; Train itself would wait without a word."""
     need = {"CPU": num_workers, "GPU": num_workers if gpu else 0}
     started, next_word_s = time.monotonic(), 10.0
@@ -208,7 +212,7 @@ def _wait_for_room(num_workers: int, gpu: bool, give_up_s: float = 1800.0) -> No
             return
         waited_s = time.monotonic() - started
         have = ", ".join(f"{free.get(kind, 0):g} of {count} {kind}s free" for kind, count in short.items())
-        if waited_s > give_up_s:
+        if waited_s > GIVE_UP_S:
             raise WatchdogError(f"train: waited {waited_s:.0f} s for {num_workers} workers: {have}")
         if waited_s > next_word_s:
             next_word_s *= 2

@@ -204,8 +204,8 @@ def test_bulk_pages_add_up_and_stay(server: Sandbox) -> None:
         first = bulk.open_page(client, urls[0])
         assert first.next_url is not None
         first.close()
-        bulk.delete_job(client, "query", job_id)
-        bulk.delete_job(client, "query", job_id)  # gone already
+        bulk.delete_query(client, job_id)
+        bulk.delete_query(client, job_id)  # gone already
 
 
 @pytest.mark.parametrize("version", ["57.0", "64.0"])
@@ -238,8 +238,8 @@ def test_an_abandoned_job_does_nothing(server: Sandbox) -> None:
     with connect(server) as client:
         job_id = bulk.create_ingest(client, "Account", "insert")
         client.request("PUT", f"jobs/ingest/{job_id}/batches", data=b"Name\nB1\n", headers={"Content-Type": "text/csv"})
-        bulk.abort(client, "ingest", job_id)
-        bulk.abort(client, "ingest", job_id)  # ended already
+        bulk.abort(client, job_id)
+        bulk.abort(client, job_id)  # ended already
         with pytest.raises(SalesforceError, match="Aborted"):
             bulk.wait(client, "ingest", job_id)
         assert client.count("Account") == ACCOUNTS

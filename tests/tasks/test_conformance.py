@@ -27,7 +27,7 @@ from crmray import schema
 from crmray.errors import CrmrayError
 from crmray.evaluate.words import is_figure, meaning_of
 from crmray.models.columns import feature_columns
-from crmray.tasks import TASKS, forecast
+from crmray.tasks import TASKS
 from crmray.tasks.contract import EntityRequest
 
 EVERY_TASK = pytest.mark.parametrize("task", list(TASKS.values()), ids=list(TASKS))
@@ -273,16 +273,16 @@ def test_a_blend_answers_one_row_as_in_a_batch(task):
 
 
 def choosing_rows(task) -> pa.Table:
-    """The rows on which the task chooses its blend: validation, of a forecast the rolling origins within it."""
+    """The rows on which the task chooses its blend: validation, or what its `backtests` makes of it."""
     rows = rows_of(task)["validation"]
-    return pa.concat_tables(task._origins(rows)) if task is forecast else rows
+    return task.backtests(rows) if hasattr(task, "backtests") else rows
 
 
 @EVERY_BLEND
 def test_a_blend_is_made_only_where_the_rows_that_it_is_chosen_on_prefer_it(task):
-    models, rows = {name: fitted(task, name) for name in task.CANDIDATES}, rows_of(task)["validation"]
-    found, seen = task.blend(models, rows), choosing_rows(task)
-    assert found is None or figure_of(task, found, seen) > max(figure_of(task, one, seen) for one in models.values())
+    models, rows = {name: fitted(task, name) for name in task.CANDIDATES}, choosing_rows(task)
+    found = task.blend(models, rows)
+    assert found is None or figure_of(task, found, rows) > max(figure_of(task, one, rows) for one in models.values())
     one = models[baseline_of(task)]
     assert task.blend({"one": one, "the same": one}, rows) is None
 
@@ -313,12 +313,12 @@ class Half:
     ids=lambda task: task.NAME,
 )
 def test_a_blend_is_made_of_two_that_know_one_half_each(task):
-    rows, seen = rows_of(task)["validation"], choosing_rows(task)
+    rows = choosing_rows(task)
     names = tuple(fitted(task, baseline_of(task)).predict(rows))
     halves = {"one": Half(names, True), "other": Half(names, False)}
     found = task.blend(halves, rows)
     assert set(found.members) == set(halves)
-    assert figure_of(task, found, seen) > max(figure_of(task, half, seen) for half in halves.values())
+    assert figure_of(task, found, rows) > max(figure_of(task, half, rows) for half in halves.values())
 
 
 @EVERY_TASK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,13 @@ from crmray.data import asof_series, demo_truth_forecast
 from crmray.data.demo_simulate import simulate
 from crmray.data.demo_world import World
 from crmray.errors import DataError, NotEnoughDataError
-from crmray.evaluate import forecasts
+from crmray.evaluate import conformal, forecasts
 from crmray.models.forecast_naive import SeasonalNaive
-from crmray.models.forecast_panel import COLUMNS, QUANTILES, week_of_year
+from crmray.models.forecast_panel import COLUMNS, week_of_year
 from crmray.models.forecast_sums import SHARES, expected, sums
 from crmray.tasks import forecast
+from crmray.train.fit import _Work
+from crmray.train.points import Fit, Point, Result
 
 
 def test_weeks_begin_on_mondays():
@@ -92,7 +95,7 @@ def test_what_is_not_known_is_not_zero():
     assert row["history"] == [1.0, None, 3.0]
     assert row["label"] == [None, 2.0]
     figures = forecasts.figures(
-        np.array([[np.nan, 2.0]]), np.full((1, 2, 5), 1.0), QUANTILES, weights=np.ones((1, 2)), scale=np.ones(1)
+        np.array([[np.nan, 2.0]]), np.full((1, 2, 5), 1.0), weights=np.ones((1, 2)), scale=np.ones(1)
     )
     assert figures["wape"] == 0.5
 
@@ -121,7 +124,7 @@ def test_dates_are_whole_weeks_one_horizon_apart():
 
 def test_figures_by_hand():
     truth, quantiles = np.array([[10.0, 0.0]]), np.tile([0.0, 4.0, 8.0, 12.0, 16.0], (1, 2, 1))
-    found = forecasts.figures(truth, quantiles, QUANTILES, weights=np.array([[1.0, 3.0]]), scale=np.array([4.0]))
+    found = forecasts.figures(truth, quantiles, weights=np.array([[1.0, 3.0]]), scale=np.array([4.0]))
     assert found["wape"] == (2 + 3 * 8) / 10
     assert found["mae"] == (2 + 3 * 8) / 4
     assert found["mase"] == (2 + 8) / 2 / 4  # not weighted by week
@@ -129,13 +132,13 @@ def test_figures_by_hand():
     first = np.mean([0.1 * 10, 0.25 * 6, 0.5 * 2, 0.25 * 2, 0.1 * 6])
     second = np.mean([0.0, 0.75 * 4, 0.5 * 8, 0.25 * 12, 0.1 * 16])
     assert found["wql"] == pytest.approx(2 * (first + 3 * second) / 10)
-    steady = forecasts.figures(truth, quantiles, QUANTILES, weights=np.ones((1, 2)), scale=np.array([np.nan]))
+    steady = forecasts.figures(truth, quantiles, weights=np.ones((1, 2)), scale=np.array([np.nan]))
     assert "mase" not in steady  # there is nothing to measure it by
-    weeks = forecasts.by_horizon(truth, quantiles, QUANTILES, weights=np.ones((1, 2)))
+    weeks = forecasts.by_horizon(truth, quantiles, weights=np.ones((1, 2)))
     assert [one["week"] for one in weeks] == [1]  # nothing was sold in the second: no error and no coverage to tell
     assert weeks[0]["wape"] == 2 / 10
     with pytest.raises(NotEnoughDataError, match="nothing was sold"):
-        forecasts.figures(truth * 0, quantiles, QUANTILES, weights=np.ones((1, 2)), scale=np.ones(1))
+        forecasts.figures(truth * 0, quantiles, weights=np.ones((1, 2)), scale=np.ones(1))
 
 
 def test_margins_bring_intervals_to_their_share():
@@ -143,17 +146,17 @@ def test_margins_bring_intervals_to_their_share():
     truth = rng.normal(size=(4000, 1))
     narrow = np.tile([-0.5, -0.25, 0.0, 0.25, 0.5], (4000, 1, 1))
     scale = np.ones(4000)
-    found = forecasts.margins(truth[:2000], narrow[:2000], QUANTILES, scale[:2000])
+    found = conformal.margins(truth[:2000], narrow[:2000], scale[:2000])
     assert found["0.1"][0] == pytest.approx(1.2816 - 0.5, abs=0.06)  # the normal quantile
-    wide = forecasts.widened(narrow[2000:], QUANTILES, found, scale[2000:])
+    wide = conformal.widened(narrow[2000:], found, scale[2000:])
     inside = (truth[2000:] >= wide[:, :, 0]) & (truth[2000:] <= wide[:, :, -1])
     assert 0.77 < inside.mean() < 0.83
 
 
 def test_half_of_the_margins_is_added():
-    decision = {"margins": {"": {"0.1": [0.1, 0.2], "0.25": [0.0, -0.05]}}}
+    margins = {"": {"0.1": [0.1, 0.2], "0.25": [0.0, -0.05]}}
     quantiles = np.tile([6.0, 8.0, 10.0, 12.0, 16.0], (1, 2, 1))  # 10 wide
-    found = forecast._calibrated(decision, ["total"], quantiles)
+    found = conformal.calibrated(margins, ["total"], quantiles)
     assert found[0].tolist() == [[5.5, 8.0, 10.0, 12.0, 16.5], [5.0, 8.25, 10.0, 11.75, 17.0]]
 
 
@@ -185,13 +188,13 @@ def test_expected_sales_add_up_and_a_row_is_answered_alike_alone():
 
 def test_a_later_origin_within_the_validation_window_knows_more():
     rows = rows_of(sold(*[("c", 7 * w, "a", float(w + 1)) for w in range(12)]), 6, horizon_weeks=3, levels=["total"])
-    moved = forecast._rolled(rows, 2).to_pylist()[0]
+    moved = conformal.rolled(rows, 2).to_pylist()[0]
     assert moved["as_of"] == MONDAY + timedelta(weeks=8)
     assert moved["history"] == [float(w + 1) for w in range(8)]
     assert moved["label"] == [9.0, None, None]
 
 
-def test_a_blend_is_chosen_on_more_than_the_weeks_after_one_date():
+def test_the_winner_and_a_blend_are_chosen_on_more_than_the_weeks_after_one_date():
     class Fixed:
         """Says one thing of the total at first, another later, and a third of products."""
 
@@ -206,8 +209,16 @@ def test_a_blend_is_chosen_on_more_than_the_weeks_after_one_date():
 
     sales = sold(*[("c", 7 * week, "a", 10.0) for week in range(14)])
     rows = rows_of(sales, 6, horizon_weeks=8, levels=["total", "product"])
-    found = forecast.blend({"lucky": Fixed(10.0, 30.0, 10.0), "steady": Fixed(11.0, 11.0, 99.0)}, rows)
+    tests = forecast.backtests(rows)
+    found = forecast.blend({"lucky": Fixed(10.0, 30.0, 10.0), "steady": Fixed(11.0, 11.0, 99.0)}, tests)
     assert found.of_level == {"product": ["lucky"], "total": ["steady"]}
+    models = {"lucky": Fixed(10.0, 30.0, 11.9), "steady": Fixed(11.0, 11.0, 11.0)}
+    figures = {name: forecast.score(rows, model.predict(rows)) for name, model in models.items()}
+    assert figures["lucky"]["wql"] < figures["steady"]["wql"]  # from the first origin
+    fit = Fit(point=Point(candidate="ets", settings={}), rows="selection", key="k")
+    best = {name: Result(fit=fit, figures=one) for name, one in figures.items()}
+    winner, model = _Work._winner(SimpleNamespace(task=forecast), best, models, rows)
+    assert (winner, model) == ("steady", models["steady"])  # best in both levels on the origins: no blend of one
 
 
 def test_a_level_of_few_series_is_whole_in_every_backtest(monkeypatch):
@@ -225,14 +236,14 @@ def test_a_level_of_few_series_is_whole_in_every_backtest(monkeypatch):
     sales = sold(*[("c", 7 * week, name, 10.0) for week in range(14) for name in names])
     rows = rows_of(sales, 6, horizon_weeks=8, levels=["total", "category", "product"])
     assert rows.num_rows == 29
-    monkeypatch.setattr(forecast, "BACKTEST_SERIES", 3)
-    parts = forecast._origins(rows)
+    monkeypatch.setattr(conformal, "ORIGIN_SERIES", 3)
+    parts = conformal.origins(rows)
     for part in parts:
         levels = part["level"].to_pylist()
         assert {name: levels.count(name) for name in set(levels)} == {"total": 1, "category": 2, "product": 3}
     assert len({tuple(part["entity_id"].to_pylist()) for part in parts}) > 1  # other products each time
-    assert all(one.equals(other) for one, other in zip(parts, forecast._origins(rows), strict=True))
-    found = forecast.blend({"large": Fixed(260.0, 0.0), "small": Fixed(0.0, 10.0)}, rows)
+    assert all(one.equals(other) for one, other in zip(parts, conformal.origins(rows), strict=True))
+    found = forecast.blend({"large": Fixed(260.0, 0.0), "small": Fixed(0.0, 10.0)}, forecast.backtests(rows))
     assert found.of_level["total"] == ["large"]
     assert found.of_level["product"] == ["small"]
 

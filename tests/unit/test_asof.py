@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 
 from crmray import schema
-from crmray.data import asof
+from crmray.data import asof, asof_purchases
 from crmray.data.sequences import EVENT_KINDS, MAX_EVENTS
 
 AS_OF = datetime(2024, 1, 1, tzinfo=timezone.utc)
@@ -93,8 +93,8 @@ def test_one_purchase_has_no_gap_and_the_season_is_a_year_ago():
 
 def test_purchase_rows_need_positive_units_and_amount():
     lines = TRANSACTIONS.filter(pc.equal(TRANSACTIONS["entity_id"], "a"))
-    assert asof.is_purchase(lines).tolist() == [True, True, True, True, False, False]
-    assert asof.is_purchase(lines.select(["entity_id"])).all()
+    assert asof_purchases.is_purchase(lines).tolist() == [True, True, True, True, False, False]
+    assert asof_purchases.is_purchase(lines.select(["entity_id"])).all()
 
 
 def test_young_is_less_history_than_the_lookback():

@@ -5,6 +5,7 @@ Source: REST API Developer Guide, "sObject Collections", "Composite".
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -102,10 +103,10 @@ class Composite:
             raise ApiError(
                 400, "EXCEEDED_ID_LIMIT", f"record limit reached. cannot read more than {MAX_ROWS_READ} records"
             )
+        one = dataclasses.replace(call, method="GET", params={"fields": ",".join(fields)}, headers={}, body=b"")
         found: list[dict[str, Any] | None] = []
         for id_ in ids:
             try:
-                one = _sub_call(call, "GET", {"object": call.path_params["object"]}, {"fields": ",".join(fields)})
                 found.append(self.rest.row(one, id_))
             except ApiError as error:
                 if error.status != 404:
@@ -161,11 +162,6 @@ class Composite:
         except ApiError as error:
             return error.status, error.body
         return answer.status_code, json.loads(bytes(answer.body)) if answer.body else None
-
-
-def _sub_call(call: Call, method: str, path_params: dict[str, str], params: dict[str, str]) -> Call:
-    whole = {"version": call.version, **path_params}
-    return Call(method=method, path=call.path, path_params=whole, params=params, headers={}, body=b"")
 
 
 def _sub_answer(name: str, status: int, body: Any) -> dict[str, Any]:

@@ -31,11 +31,11 @@ from crmray import log
 from crmray.errors import ConfigError, SalesforceError
 from crmray.salesforce.sandbox import bulk, limits, tls
 from crmray.salesforce.sandbox.composite import Composite
-from crmray.salesforce.sandbox.deploys import Deploys
+from crmray.salesforce.sandbox.deploy import Deploys
 from crmray.salesforce.sandbox.faults import Faults
 from crmray.salesforce.sandbox.ingest import BulkIngest
 from crmray.salesforce.sandbox.oauth import LIFETIME_S, OAuthError, Tokens
-from crmray.salesforce.sandbox.rest import Handler, Rest
+from crmray.salesforce.sandbox.rest import Rest
 from crmray.salesforce.sandbox.store import Store
 from crmray.salesforce.sandbox.wire import (
     FIRST_VERSION,
@@ -284,7 +284,8 @@ class Sandbox:
                 continue
             allowed = True
             if method == call.method:
-                return _handle(handler, call, {"version": match["version"], **found.groupdict()})
+                caught = {"version": match["version"], **found.groupdict()}
+                return handler(dataclasses.replace(call, path_params=caught))
         if allowed:
             message = f"HTTP Method '{call.method}' not allowed."
             raise ApiError(405, "METHOD_NOT_ALLOWED", message)
@@ -324,10 +325,6 @@ async def _body(request: Request) -> bytes:
     if too_long:
         raise ApiError(413, "EXCEEDED_MAX_SIZE_REQUEST", "Maximum size of request reached.")
     return bytes(received)
-
-
-def _handle(handler: Handler, call: Call, path_params: dict[str, str]) -> Response:
-    return handler(dataclasses.replace(call, path_params=path_params))
 
 
 def listen(host: str, port: int) -> socket.socket:
