@@ -163,8 +163,9 @@ def make_shard(run: Run, table: str, pieces: Sequence[Piece], shard: int) -> dic
     del batches
     if merged.repeats.num_rows:
         run.write_table(f"{facts_name}.rejected", merged.repeats)
-    run.write_table(f"shard-{shard:05d}.parquet", merged.rows)
-    profile = Profile.of(table, merged.rows).count(merged.repeats)
+    rows = schema.check(table, merged.rows).select(merged.rows.column_names)
+    run.write_table(f"shard-{shard:05d}.parquet", rows)
+    profile = Profile.of(table, rows).count(merged.repeats)
     facts = {"profile": profile.to_json(), "entities": merged.entities}
     run.write_bytes(f"{facts_name}.json", json.dumps(facts).encode())
     return facts

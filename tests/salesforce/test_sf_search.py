@@ -53,9 +53,12 @@ def lines() -> Iterator[io.StringIO]:
 def quote_people(sandbox: Sandbox) -> str:
     """Let customers quote their names, addresses and numbers in their cases and mails; what must not be found (RE2)."""
     store = sandbox.store
+    short = store.query("SELECT Id, FirstName FROM Contact").table.to_pylist()
+    # Ciphertext is searched too: four letters in any case stand somewhere in megabytes of random bytes by chance.
+    store.update("Contact", [{"Id": one["Id"], "FirstName": f"{one['FirstName']}quill"} for one in short])
     person = store.query("SELECT Id, AccountId, FirstName, LastName, Email, Phone FROM Contact").table.to_pylist()
     store.update(
-        "Account", [{"Id": one["AccountId"], "Name": f"Quoxwerk {i}xyl Zephyrine"} for i, one in enumerate(person)]
+        "Account", [{"Id": one["AccountId"], "Name": f"Quoxwerk {i}xylophon Zephyrine"} for i, one in enumerate(person)]
     )
     names = dict(zip(*(store.query("SELECT Id, Name FROM Account").table.columns), strict=True))
     names = {key.as_py(): value.as_py() for key, value in names.items()}
