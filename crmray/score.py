@@ -31,7 +31,7 @@ from crmray.schema import TIME
 from crmray.storage import Lake, Run, run_id
 from crmray.tasks.contract import Task
 
-FORMAT = 4
+FORMAT = 5
 """raised when the columns of predictions/, or the words of their reasons, change"""
 PART_ROWS = 20_000
 PREDICT_ROWS = 2_000

@@ -1,8 +1,8 @@
 """Conformal intervals of forecasts: margins for each horizon, measured on rolling origins in the validation window.
 
-The model saw nothing of that window; each origin knows what came before it. But a blend's members are chosen on these
-origins too, so the intervals' cover there is slightly optimistic of later weeks. Source: Romano, Patterson, Candès 2019
-(conformalized quantile regression). Shapes: N series at a date, H weeks ahead, Q quantiles.
+No model is fitted to that window, but boosting and the network stop where it is forecast best, and candidates and a
+blend's members are chosen there: the intervals' cover is slightly optimistic of later weeks. Source: Romano, Patterson,
+Candès 2019 (conformalized quantile regression). Shapes: N series at a date, H weeks ahead, Q quantiles.
 """
 
 from __future__ import annotations

@@ -95,7 +95,11 @@ FIGURES: dict[str, tuple[str, Shown, str]] = {
     "num_segments": ("segments", "count", "that were found"),
     "num_items": ("products", "count", "that can be recommended"),
     "targets_unknown": ("unknown targets", "share", "of what was bought, products that are new since training"),
-    "backtest_origins": ("backtests", "count", "dates on which the margins of the intervals were measured"),
+    "backtest_origins": (
+        "backtests",
+        "count",
+        "dates from which candidates were compared and the margins of the intervals measured",
+    ),
     "share": ("share", "share", ""),
     "share_with_suggested_answer": ("share with a suggested answer", "share", ""),
     "log_odds_z": ("log-odds z", "number", "how much more often than among the satisfied; above 2 is no chance"),

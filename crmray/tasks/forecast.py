@@ -230,7 +230,10 @@ def backtests(validation: pa.Table) -> pa.Table:
 
 
 def blend(models: Mapping[str, Fitted], rows: pa.Table) -> Fitted | None:
-    """For each level the best forecaster on these rows, or the average of the best few."""
+    """For each level the best forecaster on these rows, or the average of the best few.
+
+    On the same rows it is better than a single family wherever one is not best at every level: then it wins.
+    """
     return best_blend(models, rows, lambda own, told: score(own, told)[METRIC])
 
 

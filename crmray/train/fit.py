@@ -109,14 +109,14 @@ class _Work:
         results = self._compare(shared, chosen, seen, concurrency, scheduler)
         best = best_of(task, results)
         models = {name: shared.results.model(task, result.fit) for name, result in best.items()}
-        winner, model = self._winner(best, models, seen.validation)
+        winner, model, compared = self._winner(best, models, seen.validation)
         members = list(getattr(model, "members", {winner: model}))
         again = self._refit(shared, best, members, seen, num_workers)
         report.write(
             report.Outcome(
                 task=task, settings=self.settings, seed=org.seed, examples=self.examples, seen=seen, results=results,
                 skipped=points.skipped(task, seen.selection.column_names, candidates), best=best, models=models,
-                winner=winner, selected=model,
+                winner=winner, selected=model, compared=compared,
                 champion=_rebuilt(model, winner, again["refit"]), refitted=again["refit"],
                 hash_model=_rebuilt(model, winner, again["hash"]) if again["hash"] else None,
             ),
@@ -147,31 +147,31 @@ class _Work:
 
     def _winner(
         self, best: Mapping[str, Result], models: Mapping[str, Fitted], validation: pa.Table
-    ) -> tuple[str, Any]:
-        """Name and selection model of the winner: the best family, or the task's blend if it is better.
+    ) -> tuple[str, Any, dict[str, dict[str, float]]]:
+        """Name and selection model of the winner: the best family, or the task's blend if it is better; and the figures
+        that say so, of the families and of a blend that wins.
 
-        By their figures on validation, or on what the task's `backtests` makes of it. A blend's members are chosen on
+        They are those on validation, or on what the task's `backtests` makes of it. A blend's members are chosen on
         these rows too.
         """
-        task = self.task
+        task, rows = self.task, validation
+        figures = {name: dict(result.figures) for name, result in best.items()}
         if hasattr(task, "backtests"):
             rows = task.backtests(validation)
-            ranks = {name: _rank(task, points.figures_of(task, rows, model)) for name, model in models.items()}
-        else:
-            rows, ranks = validation, {name: _rank(task, result.figures) for name, result in best.items()}
-        winner = max(ranks, key=lambda name: ranks[name])
-        sign = 1 if task.MODE == "max" else -1
-        figure, model = sign * ranks[winner][0], models[winner]
+            figures = {name: points.figures_of(task, rows, model) for name, model in models.items()}
+        winner = max(figures, key=lambda name: _rank(task, figures[name]))
+        model = models[winner]
         blend = task.blend(models, rows) if hasattr(task, "blend") and len(models) > 1 else None
         if blend is not None:
-            blended = task.score(rows, blend.predict(rows))[task.METRIC]
-            told: dict[str, Any] = {task.METRIC: blended, "best_single": figure}
+            blended = points.figures_of(task, rows, blend)
+            told: dict[str, Any] = {task.METRIC: blended[task.METRIC], "best_single": figures[winner][task.METRIC]}
             log.event("blend", members=list(getattr(blend, "members", [])), **told)
-            if sign * (blended - figure) > 0:
-                winner, figure, model = "blend", blended, blend
-        chosen: dict[str, Any] = {"candidate": winner, task.METRIC: figure}
+            sign = 1 if task.MODE == "max" else -1
+            if sign * (told[task.METRIC] - told["best_single"]) > 0:
+                winner, model, figures = "blend", blend, {**figures, "blend": blended}
+        chosen: dict[str, Any] = {"candidate": winner, task.METRIC: figures[winner][task.METRIC]}
         log.event("winner", task=task.NAME, **chosen)
-        return winner, model
+        return winner, model, figures
 
     def _refit(
         self, shared: Search, best: Mapping[str, Result], members: Sequence[str], seen: rows.Rows,

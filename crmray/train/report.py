@@ -48,6 +48,8 @@ class Outcome:
     """family -> model of the best trial"""
     winner: str
     """family, or blend"""
+    compared: Mapping[str, Mapping[str, float]]
+    """family, and a blend that won -> the figures on which the winner was chosen"""
     selected: Any
     """the winner as it was compared on validation"""
     champion: Any
@@ -64,14 +66,14 @@ def write(outcome: Outcome, run: Run, lake: Lake) -> None:
     task, seen = outcome.task, outcome.seen
     decision = _decision(outcome, outcome.selected, outcome.champion)
     test = rows.test(outcome.examples)
-    figures = _metrics(outcome, test)
+    on_test = _on_test(outcome, test)
     evaluated = task.evaluate(outcome.champion, decision, test, outcome.settings)
     facts: dict[str, Any] = {
-        "metrics": figures["validation"],
-        "baselines": {name: figures["validation"][name] for name in baselines(task, outcome.best)},
+        "metrics": outcome.compared,
+        "baselines": {name: outcome.compared[name] for name in baselines(task, outcome.best)},
         "test": evaluated,
-        "test_candidates": figures["test"],
-        "test_baselines": {name: figures["test"][name]["plain"] for name in baselines(task, outcome.best)},
+        "test_candidates": on_test,
+        "test_baselines": {name: on_test[name]["plain"] for name in baselines(task, outcome.best)},
         "test_by_customer": _by_customer(outcome, test),
         "test_neural": _neural(outcome, test, evaluated),
         "families": {name: family(task, name) for name in outcome.best},
@@ -94,7 +96,7 @@ def write(outcome: Outcome, run: Run, lake: Lake) -> None:
     }
     if facts["suspects"]:
         log.warn("report.suspects", task=task.NAME, features=list(facts["suspects"]))
-    shown = {**head, **facts, "metrics": _shown(figures["test"]), "about": about(task)}
+    shown = {**head, **facts, "metrics": _shown(on_test), "about": about(task)}
     shown |= {"entity": task.ENTITY, "data": data_of(facts["data"])}
     text = card.render({**shown, "settings": outcome.settings.model_dump(mode="json"), "decision": None})
     write_bundle(
@@ -107,7 +109,7 @@ def write(outcome: Outcome, run: Run, lake: Lake) -> None:
         run.write_bytes(name, content)
     seconds = {"report": round(time.perf_counter() - started, 2), "trials": sum(r.seconds for r in outcome.results)}
     run.commit(
-        task=task.NAME, candidate=outcome.winner, metric=task.METRIC, validation=figures["validation"][outcome.winner],
+        task=task.NAME, candidate=outcome.winner, metric=task.METRIC, validation=outcome.compared[outcome.winner],
         test=evaluated.get(task.METRIC), inputs={"examples": outcome.examples.run_id}, facts={"seconds": seconds},
     )  # fmt: skip
     told: dict[str, Any] = {"version": run.run_id, "candidate": outcome.winner, "test": evaluated.get(task.METRIC)}
@@ -186,19 +188,17 @@ def _neural(outcome: Outcome, test: pa.Table, champion: Mapping[str, Any]) -> di
     return found
 
 
-def _metrics(outcome: Outcome, test: pa.Table) -> dict[str, dict[str, Any]]:
-    """Figures of every family's best: on validation, and on test as compared ("plain") and as refitted ("refit")."""
+def _on_test(outcome: Outcome, test: pa.Table) -> dict[str, dict[str, dict[str, float]]]:
+    """Figures of every family's best on test, as compared ("plain") and as refitted ("refit")."""
     task = outcome.task
-    validation = {name: dict(result.figures) for name, result in outcome.best.items()}
     on_test = {name: {"plain": figures_of(task, test, model)} for name, model in outcome.models.items()}
     for name, model in outcome.refitted.items():
         on_test[name]["refit"] = figures_of(task, test, model)
-    if outcome.winner not in validation:
-        validation[outcome.winner] = figures_of(task, outcome.seen.validation, outcome.selected)
+    if outcome.winner not in on_test:
         on_test[outcome.winner] = {"plain": figures_of(task, test, outcome.selected)}
         if outcome.refitted:
             on_test[outcome.winner]["refit"] = figures_of(task, test, outcome.champion)
-    return {"validation": validation, "test": on_test}
+    return on_test
 
 
 def _by_customer(outcome: Outcome, test: pa.Table) -> dict[str, Any] | None:

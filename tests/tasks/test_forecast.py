@@ -217,8 +217,10 @@ def test_the_winner_and_a_blend_are_chosen_on_more_than_the_weeks_after_one_date
     assert figures["lucky"]["wql"] < figures["steady"]["wql"]  # from the first origin
     fit = Fit(point=Point(candidate="ets", settings={}), rows="selection", key="k")
     best = {name: Result(fit=fit, figures=one) for name, one in figures.items()}
-    winner, model = _Work._winner(SimpleNamespace(task=forecast), best, models, rows)
+    winner, model, compared = _Work._winner(SimpleNamespace(task=forecast), best, models, rows)
     assert (winner, model) == ("steady", models["steady"])  # best in both levels on the origins: no blend of one
+    assert compared["steady"] == pytest.approx(forecast.score(tests, models["steady"].predict(tests)))
+    assert compared["steady"]["wql"] < compared["lucky"]["wql"]
 
 
 def test_a_level_of_few_series_is_whole_in_every_backtest(monkeypatch):

@@ -72,6 +72,7 @@ def write_bundle(lake, number, seen):
         seen=rows.Rows(selection=seen["train"], validation=seen["validation"], refit=seen["train"], share=1.0),
         results=[*best.values(), *[points.Result(fit=lost, failed="TrainingError: no\ntree") for _ in range(2)]],
         skipped={"lightgbm": "got no feature"}, best=best, models=models, winner="logistic",
+        compared={name: result.figures for name, result in best.items()},
         selected=models["logistic"], champion=models["logistic"], refitted={}, hash_model=None,
     )  # fmt: skip
     run = lake.run("bundles", "churn", number)
