@@ -5,12 +5,14 @@ import asyncio
 import pyarrow as pa
 import pytest
 import toy_task as toy
+from starlette.testclient import TestClient
 
 from crmray import log, registry
 from crmray.privacy import consent
 from crmray.storage import Lake
 from serve import app, champion, options
 from serve.errors import Refused
+from serve.http import task_app
 from serve.known import Known
 
 SECRET = "c00007"
@@ -91,6 +93,20 @@ def test_what_is_quoted_of_those_who_withdrew_goes_with_their_consent(tmp_path, 
     run.commit()
     replica.poll()
     assert "gone" not in replica.current().bundle.decision
+
+
+@pytest.mark.parametrize("route", ["/v1/toy", ""])
+def test_what_is_logged_of_our_own_mistake_holds_no_id(told, route):
+    class Wrong:
+        async def answer(self, request):
+            raise LookupError(request.id)
+
+    app_ = task_app(toy.module(), Wrong(), options=options.TaskOptions(task="toy"), keys=None)
+    answer = TestClient(app_, root_path=route).get(f"{route}/{SECRET}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+    assert SECRET not in str(told)
+    ((name, fields),) = told
+    assert (name, fields["kind"], fields["route"]) == ("serve.internal_error", "LookupError", route)
 
 
 def test_the_watch_outlives_any_exception(told):
