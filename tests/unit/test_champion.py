@@ -159,6 +159,25 @@ def test_an_unknown_series_or_product_is_told_one_like_it_but_nobodys_name(tmp_p
     assert like("weather", many) == ""
 
 
+def test_the_names_of_series_are_gathered_once_without_the_other_columns(tmp_path):
+    table, read = pa.table({"entity_id": ["product:P0042", "total"], "level": ["product", "total"]}), []
+
+    class Rows:
+        column_names = ("entity_id", "level", "history")
+
+        def __getitem__(self, name):
+            read.append(name)
+            return table[name]
+
+    known = Known(run=Lake(tmp_path).run("examples", "x", "0" * 16), manifest={}, rows=Rows(), _ids=[])
+    told = known.like("product:P042")
+    assert told.startswith("; did you mean 'product:P0042'?")
+    assert set(read) == {"entity_id", "level"}
+    read.clear()
+    assert known.like("product:P042") == told
+    assert read == []
+
+
 def test_what_spans_customers_cannot_be_described_or_continued_by_rows(tmp_path, monkeypatch):
     lake = Lake(tmp_path)
     toy.write_examples(lake, 20)
