@@ -1,6 +1,7 @@
 """A replica's watch, without Ray: what a store raises leaves the old version in place."""
 
 import asyncio
+import dataclasses
 
 import pyarrow as pa
 import pytest
@@ -176,6 +177,20 @@ def test_the_names_of_series_are_gathered_once_without_the_other_columns(tmp_pat
     read.clear()
     assert known.like("product:P042") == told
     assert read == []
+
+
+def test_products_that_are_not_listed_are_found_without_the_whole_table(tmp_path, monkeypatch):
+    lake = Lake(tmp_path)
+    toy.write_examples(lake, 20)
+    toy.write_bundle(lake, "a" * 16, bias=2.5, weight=-1.0)
+    registry.publish(lake, toy.module(), force="test")
+    products = pa.table({"product_id": pa.chunked_array([["p1"], ["p2", "p3"]]).dictionary_encode()})
+    monkeypatch.setattr(Known, "shared_tables", lambda known: {"products": products})
+    replica = champion.Champion(lake, toy.module())
+    assert replica.poll(), replica.problem
+    served = dataclasses.replace(replica.current(), shared={})
+    rows = [{"product_id": one, "campaign_id": "c1"} for one in ("p9", "p2", "p8", "p9", None)]
+    assert served.not_listed({"transactions": rows, "engagement": [{"kind": "visit"}]}) == ["p8", "p9"]
 
 
 def test_what_spans_customers_cannot_be_described_or_continued_by_rows(tmp_path, monkeypatch):
