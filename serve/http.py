@@ -195,7 +195,7 @@ def answer_model(task: Task) -> type[BaseModel]:
         "unlisted": (
             list[str],
             Field(
-                description="ids of products and campaigns in rows that were sent that the tables of these do not list; "
+                description="ids of products and campaigns in rows that were sent which their tables do not list; "
                 "such rows count all the same"
             ),
         ),
