@@ -37,16 +37,17 @@ _COMPARED = 1_000
 def did_you_mean(got: str, known: Iterable[str]) -> str:
     """End of a message about an unknown name: `; did you mean 'churn'?`, or nothing where none is like it.
 
-    `vip` is like `custom.vip`, `P0042` like `product:P0042`. Of very many names those next to it in order are compared.
+    `vip` is like `custom.vip`, `P0042` like `product:P0042`. Of very many names those next to it in order are compared,
+    and have to be more alike: where many differ in a letter, the first of them is seldom the one that was meant.
     """
-    names = list(known)
+    names, cutoff = list(known), 0.7
     near = [name for name in names if name.endswith((f".{got}", f":{got}"))]
     if not near:
         if len(names) > _COMPARED:
             names.sort()
             start = max(0, bisect.bisect(names, got) - _COMPARED // 2)
-            names = names[start : start + _COMPARED]
-        near = difflib.get_close_matches(got, names, cutoff=0.7)
+            names, cutoff = names[start : start + _COMPARED], 0.9
+        near = difflib.get_close_matches(got, names, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -132,7 +132,7 @@ class Answers:
         else:
             sent, looked = request.recent_events or {}, _look_up(served, request)
             rows = served.updated(served.lake_id(request.id or ""), sent)
-        looked.unknown.extend(served.not_listed(sent))
+        looked.unlisted.extend(served.not_listed(sent))
         return _document(served, rows, _predict(served, request, rows), slice(0, rows.num_rows), looked)
 
 
@@ -145,9 +145,11 @@ class _Looked:
     sent: list[str] = field(default_factory=list)
     """these ids as the client sent them"""
     unknown: list[str] = field(default_factory=list)
-    """ids that are not in the data; also of products and campaigns in rows that were sent"""
+    """ids that are not in the data"""
     withheld: list[str] = field(default_factory=list)
     """ids of those who withdrew their consent"""
+    unlisted: list[str] = field(default_factory=list)
+    """ids of products and campaigns in rows that were sent which the tables of these lack"""
 
 
 def _num_ids(request: EntityRequest) -> int:
@@ -220,5 +222,6 @@ def _document(served: Served, rows: pa.Table, predictions: pa.Table, part: slice
         "predictions": shown,
         "unknown": looked.unknown,
         "withheld": looked.withheld,
+        "unlisted": looked.unlisted,
     }
     return to_json(answer, inf_nan_mode="null")

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from crmray import log, schema, tasks
 from crmray.bundle import Bundle, load_bundle
@@ -44,6 +43,8 @@ class Served:
     """canonical tables of the org and their columns"""
     shared: dict[str, pa.Table]
     """tables that are not sharded, whole"""
+    listed: dict[str, frozenset[str]]
+    """product_id, campaign_id -> ids in the table of these"""
     withheld: Withheld = field(default_factory=Withheld)
     """who withdrew what"""
     pseudonyms: Pseudonyms | None = None
@@ -121,12 +122,11 @@ class Served:
         They are answered all the same: in training, too, a purchase counts whose product is not in the table.
         """
         sent = [row for events in rows.values() for row in events]
-        found: list[str] = []
-        for name, table in self.shared.items():
-            key = schema.TABLES[name].entity
-            ids = pa.array(sorted({row[key] for row in sent if row.get(key)}), pa.string())
-            found += ids.filter(pc.invert(pc.is_in(ids, value_set=table[key].combine_chunks()))).to_pylist()
-        return found
+        return [
+            one
+            for key, listed in self.listed.items()
+            for one in sorted({row[key] for row in sent if row.get(key)} - listed)
+        ]
 
 
 class Champion:
@@ -208,12 +208,15 @@ class Champion:
         known, withheld = Known.open(run), Withheld.of(self.lake)
         bundle = whole.without(withheld.profiling)
         known = replace(known, rows=bundle.together(known.rows))
+        shared = known.shared_tables()
+        keys = {name: schema.TABLES[name].entity for name in shared}
         served = Served(
             whole=whole,
             bundle=bundle,
             known=known,
             schemas=known.schemas(),
-            shared=known.shared_tables(),
+            shared=shared,
+            listed={key: frozenset(shared[name][key].to_pylist()) for name, key in keys.items()},
             withheld=withheld,
             pseudonyms=Pseudonyms.of_lake(self.org, self.lake) if self.org else None,
         )

@@ -60,10 +60,10 @@ class Gate:
                 message = f"no answer within {self.options.timeout_s:g} s; try again, or with fewer ids"
                 await respond(counted, Refused(504, "timeout", message))
         except Exception as error:  # noqa: BLE001  the border: a client gets JSON whatever we did wrong
-            # Where, but not what: the message may hold what the client sent.
+            # Where, but not what: the message may hold what the client sent, and the path of a GET holds the id.
             frames = traceback.extract_tb(error.__traceback__)[-3:]
             where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
-            log.warn("serve.internal_error", kind=type(error).__name__, where=where, path=scope["path"])
+            log.warn("serve.internal_error", kind=type(error).__name__, where=where, route=scope.get("root_path", ""))
             if status == 499:
                 await respond(counted, Refused(500, "internal", "the server made a mistake; it is in its log"))
         finally:

@@ -190,14 +190,15 @@ def answer_model(task: Task) -> type[BaseModel]:
         "version": (str, Field(description="version of the model that answered")),
         "as_of": (datetime | None, Field(description="the date up to which the model looked; null without time")),
         "data_age_days": (float | None, Field(description="days from the date of the data to this moment")),
-        "unknown": (
+        "unknown": (list[str], Field(description="of the ids asked for, those that are not in the data")),
+        "withheld": (list[str], Field(description="of the ids asked for, those that withdrew their consent")),
+        "unlisted": (
             list[str],
             Field(
-                description="ids that are not in the data: of those asked for, which have no prediction, and of "
-                "products and campaigns in rows that were sent, which count as ones of which nothing else is known"
+                description="ids of products and campaigns in rows that were sent which their tables do not list; "
+                "such rows count all the same"
             ),
         ),
-        "withheld": (list[str], Field(description="of the ids asked for, those that withdrew their consent")),
     }
     return create_model(f"{task.NAME.title()}Answer", __base__=task.Response, **fields)
 

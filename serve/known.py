@@ -97,13 +97,22 @@ class Known(Dated):
     def like(self, sent: str) -> str:
         """End of a message about an unknown product or series: one that may have been meant, and the levels of series.
         Of the levels that may name people no series is told."""
-        rows, levels = self.rows, ""
-        if "level" in rows.column_names:
-            found = sorted(pc.unique(rows["level"]).to_pylist())
-            impersonal = [level for level in found if IMPERSONAL.issuperset(level.split(","))]
-            rows = rows.filter(pc.is_in(rows["level"], value_set=pa.array(impersonal, pa.string())))
-            levels = f"; series are named `level:value` or `total`, levels here are {', '.join(found)}"
-        return did_you_mean(sent, rows["entity_id"].to_pylist()) + levels
+        told = f"; series are named `level:value` or `total`, levels here are {', '.join(self._levels)}"
+        return did_you_mean(sent, self._impersonal) + (told if self._levels else "")
+
+    @cached_property
+    def _levels(self) -> list[str]:
+        """Levels of series; empty where the rows are no series."""
+        return sorted(pc.unique(self.rows["level"]).to_pylist()) if "level" in self.rows.column_names else []
+
+    @cached_property
+    def _impersonal(self) -> list[str]:
+        """Ids that name no person: gathered once, for there is one thread that looks them up."""
+        ids = self.rows["entity_id"]
+        if self._levels:
+            told = [level for level in self._levels if IMPERSONAL.issuperset(level.split(","))]
+            ids = ids.filter(pc.is_in(self.rows["level"], value_set=pa.array(told, pa.string())))
+        return ids.to_pylist()
 
     def owner(self, row: int) -> str | None:
         """The person whom a row is about; None for a series of several customers."""

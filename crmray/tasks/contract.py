@@ -36,7 +36,7 @@ def _none_to_give(asked: bool) -> bool:
 NoReasons = Annotated[
     bool,
     AfterValidator(_none_to_give),
-    Field(description="true is refused: no reasons are given here", json_schema_extra={"const": False}),
+    Field(description="true is refused: no reasons are given here", exclude=True, json_schema_extra={"const": False}),
 ]
 """`explain` of a Request whose Response has no reasons"""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from crmray.data import asof_texts, text
 from crmray.tasks.contract import EntityRequest, NoReasons
@@ -19,6 +19,8 @@ class TextRequest(EntityRequest):
     model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["Where is my parcel?"]}]})
     SUBJECTS: ClassVar[tuple[str, ...]] = ("id", "ids", "texts")
 
+    customer: None = Field(None, exclude=True, description="not used: what is written is all that counts here")
+    recent_events: None = Field(None, exclude=True, description="not used: what is written is all that counts here")
     explain: NoReasons = False
     texts: list[Annotated[str, Field(max_length=MAX_TEXT_CHARS)]] | None = Field(
         None, min_length=1, max_length=MAX_TEXTS, description=f"up to {MAX_TEXTS} texts, each up to 1 MB"
@@ -31,13 +33,6 @@ class TextRequest(EntityRequest):
             if not text.clean_one(one):
                 raise ValueError(f"text {number}: got no letter or digit, expected something that was written")
         return value
-
-    @model_validator(mode="after")
-    def _no_history(self) -> TextRequest:
-        for name in ("customer", "recent_events"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name}: got rows, expected texts: what is written is all that counts here")
-        return self
 
     @property
     def described(self) -> dict[str, list[dict[str, Any]]] | None:

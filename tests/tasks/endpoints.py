@@ -130,6 +130,7 @@ def checked(task: Any, answer: httpx.Response, document: dict[str, Any] | None =
     assert answer.status_code == 200, answer.text
     body = answer.json()
     answer_model(task).model_validate(body)
+    assert set(body) == set(answer_model(task).model_fields)
     (model,) = get_args(task.Response.model_fields["predictions"].annotation)
     for one in body["predictions"]:
         assert set(one) <= set(model.model_fields)

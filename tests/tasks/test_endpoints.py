@@ -36,7 +36,7 @@ def test_known_ids_are_answered_by_post_and_by_get(service, task):
         assert [(answer.status_code, answer.json()["error"]["field"]) for answer in both] == [(422, "explain")] * 2
     several = service.post(task, {"ids": [other, "nobody", one]})
     assert [row["entity_id"] for row in checked(task, several)] == [other, one]
-    assert several.json()["unknown"] == ["nobody"]
+    assert (several.json()["unknown"], several.json()["unlisted"]) == (["nobody"], [])
 
 
 def test_the_page_of_the_endpoints_opens_without_key_or_network_and_has_what_is_served(tmp_path):
@@ -118,8 +118,9 @@ def test_products_that_are_not_in_the_table_count_and_are_told(service):
         for body in ({"id": "c0003", "recent_events": rows}, {"customer": rows}):
             answer = service.post(task, body)
             assert checked(task, answer)
-            assert answer.json()["unknown"] == ["p98", "p99"]
-    assert service.post(churn, {"customer": BUYER}).json()["unknown"] == []
+            assert answer.json()["unlisted"] == ["p98", "p99"]
+            assert answer.json()["unknown"] == []  # which says for whom there is no prediction
+    assert service.post(churn, {"customer": BUYER}).json()["unlisted"] == []
 
 
 def test_the_root_says_without_a_key_what_is_where(service):

@@ -1,16 +1,19 @@
 """A replica's watch, without Ray: what a store raises leaves the old version in place."""
 
 import asyncio
+import dataclasses
 
 import pyarrow as pa
 import pytest
 import toy_task as toy
+from starlette.testclient import TestClient
 
 from crmray import log, registry
 from crmray.privacy import consent
 from crmray.storage import Lake
 from serve import app, champion, options
 from serve.errors import Refused
+from serve.http import task_app
 from serve.known import Known
 
 SECRET = "c00007"
@@ -93,6 +96,20 @@ def test_what_is_quoted_of_those_who_withdrew_goes_with_their_consent(tmp_path, 
     assert "gone" not in replica.current().bundle.decision
 
 
+@pytest.mark.parametrize("route", ["/v1/toy", ""])
+def test_what_is_logged_of_our_own_mistake_holds_no_id(told, route):
+    class Wrong:
+        async def answer(self, request):
+            raise LookupError(request.id)
+
+    app_ = task_app(toy.module(), Wrong(), options=options.TaskOptions(task="toy"), keys=None)
+    answer = TestClient(app_, root_path=route).get(f"{route}/{SECRET}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+    assert SECRET not in str(told)
+    ((name, fields),) = told
+    assert (name, fields["kind"], fields["route"]) == ("serve.internal_error", "LookupError", route)
+
+
 def test_the_watch_outlives_any_exception(told):
     class Keys:
         refreshed = 0
@@ -141,6 +158,39 @@ def test_an_unknown_series_or_product_is_told_one_like_it_but_nobodys_name(tmp_p
     many = pa.table({"entity_id": [f"item-{number:05d}" for number in range(5_000)]})
     assert like("item-0490", many).startswith("; did you mean 'item-049")
     assert like("weather", many) == ""
+
+
+def test_the_names_of_series_are_gathered_once_without_the_other_columns(tmp_path):
+    table, read = pa.table({"entity_id": ["product:P0042", "total"], "level": ["product", "total"]}), []
+
+    class Rows:
+        column_names = ("entity_id", "level", "history")
+
+        def __getitem__(self, name):
+            read.append(name)
+            return table[name]
+
+    known = Known(run=Lake(tmp_path).run("examples", "x", "0" * 16), manifest={}, rows=Rows(), _ids=[])
+    told = known.like("product:P042")
+    assert told.startswith("; did you mean 'product:P0042'?")
+    assert set(read) == {"entity_id", "level"}
+    read.clear()
+    assert known.like("product:P042") == told
+    assert read == []
+
+
+def test_products_that_are_not_listed_are_found_without_the_whole_table(tmp_path, monkeypatch):
+    lake = Lake(tmp_path)
+    toy.write_examples(lake, 20)
+    toy.write_bundle(lake, "a" * 16, bias=2.5, weight=-1.0)
+    registry.publish(lake, toy.module(), force="test")
+    products = pa.table({"product_id": pa.chunked_array([["p1"], ["p2", "p3"]]).dictionary_encode()})
+    monkeypatch.setattr(Known, "shared_tables", lambda known: {"products": products})
+    replica = champion.Champion(lake, toy.module())
+    assert replica.poll(), replica.problem
+    served = dataclasses.replace(replica.current(), shared={})
+    rows = [{"product_id": one, "campaign_id": "c1"} for one in ("p9", "p2", "p8", "p9", None)]
+    assert served.not_listed({"transactions": rows, "engagement": [{"kind": "visit"}]}) == ["p8", "p9"]
 
 
 def test_what_spans_customers_cannot_be_described_or_continued_by_rows(tmp_path, monkeypatch):

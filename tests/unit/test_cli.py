@@ -99,6 +99,9 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
         ("valu", ["churn", "value"], "; did you mean 'value'?"),
         ("vip", ["churn", "custom.vip"], "; did you mean 'custom.vip'?"),
         ("customer_id", ["order_id", "entity_id"], ""),
+        ("P9999", [f"P{number:05d}" for number in range(1_000)], "; did you mean 'P00999'?"),
+        ("P9999", [f"P{number:05d}" for number in range(5_000)], ""),
+        ("Product:P00042", [f"product:P{number:05d}" for number in range(5_000)], "; did you mean 'product:P00042'?"),
     ],
 )  # fmt: skip
 def test_a_wrong_name_is_told_with_the_right_one(got: str, known: list[str], hint: str) -> None:

@@ -51,7 +51,7 @@ def test_half_a_number_is_no_whole_one() -> None:
         ),
         ("churn", '{"ids": ["a"], "recent_events": {}}', "recent_events", "recent_events: got no id with them"),
         ("leads", '{"id": "a", "events": {}}', "events", "events: got events without lead"),
-        ("intent", '{"id": "a", "recent_events": {}}', "recent_events", "recent_events: got rows, expected texts"),
+        ("intent", '{"id": "a", "recent_events": {}}', "recent_events", "recent_events: got an object, expected"),
         ("churn", "{}", None, "got none, expected exactly one of id, ids, customer"),
         ("churn", '{"id": "a",\n "ids": }', None, "the body is not valid JSON: expected value at line 2 column 9"),
         ("forecast", '{"id": "total", "explain": true}', "explain", "explain: got true, expected false: no reasons"),
@@ -91,6 +91,7 @@ def test_a_body_whose_parts_do_not_go_together_names_one(task, body, field, mess
         ("churn", "[1]", "the body: got a list, expected an object"),
         ("leads", '{"customer": {}}', "customer: got an object, expected nothing (not used: a lead is described under"),
         ("forecast", '{"customer": {}}', "customer: got an object, expected nothing (not used: a series is made of"),
+        ("sentiment", '{"customer": {}}', "customer: got an object, expected nothing (not used: what is written is"),
     ],
 )
 def test_a_wrong_field_is_told_in_our_words_and_without_its_value(task, body, message) -> None:
@@ -99,6 +100,15 @@ def test_a_wrong_field_is_told_in_our_words_and_without_its_value(task, body, me
     assert refused.value.message.startswith(message)
     for foreign in ("Ann", "Input", "a valid", "Extra"):
         assert foreign not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("task", "taken"), [("forecast", "id, ids"), ("sentiment", "id, ids, texts"), ("intent", "id, ids, texts")]
+)
+def test_fields_that_are_refused_whatever_they_hold_are_not_offered(task, taken) -> None:
+    with pytest.raises(Refused) as refused:
+        parse(tasks.task(task).Request, b'{"id": "a", "explian": true}')
+    assert refused.value.message == f"explian: got an unknown field, expected only {taken}"
 
 
 def test_a_wrong_option_of_a_look_up_is_told_in_the_same_words() -> None:
