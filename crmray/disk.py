@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
 import os
+import uuid
 from pathlib import Path
 
 from crmray.errors import StorageError
@@ -23,6 +25,17 @@ def write(path: str, data: bytes) -> None:
         sink.write(data)
         sink.flush()
         os.fsync(sink.fileno())
+
+
+def create(path: str, data: bytes) -> None:
+    """Write a file of the local disk, whole or not at all; FileExistsError when there is one already."""
+    draft = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        write(draft, data)
+        os.link(draft, path)  # fails if the name is taken
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
 
 
 def write_private(path: Path, text: str) -> None:

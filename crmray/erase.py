@@ -138,7 +138,7 @@ def rewrite(run: Run, erased: Erased) -> bool:
         return False
     mark = run_id("forget", inputs={"run": run.run_id}, settings={"files": changed}, seed=0, format=FORMAT)
     new = run.lake.run(run.kind, run.name, mark)
-    is_latest = run.lake.has(run.kind, run.name) and _latest(run) == run.run_id
+    is_latest = run.is_latest()
     if not new.exists():  # a claim on one that was completed before this died would make an old run the current one
         with new.claim("forget") as mine:
             if mine:
@@ -225,10 +225,6 @@ def _counted(manifest: dict[str, Any], gone: dict[str, int]) -> dict[str, Any]:
         }
         return {**manifest, "rows": by_split}
     return manifest
-
-
-def _latest(run: Run) -> str:
-    return json.loads(run.lake.read(f"{run.kind}/{run.name}/latest.json"))["run_id"]
 
 
 def repointed(value: Any, replaced: dict[str, str]) -> Any:

@@ -209,12 +209,11 @@ def _retire(lake: Lake, vault: Vault | None, erased: Erased) -> None:
 
 def _drop_current(run: Run, rest: list[Run]) -> None:
     """Delete a run; where it was the current one the newest of the rest becomes it, if there is any."""
-    path = f"{run.kind}/{run.name}/latest.json"
-    if run.lake.has(run.kind, run.name) and json.loads(run.lake.read(path))["run_id"] == run.run_id:
+    if run.is_latest():
         if rest:
             max(rest, key=lambda one: one.manifest()["created_at"]).make_latest()
         else:
-            run.lake.fs.rm_file(f"{run.lake.base}/{path}")
+            run.lake.fs.rm_file(f"{run.lake.base}/{run.kind}/{run.name}/latest.json")
     drop(run)
 
 

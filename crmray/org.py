@@ -12,6 +12,7 @@ from crmray.storage import Lake, Run
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pydantic import BaseModel
 
     from crmray.bundle import Bundle
     from crmray.salesforce.fields import Target
@@ -176,15 +177,19 @@ class OpenOrg:
     def fields(self) -> dict[str, bytes]:
         """Metadata to deploy for the fields that the tasks' write-backs need; path -> content.
 
-        Of the tasks that `writeback:` names; without that section of all. ConfigError where there is none.
+        Of the tasks that `writeback:` names; without that section of all whose rows are records. ConfigError where
+        there is none.
         """
-        from crmray.salesforce import fields
+        from crmray import tasks
+        from crmray.salesforce import fields, writeback
 
-        aims = [self.aim(name) for name in self.config.writeback or self.config.tasks]
+        of_records = [name for name in self.config.tasks if tasks.task(name).ENTITY in writeback.OBJECTS]
+        aims = [self.aim(name) for name in self.config.writeback or of_records]
         if not aims:
             raise ConfigError(
-                f"org file {self.config.path}: got no task, so no prediction that a field is needed for; expected "
-                "`tasks:` with at least one, for example `churn: {}`, and `writeback:` with those that are written back"
+                f"org file {self.config.path}: got no task whose rows are records, so no prediction that a field is "
+                "needed for; expected `tasks:` with at least one, for example `churn: {}`, and `writeback:` with those "
+                "that are written back"
             )
         wanted: dict[str, list[Target]] = {}
         for where in aims:
@@ -206,8 +211,7 @@ class OpenOrg:
 
         self._salesforce()
         which, _ = self._asked_for(task)
-        (answer,) = get_args(which.Response.model_fields["predictions"].annotation)
-        return writeback.aim(self.config, which.NAME, which.ENTITY, answer)
+        return writeback.aim(self.config, which.NAME, which.ENTITY, answer_of(which))
 
     def bundle(self, task: str, version: str | None = None) -> Bundle:
         """The champion's bundle, or that of a version; NoChampionError when nothing was published."""
@@ -225,6 +229,12 @@ class OpenOrg:
         from crmray.registry import compare
 
         return compare(self.lake, tasks.task(task))
+
+
+def answer_of(task: Task) -> type[BaseModel]:
+    """The model of one prediction of a task."""
+    (answer,) = get_args(task.Response.model_fields["predictions"].annotation)
+    return answer
 
 
 def _counting(stage: str, rows_of: Callable[[Any], int], name: str = "") -> Callable[..., Iterator[tuple]]:

@@ -97,21 +97,22 @@ class Lake:
 
     def latest(self, kind: str, name: str) -> Run:
         """The current run; NotFoundError says which job makes it."""
-        path = f"{kind}/{name}/latest.json"
         try:
-            run = self.run(kind, name, self._named_by(path, kind))
+            run = self.run(kind, name, self.latest_id(kind, name))
         except NotFoundError:
             raise NotFoundError(
                 f"{kind}/{name}: nothing there yet in {self.root}; run the {MAKES.get(kind, kind)!r} job first"
             ) from None
         if not run.exists():
             raise CorruptError(
-                f"{path} names run {run.run_id}, which has no manifest; run the {MAKES.get(kind, kind)!r} job again"
+                f"{kind}/{name}/latest.json names run {run.run_id}, which has no manifest; run the "
+                f"{MAKES.get(kind, kind)!r} job again"
             )
         return run
 
-    def _named_by(self, path: str, kind: str) -> str:
-        """The run id in a latest.json; NotFoundError when there is none, CorruptError when it says no run id."""
+    def latest_id(self, kind: str, name: str) -> str:
+        """The run id in latest.json; NotFoundError when there is none, CorruptError when it says no run id."""
+        path = f"{kind}/{name}/latest.json"
         try:
             return str(json.loads(self.read(path))["run_id"])
         except (ValueError, KeyError, TypeError):
@@ -172,16 +173,10 @@ class Lake:
         path = f"{self.base}/{rel}"
         self._make_folder(path.rsplit("/", 1)[0])
         try:
-            if not self.is_local:
+            if self.is_local:
+                disk.create(path, data)
+            else:
                 self.fs.pipe_file(path, data, mode="create")  # a conditional put on stores that have one
-                return True
-            draft = f"{path}.{uuid.uuid4().hex}.tmp"
-            try:
-                disk.write(draft, data)
-                os.link(draft, path)  # fails if the name is taken, and shows whole content or nothing
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(draft)
             return True
         except FileExistsError:
             return False
@@ -267,13 +262,8 @@ class Run:
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def read_bytes(self, rel: str) -> bytes:
-        """Bytes of one file."""
-        try:
-            return self.lake.fs.cat_file(f"{self.path}/{rel}")
-        except FileNotFoundError:
-            raise NotFoundError(f"{self!r}: no file {rel!r}") from None
-        except OSError as error:
-            raise StorageError(f"{self!r}: {rel} cannot be read: {error}") from None
+        """Bytes of one file; errors as of `Lake.read`."""
+        return self.lake.read(f"{self.kind}/{self.name}/{self.run_id}/{rel}")
 
     def read_verified(self) -> dict[str, bytes]:
         """Bytes of every file by name; CorruptError names the first that differs from the manifest."""
@@ -386,21 +376,21 @@ class Run:
         self._put("manifest.json", json.dumps(manifest, indent=1, default=str).encode())
         return self.make_latest() if current else self
 
+    def is_latest(self) -> bool:
+        """Whether this is the current run; CorruptError where latest.json is damaged."""
+        return self.lake.has(self.kind, self.name) and self.lake.latest_id(self.kind, self.name) == self.run_id
+
     def make_latest(self) -> Run:
         """Make this complete run the current one."""
-        rel = f"{self.kind}/{self.name}/latest.json"
-        with contextlib.suppress(NotFoundError, CorruptError):  # a damaged one is written anew
-            if self.lake._named_by(rel, self.kind) == self.run_id:
+        with contextlib.suppress(CorruptError):  # a damaged one is written anew
+            if self.is_latest():
                 return self
-        self.lake.write(rel, json.dumps({"run_id": self.run_id}).encode())
+        self.lake.write(f"{self.kind}/{self.name}/latest.json", json.dumps({"run_id": self.run_id}).encode())
         return self
 
     def _sha256(self, rel: str) -> str:
-        digest = hashlib.sha256()
         with self.lake.fs.open(f"{self.path}/{rel}", "rb") as source:
-            while block := source.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+            return hashlib.file_digest(source, "sha256").hexdigest()
 
     def claim(self, stage: str, *, timeout_s: float = 24 * 3600) -> contextlib.AbstractContextManager[bool]:
         """Exclusive work on this run: `with run.claim("shard") as mine: if mine: …`; see crmray.claim.hold."""

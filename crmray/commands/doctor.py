@@ -126,7 +126,8 @@ def ports(address: str | None) -> Iterator[Finding]:
     with contextlib.suppress(CrmrayError):  # no cluster, or one that does not answer: a finding of `cluster`
         own |= _own_ports()
         dashboard = Dashboard(address, timeout_s=ANSWER_S)
-        own.add(urlsplit(dashboard.address).port)
+        at = urlsplit(dashboard.address)
+        own |= {at.port} if at.hostname in ("127.0.0.1", "localhost") else set()  # only this machine's are looked at
         served = dashboard.head is None or bool(dashboard.serve().get("proxies"))
     for port, (what, advice) in PORTS.items():
         if not _busy(port):

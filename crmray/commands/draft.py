@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from crmray.sources import TableSource
 def render(name: str, guesses: Sequence[Guess], folder: Path, *, is_named: bool = True) -> str:
     """The draft as YAML text, every guess marked with what else was there. is_named: whether the user gave the name."""
     lines = [
-        f"name: {name}" if is_named else f"name: {name}  # GUESS by the first file",
+        f"name: {_quoted(name)}" + ("" if is_named else "  # GUESS by the first file"),
         "storage: lake  # GUESS a folder beside this file; s3://bucket/prefix works as well",
         "currency: USD  # GUESS",
         "source:",
@@ -31,7 +32,7 @@ def render(name: str, guesses: Sequence[Guess], folder: Path, *, is_named: bool 
     if labelled := [one for one in guesses if one.label]:
         lines.append("    outcomes:  # of the same file, on purpose: what is predicted is no attribute")
         lines += [line for one in labelled for line in _outcome_lines(one, _place(one, folder))]
-    lines += [f"    # left out: {line}" for line in left_out(guesses)]
+    lines += ["    " + _note("left out:", line) for line in left_out(guesses)]
     return "\n".join([*lines, *_task_lines(guesses)]) + "\n"
 
 
@@ -53,13 +54,20 @@ def _task_lines(guesses: Sequence[Guess]) -> list[str]:
     tasks += [f"  custom.{name}: {{outcome: {{given: {name}}}}}" for name in sorted(outcomes - {"churn"})]
     tasks += ["  segmentation: {}"] if bought else []
     tasks += ["  recommendation: {}"] if ("transactions", "product_id") in columns else []
-    tasks += ["  sentiment: {}"] if ("interactions", "rating") in columns else []
-    tasks += [f"  {one.task}: {{label: {_quoted(f'attribute:{one.topic}')}, by: part}}" for one in guesses if one.topic]
+    labelled = {one.task: one for one in reversed(guesses) if one.topic}
+    tasks += ["  sentiment: {}"] if ("interactions", "rating") in columns and "sentiment" not in labelled else []
+    tasks += [_labelled(one) for one in labelled.values()]
     tasks += ["  leads: {}"] if ("leads", "converted_at") in columns else []
     if ("transactions", "net_amount") in columns or ("transactions", "unit_price_amount") in columns:
         tasks += [f"  # {name}: {{}}  # can be carried too" for name in ("value", "forecast")]
     note = "# GUESS what this data can carry; `crmray check` tells"
     return [f"tasks:  {note}", *tasks] if tasks else [f"tasks: {{}}  {note}", *_why_none(guesses)]
+
+
+def _labelled(one: Guess) -> str:
+    """The task of labelled texts; without dates they are split by customer, or by row."""
+    by = ", by: part" if one.columns["occurred_at"] == files.ROW else ""
+    return f"  {one.task}: {{label: {_quoted(f'attribute:{one.topic}')}{by}}}"
 
 
 def _is_described(one: Guess) -> bool:
@@ -75,14 +83,16 @@ def _why_none(guesses: Sequence[Guess]) -> list[str]:
         "  # sentiment texts with a rating, leads the dates of creation and conversion",
     ]
     lines += [
-        f"  # {one.label} is an outcome, but nothing else is known of the customers: add columns, or their purchases"
+        "  "
+        + _note(one.label, "is an outcome, but nothing else is known of the customers: add columns, or their purchases")
         for one in guesses
         if one.label
     ]
     for one in guesses:
         if len(attributes(one)) > 1:
             lines += [
-                f"  # to predict {column}:  custom.mine: {{outcome: {{attribute: {_quoted(column)}, kind: {kind}}}}}"
+                f"  {_note('to predict', column)}:  custom.mine: "
+                f"{{outcome: {{attribute: {_quoted(column)}, kind: {kind}}}}}"
                 for column, kind in one.two_valued.items()
             ]
     return lines
@@ -128,13 +138,13 @@ def _source_lines(one: Guess, place: str) -> list[str]:
     if one.table == "customers":
         kept = attributes(one)
         personal = [name for name in others if name not in kept]
-        lines += [f"        # personal, left out: {', '.join(personal)}"] if personal else []
+        lines += ["        " + _note("personal, left out:", ", ".join(personal))] if personal else []
         lines += [f"        attributes: [{', '.join(map(_quoted, kept))}]  # GUESS all other columns"] if kept else []
-        lines += [f"        # {line}" for line in dates_as_text(one.dates)]
+        lines += ["        " + _note(line) for line in dates_as_text(one.dates)]
     elif one.topic:
         lines.append(f"        attributes: [{_quoted(one.topic)}]  # GUESS what the texts are labelled with")
     elif others:
-        lines.append(f"        # not mapped: {', '.join(others)}")
+        lines.append("        " + _note("not mapped:", ", ".join(others)))
     return lines
 
 
@@ -155,6 +165,13 @@ def _outcome_lines(one: Guess, place: str) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """As YAML reads it back: a column may be called No, which is a bool there."""
+    """As YAML reads it back: a column may be called No, which is a bool there, or have a line break in its name."""
+    if not text.isprintable():
+        return yaml.safe_dump(text, default_style='"', width=math.inf).rstrip()
     is_plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) and yaml.safe_load(text) == text
     return text if is_plain else "'" + text.replace("'", "''") + "'"
+
+
+def _note(*parts: str) -> str:
+    """A comment, on one line whatever a header holds."""
+    return " ".join(["#", *" ".join(parts).split()])

@@ -92,7 +92,10 @@ def audience_command(arguments: argparse.Namespace) -> int:
     writer.writerow(found.column_names)
     writer.writerows(zip(*(column.to_pylist() for column in found.columns), strict=True))
     if not found.num_rows:
-        why = "everybody owns it, it is excluded or out of stock, or nobody had bought it when the model was fitted"
+        why = (
+            "everybody owns it, it is excluded or out of stock, nobody had bought it when the model was fitted, or "
+            "those it fits withdrew consent"
+        )
         print(f"nobody may be shown {arguments.product}: {why}", file=sys.stderr)
     return 0
 

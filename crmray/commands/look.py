@@ -100,27 +100,31 @@ def _repeats(values: pa.ChunkedArray) -> bool:
 
 
 def _take_texts(found: Guess, rows: pa.Table, names: dict[str, str]) -> None:
-    """Labelled texts without a date, of customers or of nobody: the row's number serves as what the file lacks."""
+    """Labelled texts: of customers at a date, or where the file lacks one of these the row's number serves."""
     columns = _columns("interactions", names)
     topic = next((names[name] for name in TOPICS if name in names), None)
-    if found.table or "text" not in columns or not topic:
+    if found.table not in (None, "interactions") or "text" not in columns or not topic:
         return
     labels = {str(value).lower() for value in pc.unique(rows[topic].drop_null()).to_pylist()}
-    if 2 <= len(labels) <= MOST_TOPICS:
-        found.table, found.topic = "interactions", topic
-        found.task = "sentiment" if labels <= SENTIMENTS else "intent"
+    if not 2 <= len(labels) <= MOST_TOPICS:
+        return
+    found.topic, found.task = topic, "sentiment" if labels <= SENTIMENTS else "intent"
+    if not found.table:
+        found.table = "interactions"
         by_row = dict.fromkeys(("entity_id", "interaction_id", "occurred_at"), files.ROW)
         found.columns = {**by_row, **{name: columns[name] for name in ("entity_id", "text") if name in columns}}
         found.settings["date_format"] = parse.ORDINAL
 
 
 def _take_label(found: Guess, rows: pa.Table, names: dict[str, str]) -> None:
-    """Where a column looks like an outcome the file has one row per customer, unless its customers repeat."""
+    """Where a column looks like an outcome the file has one row per customer, unless its customers repeat, or it is one
+    of leads, texts or products."""
     known = [name for name in (*CHURNED, *OUTCOMES) if name in names]
     hit = next((name for name in known if pc.count_distinct(rows[names[name]]).as_py() == 2), None)
     columns = _columns("customers", names)
     key = columns.get("entity_id")
-    if hit is None or found.table == "leads" or found.topic or (key and _repeats(rows[key])):
+    is_other = found.table in ("leads", "interactions") or (found.table == "products" and not key)
+    if hit is None or is_other or (key and _repeats(rows[key])):
         return
     found.label, found.outcome = names[hit], "churn" if hit in CHURNED else hit
     found.table = "customers"

@@ -58,9 +58,20 @@ def command(arguments: argparse.Namespace) -> int:
         dashboard, org, tasks=arguments.task, tune=arguments.tune, port=None if arguments.no_deploy else arguments.port
     )
     if not code and not arguments.no_deploy:
-        first = (arguments.task or list(org.tasks))[0]
-        print(f"\nnext: crmray predict {first} ID --explain; all endpoints: /docs beside them; `crmray down` ends them")
+        print(
+            f"\nnext: {predict_of(arguments.task or list(org.tasks))}; all endpoints: /docs beside them; "
+            "`crmray down` ends them"
+        )
     return code
+
+
+def predict_of(tasks: Sequence[str]) -> str:
+    """The command that asks one of the tasks: the first that gives reasons, or without them the first."""
+    from crmray.org import answer_of
+    from crmray.tasks import task  # imports torch, which the other commands do without
+
+    explained = [one for one in tasks if "reasons" in answer_of(task(one)).model_fields]
+    return f"crmray predict {explained[0]} ID --explain" if explained else f"crmray predict {tasks[0]} ID"
 
 
 def run(dashboard: Dashboard, org: Org, *, tasks: list[str] | None, tune: bool, port: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,11 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _fields(closing: Mapping[str, Any]) -> str:
+    """One field a line, however long it is."""
+    return yaml.safe_dump(dict(closing), sort_keys=False, allow_unicode=True, width=math.inf).rstrip()
 
 
 def cut(text: str, most: int) -> str:
@@ -81,12 +87,13 @@ class LogReader:
         event = object_of(line)
         if event is None or "event" not in event:
             if self.whole:
-                self._say(line if event is None else yaml.safe_dump(event, sort_keys=False, allow_unicode=True))
+                self._say(line if event is None else _fields(event))
             return
         name = event["event"]
         fields = " ".join(f"{key}={log.short(value)}" for key, value in event.items() if key not in _QUIET)
         if not name.endswith(".progress"):
-            self._say(cut(f"{self.indent}{name} {fields}", 200))
+            told = f"{self.indent}{name} {fields}"
+            self._say(told if self.whole else cut(told, 200))
         elif self._in_place:
             width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
             print(f"\r{f'{self.indent}{name} {fields}'[:width]}\033[K", end="", flush=True)

@@ -31,7 +31,7 @@ from crmray.errors import DataError
 ROW = "$row"
 BATCH_ROWS = 64 * 1024
 _BLOCK_BYTES = 8 << 20
-_ROWS_LOOKED_AT = 5_000_000
+_ROWS_LOOKED_AT = 500_000
 _PARQUET = (".parquet", ".pq")
 _EXCEL = (".xlsx", ".xls", ".xlsm")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z")
@@ -243,8 +243,8 @@ def _ragged(source: Source, path: str, expected: int) -> str:
 
 
 def lines(source: Source, path: str, rows: Collection[int]) -> dict[int, int]:
-    """Row of a CSV file, from 1, -> the line on which it begins; without those beyond the first few million rows, which
-    are not looked for."""
+    """Row of a CSV file, from 1, -> the line on which it begins; without those beyond the first 500,000 rows, which are
+    not looked for: their number has to do."""
     last = min(max(rows), _ROWS_LOOKED_AT)
     begins = enumerate(itertools.islice(_csv_rows(source, path), last + 1))  # the first is the header
     return {row: line for row, (line, _) in begins if row in rows}

@@ -18,7 +18,7 @@ from crmray.sources import TableSource
 from crmray.storage import Lake, Run, run_id
 
 PART_ROWS = 256 * 1024
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +105,16 @@ def refuse_keys_of_demo(org: Org) -> None:
         )
 
 
+def files_of(org: Org, source: TableSource) -> files.Source:
+    """The files of a source, as they are named now. DataError where they are not there."""
+    return files.find(source.files, org.folder, encoding=source.encoding, delimiter=source.delimiter)
+
+
 def _learn(org: Org, guard: FilesGuard) -> None:
     """Let the guard know the names of customers before any text is read."""
     for origin in origins(org):
         source = origin.source
-        found = files.find(source.files, org.folder, encoding=source.encoding, delimiter=source.delimiter)
+        found = files_of(org, source)
         there = files.schema(found)
         plan = guard.plan(origin.table, source, kept_columns(source, there.names), there.names)
         if plan.names and plan.entity is not None:
@@ -119,7 +124,7 @@ def _learn(org: Org, guard: FilesGuard) -> None:
 
 def _files(org: Org, lake: Lake, origin: Origin, guard: FilesGuard) -> Run:
     source = origin.source
-    found = files.find(source.files, org.folder, encoding=source.encoding, delimiter=source.delimiter)
+    found = files_of(org, source)
     there = files.schema(found)
     plan = guard.plan(origin.table, source, kept_columns(source, there.names), there.names)
     columns = list(plan.read)
@@ -141,7 +146,7 @@ def _files(org: Org, lake: Lake, origin: Origin, guard: FilesGuard) -> Run:
             raise DataError(f"files {source.files}: got a header and no rows, expected rows; fetch them again")
         types = {name: "int64" if name == files.ROW else str(there.field(name).type) for name in columns}
         types |= dict.fromkeys((*plan.pseudonyms, *plan.texts), "string")
-        rows_read = {files.told(path, org.folder): count for path, count in read.items()}
+        rows_read = [read[path] for path in found.paths]  # no names: a file that is renamed is not read again
         run.commit(rows=rows, columns=types, text=found.text, num_files=len(found.paths), rows_read=rows_read, **inputs)
     log.event("ingest.wrote", raw=origin.raw, rows=rows, run_id=run.run_id)
     return run

@@ -82,20 +82,20 @@ def _table(
         if not made:
             log.warn("shard.empty", table=table)
             return None
-        return _make(run, made, inputs, num_shards, org.memory_gib * 2**30, map_shards, give_up_s)
+        return _make(org, run, made, inputs, num_shards, map_shards, give_up_s)
 
 
 def _make(
+    org: Org,
     run: Run,
     made: list[Feed],
     inputs: dict[str, str],
     num_shards: int,
-    budget_bytes: float,
     map_shards: MapShards,
     give_up_s: float,
 ) -> Run:
     """Both passes over one table, then its manifest."""
-    started = time.monotonic()
+    started, budget_bytes = time.monotonic(), org.memory_gib * 2**30
     table = made[0].plan.table
     size = pieces.estimate(made)
     on_ray = size.rows >= MODIN_ROWS
@@ -111,7 +111,7 @@ def _make(
     whole = [piece for group in groups for piece in group]
     total = sum_profiles([pieces.profile_of(run, piece) for piece in whole])
     rejected_at = pieces.rejected_at(run, whole)
-    refuse_illegible(table, total, rejected_at)
+    refuse_illegible(org, table, total, rejected_at)
     manifest = _second_pass(
         run, table, whole, num_shards, size.bytes, budget_bytes, map_shards if on_ray else inline, total
     )
@@ -279,10 +279,11 @@ def _second_pass(
     }
 
 
-def refuse_illegible(table: str, total: Profile, rejected_at: Places) -> None:
+def refuse_illegible(org: Org, table: str, total: Profile, rejected_at: Places) -> None:
     """DataError when no row is left, or more than half of the rows hold values that cannot be read."""
     reasons = ", ".join(
-        f"{count} × {reason}{first_of(rejected_at.get(reason, ()))}" for reason, count in total.rejected.most_common(3)
+        f"{count} × {reason}{first_of(org, rejected_at.get(reason, ()))}"
+        for reason, count in total.rejected.most_common(3)
     )
     illegible = sum(count for reason, count in total.rejected.items() if ": not " in reason or "currency" in reason)
     if total.rows and illegible <= _MAX_ILLEGIBLE * total.rows_in:

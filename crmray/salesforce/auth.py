@@ -33,12 +33,12 @@ class Token:
     """https://host[:port] of the org, without a slash at the end"""
 
 
-def login(how: Login, folder: Path, session: requests.Session, *, timeout_s: float = 60.0) -> Token:
+def login(how: Login, folder: Path, session: requests.Session, *, timeout_s: float = 60.0, first: bool = True) -> Token:
     """Ask for a token once. Secrets are read anew each time, so a rotated one is found.
 
     folder: of the org file, where paths of secrets start. AuthError when the org refuses; ConfigError for a secret that
     is not there; requests' own exceptions when nobody answers, and SalesforceError for an answer that is none, or where
-    a sandbox on this machine is down.
+    a sandbox on this machine is down at the first login (later on it may be starting again).
     """
     form, basic = _form(how, folder)
     try:
@@ -46,7 +46,8 @@ def login(how: Login, folder: Path, session: requests.Session, *, timeout_s: flo
             f"{how.url}/services/oauth2/token", data=form, auth=basic, timeout=(10.0, timeout_s), allow_redirects=False
         )
     except requests.ConnectionError as error:
-        _refuse_a_sandbox_that_is_down(how, folder, error)
+        if first:
+            _refuse_a_sandbox_that_is_down(how, folder, error)
         raise
     if response.status_code >= 500 or response.status_code == 429:
         response.raise_for_status()

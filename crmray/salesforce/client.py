@@ -62,7 +62,7 @@ class Client:
         self._lock = threading.Lock()
         self._described: dict[str, dict[str, Any]] = {}
         self._libraries: dict[tuple[str, bool], Salesforce] = {}
-        self._token = self._login(FIRST_LOGIN_PATIENCE_S)
+        self._token = self._login(first=True)
 
     @classmethod
     def connect(
@@ -282,16 +282,18 @@ class Client:
             if self._token is stale:
                 self._token = self._login()
 
-    def _login(self, patience_s: float | None = None) -> auth.Token:
-        started, tries = time.monotonic(), 0
+    def _login(self, *, first: bool = False) -> auth.Token:
+        how, started, tries = self.source.login, time.monotonic(), 0
         while True:
             self.ledger.count("login")  # no API call of the daily limit
             try:
-                return auth.login(self.source.login, self.folder, self.session, timeout_s=self.source.timeout_s)
+                return auth.login(how, self.folder, self.session, timeout_s=self.source.timeout_s, first=first)
             except requests.RequestException as error:
-                why = replies.network_fault("POST", self.source.login.url + "/services/oauth2/token", error)
+                why = replies.network_fault("POST", how.url + "/services/oauth2/token", error)
             tries += 1
-            self._pause(tries, None, started, f"{why}; is `source.login.url` right?", patience_s)
+            self._pause(
+                tries, None, started, f"{why}; is `source.login.url` right?", FIRST_LOGIN_PATIENCE_S if first else None
+            )
 
     def _absolute(self, path: str) -> str:
         return f"{self.url}{path}" if path.startswith("/") else f"{self.url}/services/data/v{self.version}/{path}"

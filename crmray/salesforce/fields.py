@@ -147,7 +147,8 @@ def refuse(name: str, faults: Iterable[str]) -> None:
     if told := [fault for fault in faults if fault]:
         raise SalesforceError(
             f"{name}: {'; '.join(told)}. Nothing was sent. `crmray fields ORG.yaml` writes metadata that makes the "
-            "fields of the tasks that `writeback:` names (without it of all), and the permission set for them"
+            "fields of the tasks that `writeback:` names (without it of all whose rows are records), and the "
+            "permission set for them"
         )
 
 

@@ -62,6 +62,17 @@ def test_a_sandbox_that_is_down_is_told_at_once_with_how_to_start_it(server: San
         Client.connect(org.source.model_copy(update={"login": login}), org.folder)  # type: ignore[arg-type]
 
 
+def test_a_sandbox_that_is_down_in_the_middle_is_waited_for(server: Sandbox) -> None:
+    """As any org: it may be starting again."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"https://127.0.0.1:{free.getsockname()[1]}"
+    with connect(server, patience_s=0.2) as client:
+        client.source = client.source.model_copy(update={"login": client.source.login.model_copy(update={"url": url})})
+        with pytest.raises(SalesforceError, match=r"[0-9]+ times within 0 s; try again later"):
+            client._refresh(client._token)
+        assert client.ledger.calls["login"] > 2
+
+
 def test_a_refused_login_tells_no_secret(server: Sandbox, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_text("not-the-secret-4711")

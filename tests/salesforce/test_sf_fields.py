@@ -46,7 +46,7 @@ def test_an_org_file_without_tasks_gets_no_empty_package(
     path = world.server.org_file(world.folder / "org.yaml")
     assert main(["fields", str(path), "--to", str(tmp_path / "made")]) == 2
     told = capsys.readouterr().err
-    assert f"org file {path}: got no task, so no prediction that a field is needed for; expected `tasks:` with" in told
+    assert f"org file {path}: got no task whose rows are records, so no prediction that a field is" in told
     assert not (tmp_path / "made").exists()
 
 
@@ -55,7 +55,7 @@ def test_fields_are_those_of_the_tasks_that_are_written_back(world: World) -> No
     path = world.server.org_file(world.folder / "org.yaml", tasks=asked, writeback={"churn": {}})
     package = OpenOrg.load(path).fields()["package.xml"].decode()
     assert (f"Account.{SCORE}" in package, "Lead." in package) == (True, False)
-    path = world.server.org_file(path, tasks={"churn": {}})
+    path = world.server.org_file(path, tasks={"forecast": {}, "churn": {}})
     assert f"Account.{SCORE}" in OpenOrg.load(path).fields()["package.xml"].decode()
 
 

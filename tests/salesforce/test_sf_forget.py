@@ -15,7 +15,7 @@ import yaml
 from crmray import config, erase, forget
 from crmray.commands.privacy import forget_command
 from crmray.data.ingest import ingest
-from crmray.errors import ConfigError, DataError, NoChampionError, PrivacyError, StorageError
+from crmray.errors import ConfigError, CorruptError, DataError, NoChampionError, PrivacyError, StorageError
 from crmray.privacy import Pseudonyms, Vault
 from crmray.registry import Ledger
 from crmray.salesforce.sandbox.server import Sandbox
@@ -216,6 +216,17 @@ def test_a_killed_one_leaves_the_current_run_current(tmp_path: Path, monkeypatch
     forget.forget(org, lake, [GONE])
     assert lake.latest("truth", "demo").manifest()["replaces"] == [current.run_id]
     assert len(lake.runs("truth", "demo")) == 2
+
+
+@pytest.mark.parametrize("damaged", ["tables/customers", "bundles/churn"])
+def test_a_damaged_latest_json_is_told_and_the_rest_is_done_once_it_is_mended(damaged: str, tmp_path: Path) -> None:
+    org, lake = filled(tmp_path)
+    whole = lake.read(f"{damaged}/latest.json")
+    lake.write(f"{damaged}/latest.json", whole[:9])
+    with pytest.raises(CorruptError, match=f"{damaged}/latest.json in .*: got a file that is damaged"):
+        forget.forget(org, lake, [GONE])
+    lake.write(f"{damaged}/latest.json", whole)
+    check_forgotten(org, lake, forget.forget(org, lake, [GONE]))
 
 
 def test_a_vault_forgets_names_and_ids(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -252,10 +253,11 @@ def test_a_log_in_pieces_is_read_by_line(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_terminal_gets_the_log_of_a_submitted_job_in_lines_for_people(
     terminal: bool, flags: list[str], org_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    why = "what is wrong, and at the end of it " * 9 + "what to do"  # longer than any line of `crmray run`
     lines = (
         "Running entrypoint",
-        '{"time": 1, "level": "info", "event": "shard.wrote", "rows": 5}',
-        '{"job": "shard", "task": "", "manifests": {"orders": "/lake/manifest.json"}, "seconds": 1.5}',
+        json.dumps({"time": 1, "level": "warning", "event": "shard.wrote", "rows": 5, "why": why}),
+        json.dumps({"job": "shard", "task": "", "manifests": {"orders": "/lake/m.json"}, "told": why, "seconds": 1.5}),
     )
 
     class Cluster:
@@ -279,8 +281,8 @@ def test_a_terminal_gets_the_log_of_a_submitted_job_in_lines_for_people(
     told = capsys.readouterr().out.replace("\r\033[K", "")
     if terminal and not flags:
         assert told == (
-            "Running entrypoint\nshard.wrote rows=5\n"
-            "job: shard\ntask: ''\nmanifests:\n  orders: /lake/manifest.json\nseconds: 1.5\n\n"
+            f"Running entrypoint\nshard.wrote rows=5 why={why}\n"
+            f"job: shard\ntask: ''\nmanifests:\n  orders: /lake/m.json\ntold: {why}\nseconds: 1.5\n"
         )
     else:
         assert told == "".join(f"{line}\n" for line in lines)
@@ -292,6 +294,18 @@ def test_a_run_that_could_not_write_back_is_refused_before_its_first_job(tmp_pat
     no_cluster: Any = None
     with pytest.raises(ConfigError, match="got source kind demo, expected salesforce"):
         run_command.run(no_cluster, config.load(path), tasks=None, tune=False, port=None)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "command"),
+    [
+        (["churn", "forecast"], "churn ID --explain"),
+        (["sentiment", "intent", "custom.again"], "custom.again ID --explain"),
+        (["forecast", "sentiment"], "forecast ID"),  # give no reasons, and refuse to be asked for some
+    ],
+)
+def test_a_run_ends_with_a_command_that_its_tasks_answer(tasks: list[str], command: str) -> None:
+    assert run_command.predict_of(tasks) == f"crmray predict {command}"
 
 
 def test_what_is_cut_says_so_and_ends_with_a_word() -> None:

@@ -39,6 +39,9 @@ def test_doctor_tells_the_ports_of_the_running_head_from_those_of_others(
             answers.serve = lambda: {"proxies": {"node": {}}}
             patch.setattr(doctor, "Dashboard", lambda *_, **__: answers)
             assert [level for level, _ in doctor.ports(None)] == ["note"]  # endpoints that are up stay where they are
+            for host, level in (("localhost", "ok"), ("cluster.example", "note")):  # a port of another machine is none
+                answers.address = f"http://{host}:{port}"
+                assert [found for found, _ in doctor.ports(None)] == [level]
         head_commands._record(Head(pid=os.getpid(), started=process_started(os.getpid()) or 0, **fields))
         (tmp_path / "t").write_text("token")
         # Its dashboard does not answer, as that of a busy head at times.

@@ -13,11 +13,11 @@ import pytest
 from crmray import schema
 from crmray.config import Org
 from crmray.data import ingest as ingest_module
-from crmray.data import partition, pieces
+from crmray.data import partition, pieces, plans, rejected
 from crmray.data.ingest import ingest
 from crmray.data.plans import inline
 from crmray.data.shard import shard
-from crmray.errors import DataError
+from crmray.errors import DataError, SchemaError
 from crmray.storage import Lake
 
 MASK = (1 << 64) - 1
@@ -138,7 +138,7 @@ def test_a_small_table_end_to_end(tmp_path):
         "occurred_at: not a time in ISO 8601 (set date_format?)": 1,
     }
     assert manifest["rejected_at"] == {
-        reason: [{"raw": "transactions-0", "file": "orders.csv", "row": row, "column": column}]
+        reason: [{"raw": "transactions-0", "file": 0, "row": row, "column": column}]
         for (reason, row, column) in zip(
             sorted(manifest["rejected"]), (1000, 1002, 1001), ("who", "n", "when"), strict=True
         )
@@ -177,10 +177,10 @@ def test_rows_set_aside_are_told_by_their_file_whatever_way_they_are_cut(tmp_pat
     source = {"files": ["*.csv"], "columns": {"entity_id": "who", "occurred_at": "when"}}
     org, lake = make(tmp_path, {"transactions": source})
     (places,) = shard(org, lake, inline)["transactions"].manifest()["rejected_at"].values()
-    assert [(place["file"], place["row"]) for place in places] == [("a.csv", 7), ("b.csv", 7), ("c.csv", 7)]
+    assert [(place["file"], place["row"]) for place in places] == [(0, 7), (1, 7), (2, 7)]
     raw = lake.latest("raw", "transactions-0")
     told = raw.manifest()
-    assert told["rows_read"] == {"a.csv": 7, "b.csv": 7, "c.csv": 7}
+    assert told["rows_read"] == [7, 7, 7]
     lake.write(f"raw/transactions-0/{raw.run_id}/manifest.json", json.dumps({**told, "rows": 20}).encode())
     lake.fs.rm(f"{lake.base}/tables", recursive=True)
     (places,) = shard(org, lake, inline)["transactions"].manifest()["rejected_at"].values()
@@ -192,6 +192,44 @@ def test_what_cannot_be_read_is_told_by_its_first_row(tmp_path):
     source = {"files": ["orders.csv"], "columns": {"entity_id": "who", "occurred_at": "when"}}
     with pytest.raises(DataError, match="2 × occurred_at: not a .*, the first in row 2 of orders.csv, column 'when'"):
         shard(*make(tmp_path, {"transactions": source}), inline)
+
+
+def test_rows_set_aside_are_told_by_the_names_that_their_files_have_now(tmp_path):
+    """Renamed files hold what they held, so they are not read again."""
+    for name in "ab":
+        (tmp_path / f"{name}.csv").write_text(f"who,when\nc1,2024-01-01\n{name},2024-01-01\n{name},x\n")
+    source = {"files": ["*.csv"], "columns": {"entity_id": "who", "occurred_at": "when"}}
+    org, lake = make(tmp_path, {"transactions": source})
+    run = shard(org, lake, inline)["transactions"]
+    for name in "ab":
+        (tmp_path / f"{name}.csv").rename(tmp_path / f"new_{name}.csv")
+    ingest_module.ingest(org, lake)
+    assert shard(org, lake, inline)["transactions"].run_id == run.run_id
+    (places,) = rejected.told(org, run).values()
+    assert places == ["new_a.csv: line 4 (column 'when')", "new_b.csv: line 4 (column 'when')"]
+    (tmp_path / "new_b.csv").unlink()
+    (places,) = rejected.told(org, run).values()
+    assert places == ["new_a.csv: line 4 (column 'when')", "file 2 of raw/transactions-0: row 3 (column 'when')"]
+
+
+def test_a_shard_that_is_no_canonical_table_is_not_written(tmp_path):
+    """What one version of the code made of the raw rows may be no table of another."""
+    (tmp_path / "orders.csv").write_text("who,when\nc1,2024-01-01\nc1,2024-01-02\n")
+    source = {"files": ["orders.csv"], "columns": {"entity_id": "who", "occurred_at": "when"}}
+    org, lake = make(tmp_path, {"transactions": source}, shards=1)
+    pairs = [(origin, lake.latest("raw", origin.raw)) for origin in ingest_module.origins(org)]
+    (feed,) = plans.feeds(org, pairs)
+    piece = pieces.Piece(name="groups/0/00000-000", feed=feed, parts=feed.parts)
+    run = lake.run("tables", "transactions", "0" * 16)
+    pieces.make_piece(run, 1, piece, pieces.read(piece))
+    whole = pa.ipc.open_file(run.read_bytes(f"{piece.name}.arrow")).read_all()
+    times = pa.array([whole["occurred_at"][0].as_py(), None], whole.schema.field("occurred_at").type)
+    with_null = whole.set_column(whole.schema.get_field_index("occurred_at"), "occurred_at", times)
+    with run.open_output(f"{piece.name}.arrow") as sink, pa.ipc.new_file(sink, with_null.schema) as writer:
+        writer.write_table(with_null.combine_chunks())
+    with pytest.raises(SchemaError, match="occurred_at"):
+        pieces.make_shard(run, "transactions", [piece], 0)
+    assert run.files("shard-*") == run.files("groups/0/shard-*.json") == []
 
 
 def test_duplicate_customers_of_two_sources(tmp_path):
