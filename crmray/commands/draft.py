@@ -19,7 +19,7 @@ def render(name: str, guesses: Sequence[Guess], folder: Path, *, is_named: bool 
     """The draft as YAML text, every guess marked with what else was there. is_named: whether the user gave the name."""
     lines = [
         f"name: {_quoted(name)}" + ("" if is_named else "  # GUESS by the first file"),
-        "storage: lake  # GUESS a folder beside this file; s3://bucket/prefix works as well",
+        f"storage: lake-{name}  # GUESS a folder beside this file, of this org alone; s3://bucket/prefix works as well",
         "currency: USD  # GUESS",
         "source:",
         "  kind: files",

@@ -98,7 +98,7 @@ def check_command(arguments: argparse.Namespace) -> int:
     print(table([_table_row(name, manifest) for name, manifest in found.items()]))
     for name, run in runs.items():
         print("".join(f"{name}: {told}\n" for told in _notes(org.config, name, run)), end="")
-    print()
+    print(_of_today(found))
     refused = [name for name in org.config.tasks if not _verdict(org, name, found, runs)]
     lost = {name: told for name, manifest in found.items() if (told := _mostly_lost(org.config, name, manifest))}
     print("".join(f"\n{told}" for told in lost.values()), end="\n" if lost else "")
@@ -126,6 +126,21 @@ def _notes(org: crmray.config.Org, name: str, run: Run) -> list[str]:
 
 def _attributes(name: str, manifest: Mapping[str, Any]) -> list[str]:
     return [column for column in manifest.get("columns", ()) if column not in schema.TABLES[name].fields]
+
+
+def _of_today(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line on attributes of customers whose past nothing tells, where there is a past; else nothing."""
+    from crmray.data.asof_attributes import KEYS
+
+    customers = found.get("customers", {})
+    names = [one for one in customers.get("columns", ()) if one not in KEYS and not _is_empty(customers, one)]
+    dated = any(schema.TABLES[name].time for name in found if name not in ("customers", "outcomes"))
+    if not names or not dated or "changes" in found or not _is_empty(customers, "modified_at"):
+        return ""
+    return (
+        f"customers: used at past dates as they stand today, since no table of changes tells their past: "
+        f"{', '.join(names)}; leave out what is written when, or after, what is to be predicted happens\n"
+    )
 
 
 def _is_empty(manifest: Mapping[str, Any], column: str) -> bool:

@@ -173,16 +173,15 @@ def open_file(path: str, compression: str | None = "infer") -> Iterator[Any]:
 
 
 def _csv_schema(source: Source, path: str) -> pa.Schema:
-    with open_file(path) as file:
-        names = _reader(source, path, file, None).schema.names
+    with open_file(path) as file, _reader(source, path, file, None) as reader:
+        names = reader.schema.names
     return pa.schema([pa.field(name, pa.string()) for name in names])
 
 
 def _csv(source: Source, path: str, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
     names = _csv_schema(source, path).names
     _require(path, wanted, names)
-    with open_file(path) as file:
-        reader = _reader(source, path, file, wanted or names)
+    with open_file(path) as file, _reader(source, path, file, wanted or names) as reader:
         while True:
             try:
                 batch = reader.read_next_batch()

@@ -52,7 +52,7 @@ def _all(values: pa.ChunkedArray, pattern: str) -> bool:
 
 def form_of_dates(column: pa.ChunkedArray) -> str | None:
     """How a column of text writes dates, told by its first values: ISO, or a strptime format; None where fewer than
-    nine in ten are dates. Day or month first is told by values above 12."""
+    nine in ten are dates. Whether the day or the month is first is told by where values above 12 stand more often."""
     values = parse.without_missing(parse.text(column.slice(0, _LOOKED_AT))).drop_null()
     if not len(values):
         return None
@@ -62,7 +62,8 @@ def form_of_dates(column: pa.ChunkedArray) -> str | None:
     if len(found) < _MOST * len(values):
         return None
     mark, year = found[0][2], "%Y" if len(found[0][4]) == 4 else "%y"
-    days = f"%m{mark}%d" if max(int(match[3]) for match in found) > 12 else f"%d{mark}%m"
+    first, second = (sum(int(match[place]) > 12 for match in found) for place in (1, 3))
+    days = f"%m{mark}%d" if second > first else f"%d{mark}%m"
     clock = "" if not found[0][5] else " %H:%M:%S" if found[0][7] else " %H:%M"
     return f"{days}{mark}{year}{clock}"
 

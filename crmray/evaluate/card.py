@@ -83,6 +83,12 @@ def limits(bundle: Mapping[str, Any]) -> list[str]:
     ]
     if weak:
         said.append(f"Ranks less well (ROC-AUC, {test['auc']:.4f} for all) among: {'; '.join(weak)}.")
+    attributes = (data.get("attributes") or {}).items()
+    if date and (today := [name for name, how in attributes if how["used"] == "today's"]):
+        said.append(
+            f"The past of these attributes is not known, so they stand as they are today at every date: "
+            f"{', '.join(today)}. One that is written when the outcome happens makes the figures too good."
+        )
     if bundle.get("suspects"):
         said.append(f"Features that nearly tell the answer alone, to be looked at: {', '.join(bundle['suspects'])}.")
     said.append("The figures are of the past; they age as the business changes, so evaluate again on new data.")

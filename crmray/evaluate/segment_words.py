@@ -26,6 +26,18 @@ WORDS: dict[str, tuple[str, str]] = {
     DORMANT: ("dormant", "active"),
 }
 """feature -> words for "unusually high" and "unusually low"; segments are numbered along the first"""
+WITHIN: dict[str, tuple[str, str]] = {
+    "spend_amount": ("higher value", "lower value"),
+    "frequency_orders": ("buys more often", "buys more rarely"),
+    SPEND: ("heavier buyer", "lighter buyer"),
+    "recency_days": ("bought longer ago", "bought more lately"),
+    "basket_amount_mean": ("larger baskets", "smaller baskets"),
+    "basket_units_mean": ("more units a basket", "fewer units a basket"),
+    "price_discount_mean": ("buys more at a discount", "pays closer to full price"),
+    "visit_num_90d": ("visits more often", "visits more rarely"),
+    DORMANT: ("more likely dormant", "less likely dormant"),
+}
+"""the same beside the rest of a segment: who bought longer ago than other good customers is not lapsing for that"""
 UNUSUAL = 0.5
 """standard deviations from the mean over all customers from which on a feature is worth a word"""
 NUM_REASONS = 3
@@ -36,15 +48,17 @@ def word(column: str, deviation: float) -> str:
     return WORDS[column][0 if deviation > 0 else 1]
 
 
-def names(deviations: Sequence[np.ndarray], columns: Sequence[str]) -> list[str]:
+def names(
+    deviations: Sequence[np.ndarray], columns: Sequence[str], words: Mapping[str, tuple[str, str]] = WORDS
+) -> list[str]:
     """A name per deviation (D,): its strongest words, as many as it takes to tell them apart."""
     ranked = []
     for deviation in deviations:
         order = np.argsort(-np.abs(deviation), kind="stable")
         strong = [d for n, d in enumerate(order) if n == 0 or abs(deviation[d]) >= UNUSUAL]
-        ranked.append([word(columns[d], deviation[d]) for d in strong])
+        ranked.append([words[columns[d]][0 if deviation[d] > 0 else 1] for d in strong])
     for length in range(2, len(columns) + 1):
-        found = [", ".join(words[:length]) for words in ranked]
+        found = [", ".join(one[:length]) for one in ranked]
         if len(set(found)) == len(found):
             return found
     counts: dict[str, int] = {}

@@ -230,7 +230,8 @@ def _subsegments(position: np.ndarray, columns: Sequence[str]) -> list[dict[str,
         return [{"name": "all of it", "center": position.mean(axis=0).tolist()}]
     rows = np.random.default_rng(0).permutation(len(position))[:SUBSEGMENT_ROWS]
     found = sorted(centers(position[rows], NUM_SUBSEGMENTS), key=lambda center: -center[0])
-    names = segment_words.names([center - position.mean(axis=0) for center in found], columns)
+    deviations = [center - position.mean(axis=0) for center in found]
+    names = segment_words.names(deviations, columns, segment_words.WITHIN)
     return [{"name": name, "center": center.tolist()} for name, center in zip(names, found, strict=True)]
 
 

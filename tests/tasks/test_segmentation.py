@@ -168,6 +168,10 @@ def test_names_say_what_sets_a_segment_apart():
     assert sum(entry["share_of_customers"] for entry in decision["segments"]) == pytest.approx(1)
     best = table["spend_amount"].to_numpy()[group == 0].sum() / table["spend_amount"].to_numpy().sum()
     assert decision["segments"][0]["share_of_sales"] == pytest.approx(best, abs=0.01)
+    parts = {part["name"] for entry in decision["segments"] for part in entry["subsegments"]}
+    own = {word for pair in segment_words.WORDS.values() for word in pair}
+    assert parts - {"all of it"}  # within a segment customers are compared with each other, in other words
+    assert not own & {word for name in parts for word in name.split(", ")}
     predictions = segmentation.predict(model, decision, table, explain=True)
     assert predictions.num_rows == table.num_rows
     assert set(predictions["subsegment"].to_pylist()) <= {0, 1, 2}
@@ -191,6 +195,7 @@ def test_reasons_are_what_speaks_for_the_segment_against_the_others():
     said = ["lapsing: last purchase 90 days ago, typically 30", "low value: spend 20, typically 300"]
     assert told == [said, ["low value: spend 20, typically 300"]]
     assert segment_words.names(center[:1], columns) == ["lapsing, low value"]
+    assert segment_words.names(center[:1], columns, segment_words.WITHIN) == ["bought longer ago, lower value"]
     # How much nearer to the own centre than to the others, and what becomes of it without one feature.
     share, others = np.array([0.2, 0.5, 0.3]), np.array([[0.6, 1.0, 0.0], [-0.6, -1.4, -1.0]])
     centers = np.array([center[0], *others])

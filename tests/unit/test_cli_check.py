@@ -114,6 +114,15 @@ def test_check_tells_attributes_that_are_empty_or_hold_dates_as_text(tmp_path: P
     assert "customers: dates as text (ISO 8601), each a category of its own: ends; write" in told  # `seen` is a time
 
 
+def test_check_says_which_attributes_stand_as_they_are_today(tmp_path: Path, sales, checked) -> None:
+    sales(4)
+    (tmp_path / "people.csv").write_text("who,plan,since\n" + "".join(f"c{n},p,2019-01-01\n" for n in range(4)))
+    people = "customers: {files: [people.csv], columns: {entity_id: who, created_at: since}, attributes: '*'}"
+    line = "customers: used at past dates as they stand today, since no table of changes tells their past: plan;"
+    assert line in checked(f"{SALES[:-1]}, {people}}}", "")[1]
+    assert "as they stand today" not in checked(f"{{{people}}}", "")[1]  # there is no past
+
+
 @pytest.mark.parametrize(("late", "code"), [(2, 2), (1, 0)])
 def test_check_does_not_pass_what_lost_most_of_its_rows(
     late: int, code: int, tmp_path: Path, sales, checked, monkeypatch

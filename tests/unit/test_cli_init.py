@@ -311,3 +311,10 @@ def test_init_says_what_it_leaves_out_and_reads_back_what_it_wrote(
     assert org.source.kind == "files"
     assert org.source.tables["customers"][0].attributes == ["No"]  # a bool in YAML unless it is quoted
     assert set(org.tasks) == {"churn", "segmentation"}  # nothing is recommended without products
+
+
+def test_one_date_that_cannot_be_does_not_turn_day_and_month(tmp_path: Path) -> None:
+    path = tmp_path / "orders.csv"
+    days = "".join(f"c{n};{n}.03.2024;5\n" for n in range(1, 29))
+    path.write_text(f"customer;date;amount\n{days}c9;02.13.2024;5\n")
+    assert look.guess(str(path)).settings["date_format"] == "%d.%m.%Y"

@@ -120,6 +120,15 @@ def read(html):
     return elements
 
 
+def test_the_card_names_attributes_without_a_past():
+    used = {"plan": {"used": "today's"}, "city": {"used": "as of"}}
+    about = {"test": {}, "data": {"as_of": {"test": "2025-01-01"}, "attributes": used}}
+    (told,) = (one for one in card.limits(about) if "today" in one)
+    assert told.startswith(
+        "The past of these attributes is not known, so they stand as they are today at every date: plan."
+    )
+
+
 def test_the_page_is_whole_fetches_nothing_and_is_small(page):
     path, html, _ = page
     elements = read(html)
